@@ -1,0 +1,1 @@
+"""Fakes that behave: simulators and builders that the test suites share. Nothing here is imported by the product."""
