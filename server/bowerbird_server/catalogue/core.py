@@ -1,0 +1,161 @@
+"""Opening the catalogue, short write transactions, and the append-only event log.
+
+In: the path of `catalogue.db`. Out: `Catalogue`. One connection belongs to one thread; several processes on one host meet in the
+file through SQLite's WAL. It knows nothing of frames or models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from sqlite_utils import Database
+
+from bowerbird_server.errors import EnvironmentFault
+from bowerbird_server.migrations import catalogue_migrations
+
+Row = dict[str, Any]
+
+
+def utc_now() -> str:
+    """Now as UTC ISO text with milliseconds, e.g. `2026-11-22T19:45:12.345Z`."""
+    return utc_text(time.time() * 1000)
+
+
+def utc_text(epoch_ms: float) -> str:
+    """Milliseconds since the epoch as UTC ISO text; text order is time order."""
+    moment = datetime.fromtimestamp(epoch_ms / 1000, tz=timezone.utc)
+    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562, section 5.7): ids made later sort later."""
+    value = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10), "big")
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return str(uuid.UUID(int=value))
+
+
+class Catalogue:
+    """An open catalogue.
+
+    Args:
+        path: the SQLite file; its folder must exist. Tables are made or brought up to date.
+
+    Raises:
+        EnvironmentFault: the file cannot be opened, is not a database, or the disk is full.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("PRAGMA foreign_keys = ON")
+            self.connection = connection
+            self.db = Database(connection)
+            self._migrate()
+        except sqlite3.Error as error:
+            raise EnvironmentFault(
+                f"cannot open the catalogue {path}: {error}. Check that the folder exists, is writable and has space."
+            ) from error
+
+    def _migrate(self) -> None:
+        # Several processes start at once: one takes the lock and applies, the others lose the race and find nothing pending.
+        deadline = time.monotonic() + 20
+        while catalogue_migrations.pending(self.db):
+            try:
+                catalogue_migrations.apply(self.db)
+            except sqlite3.Error:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
+
+    def close(self) -> None:
+        """Close the connection; the file stays consistent whenever this is not reached."""
+        self.connection.close()
+
+    def __enter__(self) -> Catalogue:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[Database]:
+        """One short write transaction; takes the writer's lock at once, so that it cannot fail half-way for it.
+
+        A transaction inside another joins it.
+        """
+        if self.connection.in_transaction:
+            yield self.db
+            return
+        self.connection.execute("BEGIN IMMEDIATE")
+        try:
+            yield self.db
+        except BaseException:
+            self.connection.execute("ROLLBACK")
+            raise
+        self.connection.execute("COMMIT")
+
+    def execute(self, sql: str, *params: Any) -> int:
+        """One writing statement inside a transaction; returns how many rows it changed."""
+        with self.transaction():
+            return int(self.connection.execute(sql, params).rowcount)
+
+    def insert(self, table: str, row: Mapping[str, Any], *, ignore: bool = False) -> bool:
+        """One new row; with `ignore` a row whose key exists changes nothing. Returns whether it was written."""
+        columns = ", ".join(f'"{name}"' for name in row)
+        verb = "INSERT OR IGNORE" if ignore else "INSERT"
+        marks = ", ".join("?" * len(row))
+        # Table and column names are our own constants, never input.
+        return self.execute(f'{verb} INTO "{table}" ({columns}) VALUES ({marks})', *row.values()) > 0  # noqa: S608
+
+    def rows(self, sql: str, *params: Any) -> list[Row]:
+        """All rows of a query as dictionaries."""
+        return list(self.db.query(sql, params))
+
+    def row(self, sql: str, *params: Any) -> Row | None:
+        """The first row of a query, or None."""
+        return next(iter(self.rows(sql, *params)), None)
+
+    def value(self, sql: str, *params: Any) -> Any:
+        """The first column of the first row, or None."""
+        found = self.row(sql, *params)
+        return None if found is None else next(iter(found.values()))
+
+    def log(self, actor: str, kind: str, subject: str, why: Mapping[str, Any] | None = None) -> None:
+        """Append to the event log: who did what to what, and why. Call it inside the transaction that does it."""
+        self.insert(
+            "event",
+            {
+                "id": new_id(),
+                "at": utc_now(),
+                "actor": actor,
+                "kind": kind,
+                "subject": subject,
+                "why": json.dumps(dict(why or {}), sort_keys=True),
+            },
+        )
+
+    def setting(self, name: str, default: Any = None) -> Any:
+        """A stored setting, or `default`."""
+        text = self.value("SELECT value FROM setting WHERE name = ?", name)
+        return default if text is None else json.loads(text)
+
+    def set_setting(self, name: str, value: Any) -> None:
+        """Store a setting as JSON."""
+        self.execute(
+            "INSERT INTO setting (name, value) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            name,
+            json.dumps(value),
+        )

@@ -1,0 +1,69 @@
+"""Where the server keeps things: one data folder, one typed value that names every place in it.
+
+In: the data folder's path. Out: `DataFolder`. It makes folders with tight modes and does nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class DataFolder:
+    """The server's data folder, `./bowerbird-data` unless told otherwise."""
+
+    root: Path
+
+    @property
+    def catalogue(self) -> Path:
+        """The SQLite file."""
+        return self.root / "catalogue.db"
+
+    @property
+    def blobs(self) -> Path:
+        """Content-addressed images, models and manifests."""
+        return self.root / "blobs"
+
+    @property
+    def broker(self) -> Path:
+        """Configuration, passwords and access rules of the embedded broker, and `broker.json` (host, port, user, password)."""
+        return self.root / "broker"
+
+    @property
+    def keys(self) -> Path:
+        """Signing keys; mode 0700."""
+        return self.root / "keys"
+
+    @property
+    def repository(self) -> Path:
+        """The TUF repository that devices read: `metadata/` and `targets/`."""
+        return self.root / "repository"
+
+    @property
+    def datasets(self) -> Path:
+        """Data set versions laid out for Ultralytics; can be made again from the blobs."""
+        return self.root / "datasets"
+
+    @property
+    def training(self) -> Path:
+        """A working folder per training run."""
+        return self.root / "training"
+
+    @property
+    def devices(self) -> Path:
+        """A folder per device made here: its `agent.toml` and trusted root, mode 0700."""
+        return self.root / "devices"
+
+    @property
+    def logs(self) -> Path:
+        """One log file per server process."""
+        return self.root / "logs"
+
+    def make(self) -> DataFolder:
+        """Make every folder that is missing; returns itself."""
+        for folder in (self.root, self.blobs, self.datasets, self.training, self.repository, self.logs):
+            folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self.broker, self.keys, self.devices):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return self

@@ -1,0 +1,245 @@
+"""Bytes <-> messages. Nothing that arrives is trusted: types, lengths and digests are checked before a value exists.
+
+In: messages, or payload bytes from the broker. Out: the other. A control message is one CBOR map; a frame message is
+`magic | version | header length | CBOR header | image`. It opens no image and keeps keys that it does not know.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import math
+import struct
+import types
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import cbor2
+
+from bowerbird_wire.errors import DigestError, LengthError, MessageError, VersionError
+from bowerbird_wire.messages import FrameHeader, FrameMessage, Message
+
+MAGIC = b"BWRB"
+FRAME_VERSION = 1
+_PREFIX = struct.Struct(">4sBI")  # magic, version, header length
+
+MAX_HEADER_BYTES = 256 * 1024
+MAX_FRAME_BYTES = 32 * 1024 * 1024
+MAX_CONTROL_BYTES = 1024 * 1024
+
+M = TypeVar("M", bound=Message)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Field:
+    name: str
+    key: str
+    type: Any
+    required: bool
+
+
+_FIELDS: dict[type[Message], tuple[_Field, ...]] = {}
+
+
+def _fields(kind: type[Message]) -> tuple[_Field, ...]:
+    if kind not in _FIELDS:
+        _FIELDS[kind] = _read_fields(kind)
+    return _FIELDS[kind]
+
+
+def _read_fields(kind: type[Message]) -> tuple[_Field, ...]:
+    hints = get_type_hints(kind)
+    return tuple(
+        _Field(
+            f.name,
+            f.metadata["key"],
+            hints[f.name],
+            f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING,
+        )
+        for f in dataclasses.fields(kind)
+    )
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Message):
+        return to_map(value)
+    if isinstance(value, tuple | list):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {key: _to_plain(item) for key, item in value.items()}
+    return value
+
+
+def to_map(message: Message) -> dict[str, Any]:
+    """The message as a map of short keys; fields that have their default are left out."""
+    out: dict[str, Any] = {}
+    for f, spec in zip(dataclasses.fields(message), _fields(type(message)), strict=True):
+        value = getattr(message, spec.name)
+        if spec.key == "":
+            out.update(value)
+            continue
+        default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
+        if spec.required or value != default:
+            out[spec.key] = _to_plain(value)
+    return out
+
+
+def _check(value: Any, kind: Any, where: str) -> Any:
+    """`value` as `kind`, or MessageError naming the key. Numbers are finite; an int may stand for a float, never a bool."""
+    origin = get_origin(kind)
+    if origin in (Union, types.UnionType):
+        options = get_args(kind)
+        if value is None and type(None) in options:
+            return None
+        return _check(value, next(option for option in options if option is not type(None)), where)
+    if origin is tuple:
+        items = get_args(kind)
+        if not isinstance(value, list | tuple):
+            raise MessageError(f"{where} must be a list, not {type(value).__name__}")
+        if len(items) == 2 and items[1] is Ellipsis:
+            return tuple(_check(item, items[0], f"{where}[{i}]") for i, item in enumerate(value))
+        if len(value) != len(items):
+            raise MessageError(f"{where} must have {len(items)} items, not {len(value)}")
+        return tuple(_check(item, t, f"{where}[{i}]") for i, (item, t) in enumerate(zip(value, items, strict=True)))
+    if origin is Mapping:
+        if not isinstance(value, dict):
+            raise MessageError(f"{where} must be a map, not {type(value).__name__}")
+        key_type, item_type = get_args(kind)
+        return {_check(k, key_type, where): _check(v, item_type, f"{where}.{k}") for k, v in value.items()}
+    if kind is Any:
+        return value
+    if isinstance(kind, type) and issubclass(kind, Message):
+        return from_map(kind, value, where)
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise MessageError(f"{where} must be a finite number")
+        return float(value)
+    if kind is int and isinstance(value, int) and not isinstance(value, bool):
+        if not -(2**63) <= value < 2**63:
+            raise MessageError(f"{where} does not fit 64 bits")
+        return value
+    if kind is not int and isinstance(value, kind):
+        return value
+    raise MessageError(f"{where} must be {kind.__name__}, not {type(value).__name__}")
+
+
+def from_map(kind: type[M], plain: Any, where: str = "message") -> M:
+    """A map of short keys as a message; unknown keys are kept in `extra` where the message has one.
+
+    Raises:
+        MessageError: not a map, a required key is missing, or a value has the wrong type.
+    """
+    if not isinstance(plain, dict):
+        raise MessageError(f"{where} must be a map, not {type(plain).__name__}")
+    rest = dict(plain)
+    values: dict[str, Any] = {}
+    extra_name = None
+    for spec in _fields(kind):
+        if spec.key == "":
+            extra_name = spec.name
+        elif spec.key in rest:
+            values[spec.name] = _check(rest.pop(spec.key), spec.type, f"{where}.{spec.key}")
+        elif spec.required:
+            raise MessageError(f"{where}: required key {spec.key!r} ({spec.name}) is missing")
+    rest.pop("v", None)
+    if extra_name is not None:
+        values[extra_name] = {str(key): value for key, value in rest.items()}
+    return kind(**values)
+
+
+def _loads(payload: bytes, limit: int) -> Any:
+    if len(payload) > limit:
+        raise LengthError(f"message of {len(payload)} bytes; at most {limit} are allowed")
+    stream = io.BytesIO(payload)
+    try:
+        plain = cbor2.CBORDecoder(stream).decode()
+    except (cbor2.CBORDecodeError, RecursionError, ValueError, TypeError, OverflowError, MemoryError) as error:
+        raise MessageError(f"not a CBOR message: {type(error).__name__}") from error
+    if stream.tell() != len(payload):
+        raise LengthError(f"{len(payload) - stream.tell()} stray bytes behind the message")
+    return plain
+
+
+def encode(message: Message) -> bytes:
+    """A control message as bytes."""
+    return cbor2.dumps({"v": message.VERSION, **to_map(message)})
+
+
+def decode(kind: type[M], payload: bytes) -> M:
+    """Bytes as a control message of the type its topic promises.
+
+    Raises:
+        MessageError: it is not one. `VersionError` and `LengthError` are kinds of it.
+    """
+    plain = _loads(payload, MAX_CONTROL_BYTES)
+    if not isinstance(plain, dict):
+        raise MessageError(f"a {kind.__name__} must be a map, not {type(plain).__name__}")
+    if plain.get("v") != kind.VERSION:
+        raise VersionError(f"{kind.__name__} of schema version {plain.get('v')!r}; this release knows {kind.VERSION}")
+    return from_map(kind, plain, kind.__name__)
+
+
+def frame_id(*, image_sha256: str, device: str, camera: str, sequence: int, captured_at_ms: int) -> str:
+    """Identity of a frame: SHA-256 over the image's digest and the header fields that never change, 64 hex digits.
+
+    The same source frame captured twice by one camera (a film run again) has one id, so it is stored once.
+    """
+    identity = cbor2.dumps([image_sha256, device, camera, sequence, captured_at_ms], canonical=True)
+    return hashlib.sha256(identity).hexdigest()
+
+
+def frame_id_of(header: FrameHeader) -> str:
+    """The id that a header must carry."""
+    return frame_id(
+        image_sha256=header.image_sha256,
+        device=header.device,
+        camera=header.camera,
+        sequence=header.sequence,
+        captured_at_ms=header.captured_at_ms,
+    )
+
+
+def encode_frame(message: FrameMessage) -> bytes:
+    """Header and image as one message."""
+    header = cbor2.dumps({"v": FrameHeader.VERSION, **to_map(message.header)})
+    return _PREFIX.pack(MAGIC, FRAME_VERSION, len(header)) + header + message.image
+
+
+def decode_frame_header(payload: bytes) -> tuple[FrameHeader, memoryview]:
+    """The header and the image bytes behind it, not yet verified against each other.
+
+    Raises:
+        MessageError: not a frame message, or lengths that lie.
+    """
+    if len(payload) > MAX_FRAME_BYTES:
+        raise LengthError(f"frame message of {len(payload)} bytes; at most {MAX_FRAME_BYTES} are allowed")
+    if len(payload) < _PREFIX.size:
+        raise LengthError(f"frame message of {len(payload)} bytes is shorter than its prefix of {_PREFIX.size}")
+    magic, version, length = _PREFIX.unpack_from(payload)
+    if magic != MAGIC:
+        raise MessageError("not a frame message: the magic number is wrong")
+    if version != FRAME_VERSION:
+        raise VersionError(f"frame message of version {version}; this release knows {FRAME_VERSION}")
+    if length > MAX_HEADER_BYTES or length > len(payload) - _PREFIX.size:
+        raise LengthError(f"header of {length} bytes declared in a message of {len(payload)}")
+    plain = _loads(bytes(payload[_PREFIX.size : _PREFIX.size + length]), MAX_HEADER_BYTES)
+    if not isinstance(plain, dict):
+        raise MessageError("the frame header is not a map")
+    if plain.get("v") != FrameHeader.VERSION:
+        raise VersionError(f"frame header of version {plain.get('v')!r}; this release knows {FrameHeader.VERSION}")
+    return from_map(FrameHeader, plain, "header"), memoryview(payload)[_PREFIX.size + length :]
+
+
+def decode_frame(payload: bytes) -> FrameMessage:
+    """Bytes as a verified frame message: the image has its digest and the header its id.
+
+    Raises:
+        MessageError: not a frame message; `DigestError` when image or id do not match.
+    """
+    header, image = decode_frame_header(payload)
+    if hashlib.sha256(image).hexdigest() != header.image_sha256:
+        raise DigestError(f"frame {header.frame_id[:12]}: the image does not have the digest that its header declares")
+    if frame_id_of(header) != header.frame_id:
+        raise DigestError(f"frame {header.frame_id[:12]}: the id does not match the header")
+    return FrameMessage(header, bytes(image))

@@ -1,0 +1,204 @@
+"""The messages, each a frozen value with a schema version. `codec.py` turns them into bytes and back.
+
+In: nothing. Out: value types. Field metadata holds the short key that a field has on the wire, since every byte counts there.
+A new meaning is a new key with a default; unknown keys are kept in `extra` and sent on; a breaking change is a new topic tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+
+def _key(short: str) -> dict[str, str]:
+    return {"key": short}
+
+
+def _extra() -> Any:
+    return field(default_factory=dict, metadata=_key(""))
+
+
+def _opt(short: str, default: Any) -> Any:
+    return field(default=default, metadata=_key(short))
+
+
+@dataclass(frozen=True)
+class Message:
+    """Base of all messages; `VERSION` is sent as key `v`."""
+
+    VERSION: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class WireDetection(Message):
+    """One detection of the device's model, in pixels of the *sent* image."""
+
+    box_xyxy: tuple[float, float, float, float] = field(metadata=_key("b"))
+    score: float = field(metadata=_key("s"))
+    class_name: str = field(metadata=_key("c"))
+
+
+@dataclass(frozen=True)
+class FrameHeader(Message):
+    """Everything the server learns about a frame beside its image.
+
+    `frame_id` is the SHA-256 over the image's digest and the immutable fields (see `codec.frame_id`), 64 hex digits. `sequence`
+    is the frame's number in its source (the frame index of a film, the capture count of a live camera). `captured_at_ms` is UTC
+    wall time since the epoch; `clock_ok` is False while the device's clock is not to be trusted.
+    """
+
+    frame_id: str = field(metadata=_key("id"))
+    image_sha256: str = field(metadata=_key("im"))
+    device: str = field(metadata=_key("d"))
+    camera: str = field(metadata=_key("cam"))
+    sequence: int = field(metadata=_key("n"))
+    captured_at_ms: int = field(metadata=_key("t"))
+    width: int = field(metadata=_key("w"))
+    height: int = field(metadata=_key("h"))
+    image_format: str = _opt("f", "jpeg")
+    quality: int = _opt("q", 0)
+    source_width: int = _opt("sw", 0)
+    source_height: int = _opt("sh", 0)
+    boot_id: str = _opt("boot", "")
+    monotonic_ns: int = _opt("mono", 0)
+    clock_ok: bool = _opt("ck", True)
+    model_digest: str = _opt("m", "")
+    arm: str = _opt("a", "policy")  # "policy": chosen by score; "explore": the random audit
+    reasons: tuple[str, ...] = _opt("r", ())  # the strategies that spoke for it
+    score: float = _opt("s", 0.0)
+    strategy_scores: Mapping[str, float] = field(default_factory=dict, metadata=_key("ss"))
+    inclusion_probability: float = _opt("p", 1.0)
+    detections: tuple[WireDetection, ...] = _opt("det", ())
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class FrameMessage:
+    """A header and the encoded image it describes."""
+
+    header: FrameHeader
+    image: bytes
+
+
+@dataclass(frozen=True)
+class Refusal(Message):
+    """A frame that the server will never take; `code` is a `WireError.code` or `deleted`, `too_large`, `bad_image`."""
+
+    frame_id: str = field(metadata=_key("id"))
+    code: str = field(metadata=_key("c"))
+    detail: str = _opt("d", "")
+
+
+@dataclass(frozen=True)
+class Receipt(Message):
+    """Frames that are committed at the server, and frames that never will be. Only this deletes from a spool."""
+
+    committed: tuple[str, ...] = _opt("ok", ())
+    refused: tuple[Refusal, ...] = _opt("no", ())
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Status(Message):
+    """Retained presence of a device; the broker publishes the `offline` form as its will."""
+
+    state: str = field(metadata=_key("s"))  # "online" | "offline"
+    boot_id: str = _opt("boot", "")
+    agent_version: str = _opt("av", "")
+    model_digest: str = _opt("m", "")
+    at_ms: int = _opt("t", 0)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Health(Message):
+    """Counters since the agent's first start (they survive restarts) and the current state."""
+
+    boot_id: str = field(metadata=_key("boot"))
+    at_ms: int = field(metadata=_key("t"))
+    model_digest: str = _opt("m", "")
+    frames_seen: int = _opt("fs", 0)
+    frames_scored: int = _opt("fc", 0)
+    frames_selected: int = _opt("fk", 0)
+    frames_committed: int = _opt("fx", 0)
+    frames_dropped: int = _opt("fd", 0)
+    bytes_sent: int = _opt("bs", 0)  # the whole uplink at MQTT level, resends and control included
+    bytes_received: int = _opt("br", 0)
+    rule_frames: int = _opt("rf", 0)  # what `max conf < 0.6` would have sent
+    rule_bytes: int = _opt("rb", 0)
+    all_bytes: int = _opt("ab", 0)  # every distinct source frame at the same size and encoder
+    round_frames_seen: int = _opt("rs", 0)  # since the model or the desired version changed
+    desired_version: int = _opt("dv", 0)  # the newest `Desired` the device has taken up
+    spool: Mapping[str, int] = field(default_factory=dict, metadata=_key("sp"))  # frames by state
+    evicted: Mapping[str, int] = field(default_factory=dict, metadata=_key("ev"))  # counts by reason
+    cameras: Mapping[str, str] = field(default_factory=dict, metadata=_key("cm"))  # camera -> "ok" or what is wrong
+    fps: float = _opt("fps", 0.0)
+    inference_ms: float = _opt("ims", 0.0)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Desired(Message):
+    """What the server wants of a device, as totals so that a repeated or late message changes nothing.
+
+    `frames_total` is how many frames the device may have sent since it was made, None for no limit: there is no use in paying
+    for the transport of frames that nobody has time to label.
+    """
+
+    version: int = field(metadata=_key("n"))
+    frames_total: int | None = _opt("ft", None)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Job(Message):
+    """Which model a device should run: a name that signed TUF targets metadata must know, and nothing that could replace it."""
+
+    job_id: str = field(metadata=_key("j"))
+    model_digest: str = field(metadata=_key("m"))  # SHA-256 of the package's manifest
+    release: int = field(metadata=_key("n"))  # release counter; never falls
+    action: str = _opt("a", "install")  # "install" | "cancel"
+    created_at_ms: int = _opt("t", 0)
+    signature: bytes = _opt("sig", b"")  # by the director key that the targets metadata delegates to
+    key_id: str = _opt("kid", "")
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Report(Message):
+    """What became of a job on the device; `running_digest` is the model that answers frames now."""
+
+    job_id: str = field(metadata=_key("j"))
+    state: str = field(metadata=_key("s"))  # a state of the updater, lower case
+    running_digest: str = field(metadata=_key("m"))
+    running_file_digest: str = _opt("mf", "")
+    model_digest: str = _opt("jm", "")  # the job's model
+    code: str = _opt("c", "")  # "" or why it was refused or rolled back
+    detail: str = _opt("d", "")
+    at_ms: int = _opt("t", 0)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class BlockRequest(Message):
+    """Asks for part of a file of the update repository, e.g. `metadata/timestamp.json` or `targets/<sha256>.model.onnx`."""
+
+    path: str = field(metadata=_key("p"))
+    first_block: int = _opt("i", 0)
+    blocks: int = _opt("k", 1)
+    block_bytes: int = _opt("z", 32768)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Block(Message):
+    """One block of a file; `error` is set instead of data when the file is not there."""
+
+    path: str = field(metadata=_key("p"))
+    index: int = field(metadata=_key("i"))
+    block_bytes: int = field(metadata=_key("z"))
+    total_bytes: int = _opt("n", 0)
+    data: bytes = _opt("x", b"")
+    error: str = _opt("e", "")
+    extra: Mapping[str, Any] = _extra()

@@ -1,0 +1,139 @@
+"""Topics as types: `str(topic)` is what is published, `T.parse(text)` raises instead of guessing.
+
+In: names, or a topic's text from the broker. Out: frozen topic values and subscription filters. The tree is
+`bowerbird/v1/{site}/up|down/{device}/{leaf}`; what a device may publish is all below `up`, what it may read all below `down`,
+so one access rule in each direction covers every leaf. A reply's topic is derived from the request's topic, never read from a
+message (a Response Topic would let a device aim the server's answers at somebody else).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from bowerbird_wire.errors import TopicError
+
+ROOT = "bowerbird"
+VERSION = "v1"
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+
+T = TypeVar("T", bound="DeviceTopic")
+
+
+def check_name(name: str, what: str = "name") -> str:
+    """`name`, if it can stand in a topic: 1 to 63 of a-z, 0-9 and inner hyphens.
+
+    Raises:
+        TopicError: any other text, wildcards and separators included.
+    """
+    if _NAME.fullmatch(name) is None:
+        raise TopicError(
+            f"{what} {name[:80]!r} must be 1 to 63 characters of a-z, 0-9 and '-', not starting or ending with '-'"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class DeviceTopic:
+    """A topic that belongs to one device of one site. Subclasses fix the direction and the leaf."""
+
+    site: str
+    device: str
+    DIRECTION: ClassVar[str] = ""
+    LEAF: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_name(self.site, "site")
+        check_name(self.device, "device")
+
+    def __str__(self) -> str:
+        return f"{ROOT}/{VERSION}/{self.site}/{self.DIRECTION}/{self.device}/{self.LEAF}"
+
+    @classmethod
+    def parse(cls: type[T], topic: str) -> T:
+        """The topic's site and device.
+
+        Raises:
+            TopicError: `topic` is not of this type.
+        """
+        levels = topic.split("/")
+        if len(levels) != 6 or levels[:2] != [ROOT, VERSION] or levels[3] != cls.DIRECTION or levels[5] != cls.LEAF:
+            raise TopicError(f"{topic[:200]!r} is not a {cls.__name__}: expected {cls.filter('SITE')}")
+        return cls(levels[2], levels[4])
+
+    @classmethod
+    def filter(cls, site: str) -> str:
+        """The subscription that matches this topic for every device of a site."""
+        return f"{ROOT}/{VERSION}/{site}/{cls.DIRECTION}/+/{cls.LEAF}"
+
+
+class FrameTopic(DeviceTopic):
+    """A whole frame: header and image."""
+
+    DIRECTION, LEAF = "up", "frame"
+
+
+class StatusTopic(DeviceTopic):
+    """Retained; the will says `offline`."""
+
+    DIRECTION, LEAF = "up", "status"
+
+
+class HealthTopic(DeviceTopic):
+    """Counters of the device, every so often."""
+
+    DIRECTION, LEAF = "up", "health"
+
+
+class ReportTopic(DeviceTopic):
+    """What became of a model update."""
+
+    DIRECTION, LEAF = "up", "report"
+
+
+class BlockRequestTopic(DeviceTopic):
+    """Which blocks of an update file the device still lacks."""
+
+    DIRECTION, LEAF = "up", "block"
+
+
+class ReceiptTopic(DeviceTopic):
+    """Which frames are committed, and which were refused and why."""
+
+    DIRECTION, LEAF = "down", "receipt"
+
+
+class DesiredTopic(DeviceTopic):
+    """Retained; what the server wants of the device: how many frames it has room for."""
+
+    DIRECTION, LEAF = "down", "desired"
+
+
+class JobTopic(DeviceTopic):
+    """Retained; which model the device should run."""
+
+    DIRECTION, LEAF = "down", "job"
+
+
+class BlocksTopic(DeviceTopic):
+    """The blocks that were asked for, QoS 0."""
+
+    DIRECTION, LEAF = "down", "blocks"
+
+
+UP: tuple[type[DeviceTopic], ...] = (FrameTopic, StatusTopic, HealthTopic, ReportTopic, BlockRequestTopic)
+DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)
+
+
+def parse_topic(topic: str) -> DeviceTopic:
+    """`topic` as the one type that it is of.
+
+    Raises:
+        TopicError: it is of none.
+    """
+    levels = topic.split("/")
+    for kind in UP + DOWN:
+        if len(levels) == 6 and levels[3] == kind.DIRECTION and levels[5] == kind.LEAF:
+            return kind.parse(topic)
+    raise TopicError(f"{topic[:200]!r} is none of the topics of {ROOT}/{VERSION}")
