@@ -118,7 +118,7 @@ class Catalogue:
         verb = "INSERT OR IGNORE" if ignore else "INSERT"
         marks = ", ".join("?" * len(row))
         # Table and column names are our own constants, never input.
-        return self.execute(f'{verb} INTO "{table}" ({columns}) VALUES ({marks})', *row.values()) > 0  # noqa: S608
+        return self.execute(f'{verb} INTO "{table}" ({columns}) VALUES ({marks})', *row.values()) > 0
 
     def rows(self, sql: str, *params: Any) -> list[Row]:
         """All rows of a query as dictionaries."""
