@@ -90,6 +90,8 @@ CREATE TABLE frame (
     bytes INTEGER NOT NULL,
     width INTEGER NOT NULL,
     height INTEGER NOT NULL,
+    source_width INTEGER NOT NULL,  -- size of the camera's picture, before it was scaled for sending
+    source_height INTEGER NOT NULL,
     device TEXT REFERENCES device(id),        -- NULL when imported
     camera TEXT REFERENCES camera(id),
     sequence INTEGER NOT NULL,
