@@ -74,7 +74,8 @@ def write_tiny_yolo(
         embedding_size: length of a second output "embedding", 0 for none; its values are the mean brightness.
         emit_nan: every output value is NaN.
         sleep_loops: matrix products spent before answering, a fraction of a millisecond each.
-        wrong_shape: the declared shapes are unknown and what comes out has three rows or columns too many.
+        wrong_shape: the head declares no sizes, loads well, and emits three rows or columns too many when it runs. (For a
+            head that disagrees with its class names at once, replace the metadata's "names".)
         external_data: keep the weights in a second file beside it, as files over 2 GB must.
         salt: any text; other text, other digest.
         metadata: entries to replace, or to remove where the value is None.
@@ -141,9 +142,14 @@ def write_tiny_yolo(
         constants["nan"] = np.array(np.nan, dtype)
         head = node("Add", [head, "nan"], "not_a_number")
     if wrong_shape:
-        extra = (1, slots, 3) if end2end else (1, 3, slots)
-        constants["extra"] = np.zeros(extra, dtype)
-        head = node("Concat", [head, "extra"], "too_wide", axis=2 if end2end else 1)
+        # Three, but computed from the picture: no shape inference finds out before the model runs.
+        constants.update(three=np.array([3.0], dtype), one_row=np.array([1], np.int64), all_slots=np.array([slots], np.int64))
+        darkest = node("ReduceMin", [node("Mul", [ramp, "zero"], "dimmed")], "darkest", axes=[0, 1], keepdims=0)
+        count = node("Cast", [node("Add", [darkest, "three"], "some")], "count", to=TensorProto.INT64)
+        sizes = ["one_row", "all_slots", count] if end2end else ["one_row", count, "all_slots"]
+        zeros = node("ConstantOfShape", [node("Concat", sizes, "sizes", axis=0)], "zeros")
+        extra = node("Cast", [zeros], "extra", to=elem)
+        head = node("Concat", [head, extra], "too_wide", axis=2 if end2end else 1)
     node("Identity", [head], "output0")
 
     declared: Sequence[int | str] = ("batch", "rows", "columns") if wrong_shape else shape
