@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bowerbird_models.errors import ModelOutputError, UnsupportedModelError
+from bowerbird_models.errors import ModelOutputError, UnsupportedModel
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,16 +64,16 @@ def head_layout(shape: Sequence[int | str | None], class_count: int, *, end2end:
         end2end: what the metadata says.
 
     Raises:
-        UnsupportedModelError: the shape is neither; the message names what it looks like.
+        UnsupportedModel: the shape is neither; the message names what it looks like.
     """
     if len(shape) != 3:
-        raise UnsupportedModelError(
+        raise UnsupportedModel(
             f"the model's first output has shape {_shown(shape)}, not the three dimensions of a detection head; export a "
             "detection model"
         )
     batch, rows, columns = (size if isinstance(size, int) else None for size in shape)
     if batch not in {None, 1}:
-        raise UnsupportedModelError(f"the model was exported for batches of {batch}; export it again with batch=1")
+        raise UnsupportedModel(f"the model was exported for batches of {batch}; export it again with batch=1")
     if end2end and columns in {None, 6}:
         return HeadLayout.END_TO_END
     if rows in {None, 4 + class_count} and not (rows is None and columns == 6):
@@ -81,11 +81,11 @@ def head_layout(shape: Sequence[int | str | None], class_count: int, *, end2end:
     if columns == 6:
         return HeadLayout.END_TO_END  # v10 exports and NMS exports before the metadata said end2end
     if columns == 5 + class_count:
-        raise UnsupportedModelError(
+        raise UnsupportedModel(
             f"the output {_shown(shape)} is the old YOLOv5 or v7 head with objectness; export the model with Ultralytics 8 "
             "(for example yolov5nu) instead"
         )
-    raise UnsupportedModelError(
+    raise UnsupportedModel(
         f"the output {_shown(shape)} does not fit {class_count} classes: expected (1, {4 + class_count}, anchors) or "
         "(1, rows, 6). The class names in the metadata and the head disagree; export the model again"
     )

@@ -10,15 +10,15 @@ class ModelError(Exception):
     """Something about a model file, its runtime or its output."""
 
 
-class RuntimeMissingError(ModelError):
+class RuntimeMissing(ModelError):
     """The software that runs the model is not installed here."""
 
 
-class NotAModelError(ModelError):
+class NotAModel(ModelError):
     """The file is missing, empty, damaged, or no YOLO in ONNX form."""
 
 
-class UnsupportedModelError(ModelError):
+class UnsupportedModel(ModelError):
     """A real model, but of a task, layout or form that this version does not run."""
 
 

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bowerbird_models.errors import NotAModelError, UnsupportedModelError
+from bowerbird_models.errors import NotAModel, UnsupportedModel
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,17 +50,17 @@ def parse_metadata(entries: Mapping[str, str]) -> ModelMetadata:
     """Read the ONNX metadata map.
 
     Raises:
-        NotAModelError: no class names, or an entry that is not what Ultralytics writes.
-        UnsupportedModelError: a task other than detection.
+        NotAModel: no class names, or an entry that is not what Ultralytics writes.
+        UnsupportedModel: a task other than detection.
     """
     if "names" not in entries:
-        raise NotAModelError(
+        raise NotAModel(
             "the ONNX file carries no class names, so it is no YOLO exported by Ultralytics; export it with "
             "`yolo export model=best.pt format=onnx` (tools that rewrite ONNX files often drop the metadata: copy it back)"
         )
     task = entries.get("task", "detect")
     if task != "detect":
-        raise UnsupportedModelError(
+        raise UnsupportedModel(
             f"the model's task is {task[:40]!r}; only 'detect' models run here. Train or export a detection model"
         )
     return ModelMetadata(
@@ -75,7 +75,7 @@ def parse_names(text: str) -> tuple[str, ...]:
     """Class names from `{0: 'a', 1: 'b'}`, `{"0": "a"}` or `['a', 'b']`.
 
     Raises:
-        NotAModelError: anything else; ids that are not 0 to n - 1; too many, too long, empty or unprintable names.
+        NotAModel: anything else; ids that are not 0 to n - 1; too many, too long, empty or unprintable names.
     """
     if len(text) > MAX_NAMES_CHARACTERS:
         raise _bad_names(f"are {len(text)} characters long, at most {MAX_NAMES_CHARACTERS} are read")
@@ -141,11 +141,11 @@ def _parse_flag(key: str, text: str) -> bool:
     return word == "true"
 
 
-def _bad_names(fault: str) -> NotAModelError:
-    return NotAModelError(f"the class names in the ONNX metadata {fault}; export the model again with Ultralytics")
+def _bad_names(fault: str) -> NotAModel:
+    return NotAModel(f"the class names in the ONNX metadata {fault}; export the model again with Ultralytics")
 
 
-def _bad_entry(key: str, text: str, expected: str) -> NotAModelError:
-    return NotAModelError(
+def _bad_entry(key: str, text: str, expected: str) -> NotAModel:
+    return NotAModel(
         f"the ONNX metadata says {key} = {text[:60]!r}, expected {expected}; export the model again with Ultralytics"
     )

@@ -20,9 +20,9 @@ from bowerbird_models.decode import HeadLayout, decode_end_to_end, decode_raw, h
 from bowerbird_models.detections import Detections
 from bowerbird_models.errors import (
     ModelOutputError,
-    NotAModelError,
-    RuntimeMissingError,
-    UnsupportedModelError,
+    NotAModel,
+    RuntimeMissing,
+    UnsupportedModel,
 )
 from bowerbird_models.letterbox import smallest_rectangle
 from bowerbird_models.metadata import MAX_SIDE_PX, ModelMetadata, parse_metadata
@@ -61,9 +61,9 @@ class OnnxDetector:
         threads: ONNX Runtime's threads; more than one never spins while idle, so that a shared machine stays usable.
 
     Raises:
-        NotAModelError: missing, empty, damaged, or not a YOLO.
-        UnsupportedModelError: another task, an old head, a batch, or weights outside the file.
-        RuntimeMissingError: onnxruntime or OpenCV is not installed.
+        NotAModel: missing, empty, damaged, or not a YOLO.
+        UnsupportedModel: another task, an old head, a batch, or weights outside the file.
+        RuntimeMissing: onnxruntime or OpenCV is not installed.
         ValueError: threads is below 1.
     """
 
@@ -77,7 +77,7 @@ class OnnxDetector:
             check_self_contained(content)
             self._session = _start_session(content, threads)
             self._inspect(parse_metadata(self._session.get_modelmeta().custom_metadata_map))
-        except (NotAModelError, UnsupportedModelError) as error:
+        except (NotAModel, UnsupportedModel) as error:
             raise type(error)(f"{path}: {error}") from error
         self._bound: OrderedDict[tuple[int, int], _Bound] = OrderedDict()
 
@@ -86,10 +86,10 @@ class OnnxDetector:
         inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
         if len(inputs) != 1 or inputs[0].type not in _DTYPES or len(inputs[0].shape) != 4:
             seen = ", ".join(f"{each.name} {each.type}{each.shape}" for each in inputs)
-            raise UnsupportedModelError(f"the model takes {seen}; expected one float32 or float16 picture (1, 3, H, W)")
+            raise UnsupportedModel(f"the model takes {seen}; expected one float32 or float16 picture (1, 3, H, W)")
         batch, channels, height, width = (size if isinstance(size, int) else None for size in inputs[0].shape)
         if batch not in {None, 1} or channels not in {None, 3}:
-            raise UnsupportedModelError(
+            raise UnsupportedModel(
                 f"the model takes {inputs[0].shape}; expected batch 1 and 3 colour channels, export it again with batch=1"
             )
         declared = metadata.image_size_hw
@@ -98,15 +98,15 @@ class OnnxDetector:
         elif declared is not None:
             size_hw, dynamic = declared, True
         else:
-            raise UnsupportedModelError(
+            raise UnsupportedModel(
                 "the model takes pictures of any size and its metadata names none (imgsz); export it again with Ultralytics"
             )
         if not 1 <= min(size_hw) <= max(size_hw) <= MAX_SIDE_PX:
-            raise UnsupportedModelError(f"the model takes pictures of {size_hw}; sides up to {MAX_SIDE_PX} pixels run here")
+            raise UnsupportedModel(f"the model takes pictures of {size_hw}; sides up to {MAX_SIDE_PX} pixels run here")
         heads = [output for output in outputs if output.name != EMBEDDING_OUTPUT]
         if len(heads) != 1 or heads[0].type not in _DTYPES:
             seen = ", ".join(f"{each.name} {each.type}{each.shape}" for each in outputs)
-            raise UnsupportedModelError(
+            raise UnsupportedModel(
                 f"the model emits {seen}; expected one detection head and at most one {EMBEDDING_OUTPUT!r}. Export a "
                 "detection model"
             )
@@ -239,7 +239,7 @@ class OnnxDetector:
     def _settle_layout(self, shape: tuple[int, ...]) -> None:
         try:
             self._layout = head_layout(shape, len(self._metadata.class_names), end2end=self._metadata.end2end)
-        except UnsupportedModelError as error:
+        except UnsupportedModel as error:
             raise ModelOutputError(f"the model {self._file_digest[:12]} ran, but {error}") from error
         self._layout_is_known = True
 
@@ -256,7 +256,7 @@ def _read(path: Path) -> bytes:
         with path.open("rb") as file:
             return file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
-        raise NotAModelError(f"cannot read the model {path} ({error.strerror or error}); check the path") from error
+        raise NotAModel(f"cannot read the model {path} ({error.strerror or error}); check the path") from error
 
 
 def _start_session(content: bytes, threads: int) -> Any:
@@ -272,7 +272,7 @@ def _start_session(content: bytes, threads: int) -> Any:
         return onnxruntime.InferenceSession(content, sess_options=options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime's exceptions share no base below Exception
         logger.debug("onnxruntime refused a model: %s", error)
-        raise NotAModelError(
+        raise NotAModel(
             f"ONNX Runtime {onnxruntime.__version__} cannot load it ({_first_line(error)}); export it again, with "
             "an opset that this version knows, or update onnxruntime"
         ) from error
@@ -282,7 +282,7 @@ def _onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise RuntimeMissingError("onnxruntime is not installed; pip install 'bowerbird[agent]'") from error
+        raise RuntimeMissing("onnxruntime is not installed; pip install 'bowerbird[agent]'") from error
     return onnxruntime
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bowerbird_models.errors import NotAModelError, UnsupportedModelError
+from bowerbird_models.errors import NotAModel, UnsupportedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,40 +39,40 @@ def check_self_contained(content: bytes) -> None:
     """Refuse what is not ONNX and what keeps data outside the file.
 
     Raises:
-        NotAModelError: empty, too large, or not the wire format of an ONNX model.
-        UnsupportedModelError: weights in other files, or graphs nested deeper than any exporter makes.
+        NotAModel: empty, too large, or not the wire format of an ONNX model.
+        UnsupportedModel: weights in other files, or graphs nested deeper than any exporter makes.
     """
     if not content:
-        raise NotAModelError("the model file is empty (0 bytes); export or copy it again")
+        raise NotAModel("the model file is empty (0 bytes); export or copy it again")
     if len(content) > MAX_FILE_BYTES:
-        raise NotAModelError(f"the model file has {len(content)} bytes, more than ONNX can hold in one file (2 GiB)")
+        raise NotAModel(f"the model file has {len(content)} bytes, more than ONNX can hold in one file (2 GiB)")
     view = memoryview(content)
     try:
         if not any(number == _MODEL_GRAPH and body is not None for number, _, body in _fields(view)):
-            raise NotAModelError("the file is not an ONNX model (no graph in it); export the model with format=onnx")
+            raise NotAModel("the file is not an ONNX model (no graph in it); export the model with format=onnx")
         _walk(view, "model", 0)
-    except _MalformedError as error:
-        raise NotAModelError(f"the file is not an ONNX model ({error}); export the model with format=onnx") from error
+    except _Malformed as error:
+        raise NotAModel(f"the file is not an ONNX model ({error}); export the model with format=onnx") from error
 
 
-class _MalformedError(Exception):
+class _Malformed(Exception):
     pass
 
 
 def _walk(message: memoryview, kind: str, depth: int) -> None:
     if depth > MAX_DEPTH:
-        raise UnsupportedModelError(f"the model nests its graphs more than {MAX_DEPTH} deep; no exporter does, do not use it")
+        raise UnsupportedModel(f"the model nests its graphs more than {MAX_DEPTH} deep; no exporter does, do not use it")
     inside = _INSIDE.get(kind, {})
     for number, value, body in _fields(message):
         if kind == "tensor":
             if number == _TENSOR_EXTERNAL_DATA or (number == _TENSOR_DATA_LOCATION and value == 1):
-                raise UnsupportedModelError(
+                raise UnsupportedModel(
                     "the model keeps its weights in other files (ONNX external data); save it as one file: "
                     "onnx.save(onnx.load('model.onnx'), 'one_file.onnx')"
                 )
         elif number in inside:
             if body is None:
-                raise _MalformedError(f"field {number} of a {kind} is a number")
+                raise _Malformed(f"field {number} of a {kind} is a number")
             _walk(body, inside[number], depth + 1)
 
 
@@ -93,9 +93,9 @@ def _fields(message: memoryview) -> Iterator[tuple[int, int, memoryview | None]]
         elif wire_type == _FIXED32:
             size = 4
         else:
-            raise _MalformedError(f"wire type {wire_type}")
+            raise _Malformed(f"wire type {wire_type}")
         if number == 0 or position + size > len(message):
-            raise _MalformedError("cut off or garbled")
+            raise _Malformed("cut off or garbled")
         position += size
         yield number, value, body
 
@@ -104,10 +104,10 @@ def _varint(message: memoryview, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if position >= len(message):
-            raise _MalformedError("cut off")
+            raise _Malformed("cut off")
         byte = message[position]
         position += 1
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
             return value, position
-    raise _MalformedError("a number without an end")
+    raise _Malformed("a number without an end")
