@@ -1,0 +1,192 @@
+"""Devices and cameras in the catalogue: who exists, what each last said, and what is wanted of it.
+
+In: messages that devices sent, an operator's wishes. Out: rows, and the `Desired` message that a device should hold. It talks to
+no broker; `delivery.py` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from datetime import datetime, timedelta, timezone
+
+from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
+from bowerbird_server.errors import BadInput, Conflict, NotFound
+from bowerbird_wire.errors import TopicError
+from bowerbird_wire.messages import Desired, Health, Report, Status
+from bowerbird_wire.topics import check_name
+
+HEALTH_BUCKET_S = 10  # the history keeps the newest message of each bucket
+HEALTH_FULL_HISTORY_H = 24  # and after this only the newest of each hour
+
+
+def camera_id(device: str, camera: str) -> str:
+    """The catalogue's id of a camera, `device/camera`."""
+    return f"{device}/{camera}"
+
+
+def add_device(cat: Catalogue, device: str, site: str, actor: str) -> Row:
+    """A new device.
+
+    Raises:
+        BadInput: the device's or the site's name cannot stand in a topic.
+        Conflict: there is a device of that name.
+    """
+    try:
+        check_name(device, "device")
+        check_name(site, "site")
+    except TopicError as error:
+        raise BadInput(str(error)) from error
+    with cat.transaction():
+        if not cat.insert("device", {"id": device, "site": site, "created_at": utc_now()}, ignore=True):
+            raise Conflict(f"there is already a device {device!r}; choose another name or retire it first")
+        cat.log(actor, "device added", device, {"site": site})
+    return get(cat, device)
+
+
+def retire_device(cat: Catalogue, device: str, actor: str) -> None:
+    """The device's frames are refused from now on; what it sent stays."""
+    with cat.transaction():
+        if get(cat, device)["state"] != "retired":
+            cat.execute("UPDATE device SET state = 'retired', online = 0 WHERE id = ?", device)
+            cat.log(actor, "device retired", device)
+
+
+def get(cat: Catalogue, device: str) -> Row:
+    """A device's row, `health` as a dictionary by field name.
+
+    Raises:
+        NotFound: there is no such device.
+    """
+    row = cat.row("SELECT * FROM device WHERE id = ?", device)
+    if row is None:
+        raise NotFound(f"no device {device[:80]!r}; `bowerbird devices list` shows all, `bowerbird devices add` makes one")
+    return {**row, "health": json.loads(row["health"])}
+
+
+def list_devices(cat: Catalogue, *, site: str | None = None) -> list[Row]:
+    """All devices by name, each with `health` as a dictionary and `cameras` as a list of names."""
+    rows = cat.rows("SELECT * FROM device WHERE ?1 IS NULL OR site = ?1 ORDER BY id", site)
+    cameras: dict[str, list[str]] = {}
+    for camera in cat.rows("SELECT device, name FROM camera ORDER BY name"):
+        cameras.setdefault(camera["device"], []).append(camera["name"])
+    return [{**row, "health": json.loads(row["health"]), "cameras": cameras.get(row["id"], [])} for row in rows]
+
+
+def active_devices(cat: Catalogue) -> dict[str, str]:
+    """The devices whose messages are taken: name -> site."""
+    return {row["id"]: row["site"] for row in cat.rows("SELECT id, site FROM device WHERE state = 'active'")}
+
+
+def touch_camera(cat: Catalogue, device: str, camera: str) -> str:
+    """The id of a device's camera, with a row when it is new.
+
+    Raises:
+        sqlite3.IntegrityError: there is no such device.
+    """
+    identity = camera_id(device, camera)
+    if cat.value("SELECT 1 FROM camera WHERE id = ?", identity) is None:
+        cat.insert("camera", {"id": identity, "device": device, "name": camera})
+    return identity
+
+
+def record_status(cat: Catalogue, device: str, status: Status) -> bool:
+    """Note a device's presence; an event is logged when it changes. False when the device is unknown."""
+    online = int(status.state == "online")
+    with cat.transaction():
+        before = cat.row("SELECT online, boot_id FROM device WHERE id = ?", device)
+        if before is None:
+            return False
+        # The will knows only that the device is gone: what it says of model and version is as old as the connection.
+        cat.execute(
+            "UPDATE device SET online = ?, status_at = ?, boot_id = iif(? = '', boot_id, ?), agent_version = iif(? = '', "
+            "agent_version, ?), model_digest = iif(? = '' OR ? = 0, model_digest, ?) WHERE id = ?",
+            online,
+            utc_now(),
+            *(status.boot_id,) * 2,
+            *(status.agent_version,) * 2,
+            status.model_digest,
+            online,
+            status.model_digest,
+            device,
+        )
+        if before["online"] != online or (online and before["boot_id"] != status.boot_id):
+            cat.log(device, f"device {'online' if online else 'offline'}", device, {"boot_id": status.boot_id})
+    return True
+
+
+def record_health(cat: Catalogue, device: str, health: Health) -> bool:
+    """Keep a device's newest counters and one row a bucket for the history. False when the device is unknown."""
+    now = utc_now()
+    counters = json.dumps(dataclasses.asdict(health), sort_keys=True, default=str)
+    with cat.transaction():
+        if cat.value("SELECT 1 FROM device WHERE id = ?", device) is None:
+            return False
+        cat.execute(
+            "UPDATE device SET health = ?, health_at = ?, model_digest = ? WHERE id = ?",
+            counters,
+            now,
+            health.model_digest,
+            device,
+        )
+        epoch_s = datetime.now(tz=timezone.utc).timestamp() // HEALTH_BUCKET_S * HEALTH_BUCKET_S
+        cat.execute(
+            "INSERT INTO health (id, device, at, counters) VALUES (?, ?, ?, ?) "
+            "ON CONFLICT (id) DO UPDATE SET at = excluded.at, counters = excluded.counters",
+            f"{device}@{utc_text(epoch_s * 1000)}",
+            device,
+            now,
+            counters,
+        )
+    return True
+
+
+def thin_health(cat: Catalogue) -> int:
+    """Leave one row an hour of history older than a day; returns how many rows went."""
+    horizon = datetime.now(tz=timezone.utc) - timedelta(hours=HEALTH_FULL_HISTORY_H)
+    return cat.execute(
+        "DELETE FROM health WHERE at < ?1 AND id NOT IN "
+        "(SELECT id FROM (SELECT id, max(at) FROM health WHERE at < ?1 GROUP BY device, substr(at, 1, 13)))",
+        utc_text(horizon.timestamp() * 1000),
+    )
+
+
+def health_history(cat: Catalogue, device: str, *, since: str = "", limit: int = 1000) -> list[Row]:
+    """Rows `at`, `counters` (dictionary by field name of `Health`), oldest first, the newest `limit` of them."""
+    rows = cat.rows(
+        "SELECT at, counters FROM health WHERE device = ? AND at >= ? ORDER BY at DESC LIMIT ?", device, since, limit
+    )
+    return [{"at": row["at"], "counters": json.loads(row["counters"])} for row in reversed(rows)]
+
+
+def record_running_model(cat: Catalogue, device: str, report: Report) -> bool:
+    """Note which model a device says it runs. False when the device is unknown."""
+    if not report.running_digest:
+        return cat.value("SELECT 1 FROM device WHERE id = ?", device) is not None
+    return cat.execute("UPDATE device SET model_digest = ? WHERE id = ?", report.running_digest, device) > 0
+
+
+def set_frames_total(cat: Catalogue, device: str, total: int | None, actor: str = "scheduler") -> int:
+    """How many frames the device may have sent in all, None for no limit; returns the desired version (bumped on a change).
+
+    Raises:
+        NotFound: there is no such device.
+        BadInput: a negative number.
+    """
+    if total is not None and total < 0:
+        raise BadInput(f"frames_total of {device} must be 0 or more, or none for no limit")
+    with cat.transaction():
+        row = get(cat, device)
+        version = int(row["desired_version"])
+        if version and row["frames_total"] == total:
+            return version
+        version += 1
+        cat.execute("UPDATE device SET frames_total = ?, desired_version = ? WHERE id = ?", total, version, device)
+        cat.log(actor, "frames total", device, {"frames_total": total, "version": version})
+        return version
+
+
+def desired(cat: Catalogue) -> dict[str, Desired]:
+    """What is wanted of each active device; devices that nobody has asked for anything are left out."""
+    rows = cat.rows("SELECT id, desired_version, frames_total FROM device WHERE state = 'active' AND desired_version > 0")
+    return {row["id"]: Desired(row["desired_version"], row["frames_total"]) for row in rows}

@@ -1,0 +1,293 @@
+"""Frames in the catalogue: what arrives becomes rows once, and a frame's state changes in one place.
+
+In: verified headers whose images are already durable blobs. Out: which of them are new, rows, pages of rows. It stores no image
+and decides neither what is labelled next nor which split a scene belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
+from bowerbird_server.catalogue.fleet import camera_id, touch_camera
+from bowerbird_server.errors import BadInput, Conflict, NotFound
+from bowerbird_wire.codec import frame_id
+from bowerbird_wire.messages import FrameHeader
+
+SCENE_SECONDS = 60
+
+# to -> the states it may be reached from
+ALLOWED_FROM: Mapping[str, frozenset[str]] = {
+    "received": frozenset({"queued"}),  # a batch is withdrawn
+    "queued": frozenset({"received", "in_review"}),  # back to the queue when a reviewer goes away
+    "in_review": frozenset({"queued"}),
+    "labelled": frozenset({"received", "queued", "in_review", "rejected"}),
+    "rejected": frozenset({"received", "queued", "in_review", "labelled"}),
+    "deleted": frozenset({"received", "queued", "in_review", "labelled", "rejected"}),
+}
+STATES = tuple(ALLOWED_FROM)
+
+
+@dataclass(frozen=True)
+class ArrivedFrame:
+    """A verified header and the size in bytes of its image, which is already a durable blob."""
+
+    header: FrameHeader
+    image_bytes: int
+
+
+@dataclass(frozen=True)
+class Added:
+    """Ids by what became of them: `new` got a row, `known` had one already, `deleted` were deleted here and stay so."""
+
+    new: tuple[str, ...]
+    known: tuple[str, ...]
+    deleted: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Page:
+    """Rows and the key to ask for the next page with; None on the last page."""
+
+    rows: tuple[Row, ...]
+    after: str | None
+
+
+def scene_of(camera: str, captured_at_ms: int) -> str:
+    """The scene of a frame: its camera and the minute (UTC) it was captured in, e.g. `cam-01/gate@2026-11-22T19:45`."""
+    start_ms = captured_at_ms // (SCENE_SECONDS * 1000) * SCENE_SECONDS * 1000
+    return f"{camera}@{utc_text(start_ms)[:16]}"
+
+
+def add_frames(cat: Catalogue, arrived: Sequence[ArrivedFrame]) -> Added:
+    """Rows for frames of known devices, in one transaction; the same frame again changes nothing.
+
+    Raises:
+        sqlite3.IntegrityError: a device is not in the catalogue (the caller has asked `fleet.active_devices`).
+    """
+    new: list[str] = []
+    known: list[str] = []
+    deleted: list[str] = []
+    received_at = utc_now()
+    with cat.transaction():
+        for frame in arrived:
+            header = frame.header
+            state = cat.value("SELECT state FROM frame WHERE id = ?", header.frame_id)
+            if state is not None:
+                (deleted if state == "deleted" else known).append(header.frame_id)
+                continue
+            camera = touch_camera(cat, header.device, header.camera)
+            cat.insert("frame", _frame_row(frame, camera, received_at))
+            _insert_detections(cat, header)
+            new.append(header.frame_id)
+    return Added(tuple(new), tuple(known), tuple(deleted))
+
+
+def _frame_row(frame: ArrivedFrame, camera: str, received_at: str) -> Row:
+    header = frame.header
+    return {
+        "id": header.frame_id,
+        "blob": header.image_sha256,
+        "image_format": header.image_format,
+        "bytes": frame.image_bytes,
+        "width": header.width,
+        "height": header.height,
+        "source_width": header.source_width or header.width,
+        "source_height": header.source_height or header.height,
+        "device": header.device,
+        "camera": camera,
+        "sequence": header.sequence,
+        "captured_at": utc_text(header.captured_at_ms),
+        "clock_ok": int(header.clock_ok),
+        "received_at": received_at,
+        "model": header.model_digest,
+        "arm": header.arm,
+        "reason": ",".join(header.reasons),
+        "score": header.score,
+        "strategy_scores": json.dumps(dict(header.strategy_scores), sort_keys=True),
+        "inclusion_probability": header.inclusion_probability,
+        "scene": scene_of(camera, header.captured_at_ms),
+        "state": "received",
+    }
+
+
+def _insert_detections(cat: Catalogue, header: FrameHeader) -> None:
+    for position, detection in enumerate(header.detections):
+        left, top, right, bottom = detection.box_xyxy
+        cat.insert(
+            "detection",
+            {
+                "frame": header.frame_id,
+                "position": position,
+                "left": left,
+                "top": top,
+                "right": right,
+                "bottom": bottom,
+                "score": detection.score,
+                "class_name": detection.class_name,
+            },
+        )
+
+
+def add_imported_frame(
+    cat: Catalogue,
+    *,
+    blob: str,
+    image_format: str,
+    image_bytes: int,
+    width: int,
+    height: int,
+    captured_at_ms: int,
+    sequence: int = 0,
+    source: str = "import",
+    scene: str | None = None,
+) -> tuple[str, bool]:
+    """A row for an image that came from a folder instead of a device (device and camera are NULL, arm `import`).
+
+    Args:
+        blob: SHA-256 of the image, already in the blob store.
+        image_format: `jpeg`, `png` or `webp`.
+        image_bytes: size of the encoded image.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
+        captured_at_ms: UTC milliseconds since the epoch; the file's own time when nothing better is known.
+        sequence: number within the source.
+        source: where it came from; becomes the reason and part of the scene.
+        scene: the scene it belongs to; by default `import/<source>` and the minute of capture.
+
+    Returns:
+        The frame's id, and whether it is new. Importing the same image again (by content) changes nothing.
+    """
+    identity = frame_id(image_sha256=blob, device="import", camera="import", sequence=0, captured_at_ms=0)
+    row = {
+        "id": identity,
+        "blob": blob,
+        "image_format": image_format,
+        "bytes": image_bytes,
+        "width": width,
+        "height": height,
+        "source_width": width,
+        "source_height": height,
+        "device": None,
+        "camera": None,
+        "sequence": sequence,
+        "captured_at": utc_text(captured_at_ms),
+        "received_at": utc_now(),
+        "arm": "import",
+        "reason": source,
+        "scene": scene or scene_of(f"import/{source}", captured_at_ms),
+        "state": "received",
+    }
+    return identity, cat.insert("frame", row, ignore=True)
+
+
+def change_state(cat: Catalogue, ids: Iterable[str], to: str, actor: str, allowed_from: Collection[str] | None = None) -> int:
+    """The one place where a frame's state changes; all of `ids` or none, with an event for each.
+
+    Args:
+        ids: frame ids; those already in state `to` are left as they are.
+        to: the new state.
+        actor: who does it, for the event log.
+        allowed_from: narrower than `ALLOWED_FROM[to]`, e.g. only `received` frames may be queued by a batch.
+
+    Returns:
+        How many frames changed.
+
+    Raises:
+        BadInput: `to` is no state.
+        NotFound: a frame is not in the catalogue.
+        Conflict: a frame is in a state from which this is not allowed.
+    """
+    if to not in ALLOWED_FROM:
+        raise BadInput(f"{to!r} is not a frame state; use one of {', '.join(STATES)}")
+    allowed = ALLOWED_FROM[to] if allowed_from is None else frozenset(allowed_from) & ALLOWED_FROM[to]
+    changed = 0
+    with cat.transaction():
+        for identity in ids:
+            state = cat.value("SELECT state FROM frame WHERE id = ?", identity)
+            if state is None:
+                raise NotFound(f"no frame {identity[:12]} in the catalogue; `bowerbird frames list` shows what there is")
+            if state == to:
+                continue
+            if state not in allowed:
+                raise Conflict(f"frame {identity[:12]} is {state}; it cannot become {to} from there")
+            cat.execute("UPDATE frame SET state = ? WHERE id = ?", to, identity)
+            cat.log(actor, f"frame {to}", identity, {"from": state})
+            changed += 1
+    return changed
+
+
+def get(cat: Catalogue, frame: str) -> Row:
+    """A frame's row with its detections under `detections` (list of rows, most confident first as the device sent them).
+
+    Raises:
+        NotFound: there is no such frame.
+    """
+    row = cat.row("SELECT * FROM frame WHERE id = ?", frame)
+    if row is None:
+        raise NotFound(f"no frame {frame[:12]} in the catalogue; `bowerbird frames list` shows what there is")
+    return {**row, "detections": detections(cat, frame)}
+
+
+def detections(cat: Catalogue, frame: str) -> list[Row]:
+    """What the device's model saw: rows `left top right bottom score class_name`, pixels of the stored image."""
+    return cat.rows(
+        'SELECT position, "left", top, "right", bottom, score, class_name FROM detection WHERE frame = ? ORDER BY position',
+        frame,
+    )
+
+
+def list_frames(
+    cat: Catalogue,
+    *,
+    state: str | None = None,
+    device: str | None = None,
+    camera: str | None = None,
+    scene: str | None = None,
+    after: str | None = None,
+    limit: int = 100,
+) -> Page:
+    """Frames newest first, a page at a time; a page stays right while frames arrive, since it starts at a key, not at a count.
+
+    Args:
+        after: `Page.after` of the page before.
+        limit: rows a page, 1 to 1000.
+
+    Raises:
+        BadInput: `after` is not a key that a page gave.
+    """
+    limit = max(1, min(limit, 1000))
+    conditions: list[str] = []
+    params: list[object] = []
+    for column, value in (("state", state), ("device", device), ("camera", camera), ("scene", scene)):
+        if value is not None:
+            conditions.append(f"{column} = ?")
+            params.append(value)
+    if after is not None:
+        received_at, separator, identity = after.partition("~")
+        if not separator:
+            raise BadInput(f"{after[:80]!r} is not a page key; use the `after` value of the previous page")
+        conditions.append("(received_at, id) < (?, ?)")
+        params += [received_at, identity]
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    # Column names are the constants above; values are bound.
+    query = f"SELECT * FROM frame {where} ORDER BY received_at DESC, id DESC LIMIT ?"  # noqa: S608 - no input in the text
+    rows = cat.rows(query, *params, limit + 1)
+    more = len(rows) > limit
+    rows = rows[:limit]
+    return Page(tuple(rows), f"{rows[-1]['received_at']}~{rows[-1]['id']}" if more else None)
+
+
+def count_by_state(cat: Catalogue, *, device: str | None = None) -> dict[str, int]:
+    """Frames in each state, zeros included."""
+    counts = dict.fromkeys(STATES, 0)
+    for row in cat.rows("SELECT state, count(*) AS n FROM frame WHERE ?1 IS NULL OR device = ?1 GROUP BY state", device):
+        counts[row["state"]] = row["n"]
+    return counts
+
+
+def camera_of(header: FrameHeader) -> str:
+    """The catalogue's id of the camera that a header names."""
+    return camera_id(header.device, header.camera)
