@@ -41,6 +41,11 @@ class DataFolder:
         return self.root / "repository"
 
     @property
+    def packages(self) -> Path:
+        """Model packages, a folder per model digest."""
+        return self.root / "packages"
+
+    @property
     def datasets(self) -> Path:
         """Data set versions laid out for Ultralytics; can be made again from the blobs."""
         return self.root / "datasets"
@@ -62,7 +67,7 @@ class DataFolder:
 
     def make(self) -> DataFolder:
         """Make every folder that is missing; returns itself."""
-        for folder in (self.root, self.blobs, self.datasets, self.training, self.repository, self.logs):
+        for folder in (self.root, self.blobs, self.packages, self.datasets, self.training, self.repository, self.logs):
             folder.mkdir(parents=True, exist_ok=True)
         for folder in (self.broker, self.keys, self.devices):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -204,6 +204,17 @@ CREATE TABLE execution (
     PRIMARY KEY (rollout, device)
 ) STRICT;
 
+CREATE TABLE round (
+    number INTEGER PRIMARY KEY,     -- from 1
+    opened_at TEXT NOT NULL,
+    closed_at TEXT,
+    state TEXT NOT NULL,            -- collecting | labelling | training | rolling_out | finished
+    frames_wanted INTEGER NOT NULL, -- from all devices together
+    batch TEXT REFERENCES batch(id),
+    training_run TEXT REFERENCES training_run(id),
+    rollout TEXT REFERENCES rollout(id)
+) STRICT;
+
 CREATE TABLE dead_letter (
     id TEXT PRIMARY KEY,
     at TEXT NOT NULL,

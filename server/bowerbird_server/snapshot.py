@@ -1,0 +1,163 @@
+"""Labelled frames -> an immutable data set version, split by scene, and its form on disk for Ultralytics.
+
+In: the catalogue's labelled frames. Out: a manifest blob whose SHA-256 is the version's id, and a folder with `data.yaml`.
+The same labels give the same version. A scene is on one side for ever, so near-duplicates never meet across the split. It
+trains nothing and changes no label.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+
+from bowerbird_server.catalogue import Catalogue, Row
+from bowerbird_server.catalogue.datasets import (
+    LabelledFrame,
+    add_version,
+    assign_scene,
+    labelled_frames,
+    scene_splits,
+)
+from bowerbird_server.errors import BadInput
+from bowerbird_server.evaluate import EvaluationFrame
+
+if TYPE_CHECKING:
+    from bowerbird_server.blobs import BlobStore
+
+
+def split_of(scene: str, holdout_share: float) -> str:
+    """The side of a scene seen for the first time: `holdout` for a stable share of all scene names, else `train`."""
+    share = int.from_bytes(hashlib.sha256(b"split:" + scene.encode()).digest()[:8], "big") / 2**64
+    return "holdout" if share < holdout_share else "train"
+
+
+def take_snapshot(catalogue: Catalogue, blobs: BlobStore, *, holdout_share: float, actor: str) -> Row:
+    """Freeze what is labelled now; returns the version's row (an existing one when nothing has changed).
+
+    Args:
+        holdout_share: share of new scenes, in [0, 1), that go to the evaluation set and never into training.
+
+    Raises:
+        BadInput: nothing is labelled.
+    """
+    frames = labelled_frames(catalogue)
+    if not frames:
+        raise BadInput("nothing is labelled yet; label frames on the review page or import a data set with `bowerbird dataset import`")
+    with catalogue.transaction():
+        known = scene_splits(catalogue)
+        for scene in sorted({frame.scene for frame in frames} - known.keys()):
+            assign_scene(catalogue, scene, split_of(scene, holdout_share))
+        splits = {scene: split for scene, (split, _) in scene_splits(catalogue).items()}
+        classes = [row["name"] for row in catalogue.rows("SELECT name FROM class ORDER BY id")]
+        manifest = {
+            "schema": 1,
+            "classes": classes,
+            "frames": [_manifest_entry(frame, splits[frame.scene]) for frame in frames],
+        }
+        data = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
+        blob = blobs.put(data)
+        return add_version(catalogue, blob, blob, [(frame, splits[frame.scene]) for frame in frames], actor)
+
+
+def _manifest_entry(frame: LabelledFrame, split: str) -> dict[str, Any]:
+    return {
+        "frame": frame.frame,
+        "blob": frame.blob,
+        "format": frame.image_format,
+        "width": frame.width,
+        "height": frame.height,
+        "scene": frame.scene,
+        "camera": frame.camera,
+        "split": split,
+        "label": frame.label,
+        "boxes": [{"class": name, "box_xyxy": list(box)} for name, box in frame.boxes],
+    }
+
+
+def read_manifest(blobs: BlobStore, version: Row) -> dict[str, Any]:
+    """The version's manifest as it was frozen."""
+    manifest: dict[str, Any] = json.loads(blobs.read(version["manifest"]))
+    return manifest
+
+
+def materialise(blobs: BlobStore, version: Row, folder: Path) -> Path:
+    """Lay a version out as an Ultralytics data set (`images/`, `labels/`, `data.yaml`); returns the path of `data.yaml`.
+
+    The folder can be thrown away at any time. A finished one is used again; a half-written one is made anew.
+    """
+    target = folder / version["id"]
+    data_yaml = target / "data.yaml"
+    if data_yaml.exists():
+        return data_yaml
+    manifest = read_manifest(blobs, version)
+    class_id = {name: i for i, name in enumerate(manifest["classes"])}
+    scratch = folder / f".{version['id']}.{os.getpid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    for entry in manifest["frames"]:
+        images, labels = (scratch / kind / entry["split"] for kind in ("images", "labels"))
+        images.mkdir(parents=True, exist_ok=True)
+        labels.mkdir(parents=True, exist_ok=True)
+        suffix = ".jpg" if entry["format"] == "jpeg" else f".{entry['format']}"
+        _link(blobs.path(entry["blob"]), images / f"{entry['frame']}{suffix}")
+        (labels / f"{entry['frame']}.txt").write_text(_yolo_lines(entry, class_id))
+    used = {entry["split"] for entry in manifest["frames"]}
+    description = {
+        "path": str(target.resolve()),
+        "train": "images/train",
+        # Ultralytics insists on a `val` entry; our trainer validates only where there is such a split.
+        "val": "images/val" if "val" in used else "images/train",
+        "names": dict(enumerate(manifest["classes"])),
+    }
+    (scratch / "data.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
+    shutil.rmtree(target, ignore_errors=True)
+    scratch.rename(target)
+    return data_yaml
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another file system
+        shutil.copyfile(source, target)
+
+
+def _yolo_lines(entry: dict[str, Any], class_id: dict[str, int]) -> str:
+    width, height = entry["width"], entry["height"]
+    lines = []
+    for box in entry["boxes"]:
+        left, top, right, bottom = box["box_xyxy"]
+        centre_x, centre_y = (left + right) / 2 / width, (top + bottom) / 2 / height
+        lines.append(
+            f"{class_id[box['class']]} {centre_x:.6f} {centre_y:.6f} {(right - left) / width:.6f} {(bottom - top) / height:.6f}\n"
+        )
+    return "".join(lines)
+
+
+def evaluation_frames(catalogue: Catalogue, blobs: BlobStore, version: Row) -> tuple[list[EvaluationFrame], Sequence[str]]:
+    """The held-out frames of a version and the class names, ready for `evaluate.evaluate_model`."""
+    manifest = read_manifest(blobs, version)
+    class_id = {name: i for i, name in enumerate(manifest["classes"])}
+    slices = {scene: slices for scene, (_, slices) in scene_splits(catalogue).items()}
+    frames = []
+    for entry in manifest["frames"]:
+        if entry["split"] != "holdout":
+            continue
+        camera = (f"camera:{entry['camera']}",) if entry["camera"] else ()
+        frames.append(
+            EvaluationFrame(
+                image_path=blobs.path(entry["blob"]),
+                scene=entry["scene"],
+                slices=camera + slices.get(entry["scene"], ()),
+                boxes_xyxy=np.array([box["box_xyxy"] for box in entry["boxes"]], np.float32).reshape(-1, 4),
+                class_ids=np.array([class_id[box["class"]] for box in entry["boxes"]], np.int32),
+            )
+        )
+    return frames, manifest["classes"]
