@@ -1,0 +1,34 @@
+"""Fixtures that several suites share. Suites with their own needs have a conftest.py beside their tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bowerbird_testing.broker import Mosquitto, mosquitto_path
+
+
+@pytest.fixture
+def start_broker(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
+    """`start_broker(users=..., acl=..., settings=...)` -> a running mosquitto on a loopback port, stopped after the test."""
+    if mosquitto_path() is None:
+        pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+    with ExitStack() as running:
+        started = 0
+
+        def start(**options: Any) -> Mosquitto:
+            nonlocal started
+            started += 1
+            return running.enter_context(Mosquitto(tmp_path / f"broker-{started}", **options))
+
+        yield start
+
+
+@pytest.fixture
+def broker(start_broker: Callable[..., Mosquitto]) -> Mosquitto:
+    """A running mosquitto that lets everybody in."""
+    return start_broker()
