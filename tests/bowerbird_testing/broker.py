@@ -142,6 +142,7 @@ class Mosquitto:
             "log_type error",
             "log_type warning",
             "log_type notice",
+            "log_type information",  # holds the line that says it runs
             f"allow_anonymous {'true' if self.users is None else 'false'}",
         ]
         if os.geteuid() == 0:
