@@ -1,0 +1,126 @@
+"""The server's configuration: one typed value per part, read once from `bowerbird.toml`.
+
+In: a TOML file, or nothing. Out: `ServerConfig`. Unknown keys are refused and all faults are told together with their key path.
+Without a file every default works: loopback, a broker of our own, data in `./bowerbird-data`.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from bowerbird_server.errors import ConfigError
+
+CONFIG_NAME = "bowerbird.toml"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class WebConfig(_Part):
+    """Where the pages and the API listen."""
+
+    host: str = Field("127.0.0.1", description="Address to bind; anything but loopback needs TLS in front of it.")
+    port: int = Field(0, ge=0, le=65535, description="0 takes a free port and keeps it for the next start.")
+
+
+class BrokerConfig(_Part):
+    """Which MQTT broker the devices meet the server at."""
+
+    url: str = Field("", description="`mqtt://user@host:1883` of a broker of your own; empty starts one on loopback.")
+    password_file: str = Field("", description="File with the password for `url`, mode 0600.")
+    host: str = Field("127.0.0.1", description="Address that the embedded broker binds.")
+
+    @field_validator("url")
+    @classmethod
+    def _scheme(cls, value: str) -> str:
+        if value and not value.startswith("mqtt://"):
+            raise ValueError("must look like mqtt://user@host:1883")
+        return value
+
+
+class TrainingConfig(_Part):
+    """How a challenger is trained."""
+
+    model: str = Field("yolo11n", description="Architecture, when there is no model to start from.")
+    image_size: int = Field(640, ge=32, multiple_of=32, description="Side of the network's input, pixels.")
+    epochs: int = Field(60, ge=1, description="Passes over the training split.")
+    batch: int = Field(16, ge=1, description="Images a step.")
+    learning_rate: float = Field(0.002, gt=0, description="First learning rate of AdamW.")
+    mosaic: float = Field(0.0, ge=0, le=1, description="Share of training pictures put together from four.")
+    seed: int = Field(0, ge=0, description="The same seed, data and versions give the same training.")
+    threads: int = Field(1, ge=1, description="CPU threads.")
+
+
+class LoopConfig(_Part):
+    """The loop: how many frames to ask for, and what happens by itself."""
+
+    rounds: int | None = Field(None, ge=1, description="Stop after so many rounds; none: go on for ever.")
+    frames_per_round: int = Field(400, ge=1, description="Frames asked of all devices together, a round.")
+    wait_s: float = Field(
+        86400.0, gt=0, description="Close a round's collection after so long with the frames that came, if any came."
+    )
+    holdout_share: float = Field(0.2, ge=0, lt=1, description="Share of new scenes that go to the evaluation set.")
+    collect: bool = Field(False, description="Open rounds by itself; otherwise devices send what their budgets allow.")
+    train: bool = Field(False, description="Train when a round's frames are labelled.")
+    roll_out: bool = Field(False, description="Roll a promoted model out without asking.")
+    training: TrainingConfig = TrainingConfig()
+
+
+class GateConfig(_Part):
+    """When a challenger replaces the champion."""
+
+    profile: Literal["significant", "point_estimate"] = Field(
+        "significant", description="`significant` for real sites; `point_estimate` for demos and single films, not a test."
+    )
+
+
+class SigningConfig(_Part):
+    """Who signs model packages."""
+
+    mode: Literal["approved", "automatic"] = Field(
+        "approved", description="`approved`: a person signs with an offline key; `automatic`: the server signs by itself."
+    )
+
+
+class ServerConfig(_Part):
+    """Everything the server can be told."""
+
+    site: str = Field("site", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="Name of the site in topics.")
+    web: WebConfig = WebConfig()
+    broker: BrokerConfig = BrokerConfig()
+    loop: LoopConfig = LoopConfig()
+    gate: GateConfig = GateConfig()
+    signing: SigningConfig = SigningConfig()
+
+
+def load_config(data: Path, explicit: Path | None = None) -> ServerConfig:
+    """The configuration from `explicit`, else from `bowerbird.toml` in the data folder, else the defaults.
+
+    Raises:
+        ConfigError: the file is missing, is not TOML, or has faults; all of them are listed.
+    """
+    path = explicit or data / CONFIG_NAME
+    if not path.exists():
+        if explicit is None:
+            return ServerConfig()
+        raise ConfigError(f"{path} does not exist; give the path of a bowerbird.toml, or leave --config out for the defaults")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    try:
+        return ServerConfig.model_validate(content)
+    except ValidationError as error:
+        faults = "\n".join(f"  {'.'.join(map(str, fault['loc']))}: {_fault_text(fault['type'], fault['msg'])}" for fault in error.errors())
+        raise ConfigError(f"{path} cannot be used; put these right:\n{faults}") from error
+
+
+def _fault_text(kind: str, message: str) -> str:
+    return "unknown key; see `bowerbird serve --help` for the known ones" if kind == "extra_forbidden" else message
