@@ -118,7 +118,9 @@ def load_config(data: Path, explicit: Path | None = None) -> ServerConfig:
     try:
         return ServerConfig.model_validate(content)
     except ValidationError as error:
-        faults = "\n".join(f"  {'.'.join(map(str, fault['loc']))}: {_fault_text(fault['type'], fault['msg'])}" for fault in error.errors())
+        faults = "\n".join(
+            f"  {'.'.join(map(str, fault['loc']))}: {_fault_text(fault['type'], fault['msg'])}" for fault in error.errors()
+        )
         raise ConfigError(f"{path} cannot be used; put these right:\n{faults}") from error
 
 

@@ -50,7 +50,9 @@ def take_snapshot(catalogue: Catalogue, blobs: BlobStore, *, holdout_share: floa
     """
     frames = labelled_frames(catalogue)
     if not frames:
-        raise BadInput("nothing is labelled yet; label frames on the review page or import a data set with `bowerbird dataset import`")
+        raise BadInput(
+            "nothing is labelled yet; label frames on the review page or import a data set with `bowerbird dataset import`"
+        )
     with catalogue.transaction():
         known = scene_splits(catalogue)
         for scene in sorted({frame.scene for frame in frames} - known.keys()):

@@ -54,7 +54,9 @@ def labelled_frames(catalogue: Catalogue) -> list[LabelledFrame]:
 
 def scene_splits(catalogue: Catalogue) -> dict[str, tuple[str, tuple[str, ...]]]:
     """Scene -> (split, slices) for every scene that has a side."""
-    return {row["scene"]: (row["split"], tuple(json.loads(row["slices"]))) for row in catalogue.rows("SELECT * FROM scene_split")}
+    return {
+        row["scene"]: (row["split"], tuple(json.loads(row["slices"]))) for row in catalogue.rows("SELECT * FROM scene_split")
+    }
 
 
 def assign_scene(catalogue: Catalogue, scene: str, split: str, slices: Sequence[str] = ()) -> None:
@@ -108,7 +110,9 @@ def dataset_version(catalogue: Catalogue, which: str | int) -> Row:
     else:
         row = catalogue.row("SELECT * FROM dataset_version WHERE id LIKE ? || '%'", text)
     if row is None:
-        raise NotFound(f"no data set version {text!r}; `bowerbird dataset list` shows them, `bowerbird dataset snapshot` makes one")
+        raise NotFound(
+            f"no data set version {text!r}; `bowerbird dataset list` shows them, `bowerbird dataset snapshot` makes one"
+        )
     return row
 
 

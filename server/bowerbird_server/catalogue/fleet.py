@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
 from bowerbird_server.errors import BadInput, Conflict, NotFound
@@ -129,7 +129,7 @@ def record_health(cat: Catalogue, device: str, health: Health) -> bool:
             health.model_digest,
             device,
         )
-        epoch_s = datetime.now(tz=timezone.utc).timestamp() // HEALTH_BUCKET_S * HEALTH_BUCKET_S
+        epoch_s = datetime.now(tz=UTC).timestamp() // HEALTH_BUCKET_S * HEALTH_BUCKET_S
         cat.execute(
             "INSERT INTO health (id, device, at, counters) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (id) DO UPDATE SET at = excluded.at, counters = excluded.counters",
@@ -143,7 +143,7 @@ def record_health(cat: Catalogue, device: str, health: Health) -> bool:
 
 def thin_health(cat: Catalogue) -> int:
     """Leave one row an hour of history older than a day; returns how many rows went."""
-    horizon = datetime.now(tz=timezone.utc) - timedelta(hours=HEALTH_FULL_HISTORY_H)
+    horizon = datetime.now(tz=UTC) - timedelta(hours=HEALTH_FULL_HISTORY_H)
     return cat.execute(
         "DELETE FROM health WHERE at < ?1 AND id NOT IN "
         "(SELECT id FROM (SELECT id, max(at) FROM health WHERE at < ?1 GROUP BY device, substr(at, 1, 13)))",

@@ -29,7 +29,9 @@ def model(catalogue: Catalogue, which: str) -> Row:
     if which == "champion":
         found = champion(catalogue)
         if found is None:
-            raise NotFound("there is no champion yet; `bowerbird train` makes a first model, `bowerbird models import` brings one")
+            raise NotFound(
+                "there is no champion yet; `bowerbird train` makes a first model, `bowerbird models import` brings one"
+            )
         return found
     rows = catalogue.rows("SELECT * FROM model WHERE digest LIKE ? || '%'", which)
     if len(rows) != 1:

@@ -88,7 +88,8 @@ def cancel_run(catalogue: Catalogue, run_id: str, actor: str) -> None:
     row = run(catalogue, run_id)
     with catalogue.transaction():
         if not catalogue.execute(
-            "UPDATE training_run SET state = 'cancelled', finished_at = ? WHERE id = ? AND state IN ('queued', 'training', 'evaluating')",
+            "UPDATE training_run SET state = 'cancelled', finished_at = ? "
+            "WHERE id = ? AND state IN ('queued', 'training', 'evaluating')",
             utc_now(),
             row["id"],
         ):
