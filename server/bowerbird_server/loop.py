@@ -10,10 +10,10 @@ facts that are on disk, so a scheduler killed anywhere goes on where it was.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class Step(str, Enum):
+class Step(StrEnum):
     """What the scheduler should do now."""
 
     OPEN_ROUND = "open_round"
