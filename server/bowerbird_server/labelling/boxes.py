@@ -65,7 +65,9 @@ def fit_boxes(boxes: Sequence[Box], width: int, height: int, known_classes: Coll
         BadInput: boxes are inverted, without area, wholly outside, or of an unknown class; the message names each of them.
     """
     if len(boxes) > MOST_BOXES:
-        raise BadInput(f"{len(boxes)} boxes on one frame; at most {MOST_BOXES} are taken. Reject the frame or label less of it.")
+        raise BadInput(
+            f"{len(boxes)} boxes on one frame; at most {MOST_BOXES} are taken. Reject the frame or label less of it."
+        )
     faults = []
     for number, box in enumerate(boxes, start=1):
         fault = box_fault(box.box_xyxy, width, height)
@@ -89,7 +91,9 @@ def iou(one: Sequence[float], other: Sequence[float]) -> float:
     return overlap / union if union > 0 else 0.0
 
 
-def count_edits(prelabels: Iterable[Box], boxes: Iterable[Box], *, same_iou: float = 0.5, kept_iou: float = 0.9) -> dict[str, int]:
+def count_edits(
+    prelabels: Iterable[Box], boxes: Iterable[Box], *, same_iou: float = 0.5, kept_iou: float = 0.9
+) -> dict[str, int]:
     """What it took to make `boxes` out of `prelabels`, for labels that were not made by editing them (files, ground truth).
 
     Pairs are matched greedily, best overlap first. A pair of one class overlapping by `kept_iou` was kept, by `same_iou` moved;
