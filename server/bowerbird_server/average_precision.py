@@ -117,7 +117,9 @@ def match_frames(found: Sequence[FrameBoxes], drawn: Sequence[FrameBoxes], class
         ValueError: the two lists differ in length, or detections come without scores.
     """
     if len(found) != len(drawn):
-        raise ValueError(f"{len(found)} frames with detections and {len(drawn)} with ground truth; they must be the same frames")
+        raise ValueError(
+            f"{len(found)} frames with detections and {len(drawn)} with ground truth; they must be the same frames"
+        )
     ground_truth = np.zeros((len(drawn), class_count), np.int64)
     frame_ids: list[NDArray[np.int64]] = []
     class_ids: list[NDArray[np.int64]] = []
