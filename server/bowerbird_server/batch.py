@@ -1,6 +1,7 @@
 """Which received frames to label next, and why: explore arm first, then the best scores spread over cameras and time.
 
-In: frames in state `received`. Out: a batch in the catalogue, each frame with its reason. Exact copies (same image) are taken once.
+In: frames in state `received`. Out: a batch in the catalogue, each frame with its reason. Of exact copies (same image)
+one is taken and the others are set aside as rejected.
 `choose` is pure; `build_batch` reads and writes the catalogue. It neither scores frames nor looks at pixels.
 """
 
@@ -68,6 +69,7 @@ def build_batch(cat: Catalogue, *, frames: int, policy: BatchPolicy | None = Non
         raise BadInput(f"a batch needs at least 1 frame, not {frames}")
     policy = policy or BatchPolicy()
     with cat.transaction():
+        batches.set_copies_aside(cat, actor)
         pool = [_candidate(row) for row in batches.candidates(cat, policy.pool)]
         chosen = choose(pool, frames, policy)
         if not chosen:

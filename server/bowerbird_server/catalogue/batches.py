@@ -42,13 +42,29 @@ def add_batch(cat: Catalogue, chosen: Sequence[tuple[str, str]], policy: Mapping
 
 
 def candidates(cat: Catalogue, limit: int) -> list[Row]:
-    """Received frames that are no copy of a frame already queued or labelled, explore arm first, then the best scores."""
+    """Received frames, explore arm first, then the best scores."""
     return cat.rows(
-        "SELECT id, blob, device, camera, captured_at, arm, reason, score, inclusion_probability FROM frame WHERE state = 'received' "
-        "AND blob NOT IN (SELECT blob FROM frame WHERE state IN ('queued', 'in_review', 'labelled', 'rejected')) "
-        "ORDER BY arm = 'explore' DESC, score DESC, id LIMIT ?",
+        "SELECT id, blob, device, camera, captured_at, arm, reason, score, inclusion_probability FROM frame "
+        "WHERE state = 'received' ORDER BY arm = 'explore' DESC, score DESC, id LIMIT ?",
         limit,
     )
+
+
+def set_copies_aside(cat: Catalogue, actor: str) -> int:
+    """Reject the received frames whose very image is already queued, labelled or rejected; the event names the twin.
+
+    Returns:
+        How many frames were set aside.
+    """
+    with cat.transaction():
+        copies = cat.rows(
+            "SELECT frame.id, min(twin.id) AS twin FROM frame JOIN frame AS twin ON twin.blob = frame.blob AND twin.state "
+            "IN ('queued', 'in_review', 'labelled', 'rejected') WHERE frame.state = 'received' GROUP BY frame.id"
+        )
+        for row in copies:
+            frames.change_state(cat, [row["id"]], "rejected", actor, {"received"})
+            cat.log(actor, "frame is a copy", row["id"], {"of": row["twin"]})
+    return len(copies)
 
 
 def finish_batches(cat: Catalogue, frame: str) -> None:
