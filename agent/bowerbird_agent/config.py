@@ -1,0 +1,410 @@
+"""The device's configuration: one typed object, read once from `agent.toml` by the composition root.
+
+In: a TOML file. Out: `AgentConfig`, with every path absolute, or `ConfigError` with all faults at once (key path and line).
+`check_files` looks further: missing files, a password that others can read. It reads no environment variable.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from bowerbird_agent.budget import ByteLimits
+from bowerbird_agent.capture import Segments, Source, is_live, kind_of, without_password
+from bowerbird_agent.errors import ConfigError
+from bowerbird_agent.policy import TEMPLATES, Policy
+from bowerbird_agent.structuring import Faults, structure
+from bowerbird_wire.errors import TopicError
+from bowerbird_wire.topics import check_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MAX_LONG_SIDE_PX = 4096
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """Who this device is, and where it keeps its state.
+
+    Args:
+        id: the device's name at the server: a-z, 0-9 and hyphens.
+        site: the site's name, the same alphabet.
+        state_dir: folder for spool, models and keys; must survive a restart.
+    """
+
+    id: str
+    site: str
+    state_dir: Path = Path("state")
+
+    def __post_init__(self) -> None:
+        for what, name in (("id", self.id), ("site", self.site)):
+            try:
+                check_name(name, what)
+            except TopicError as error:
+                raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class BrokerConfig:
+    """The MQTT broker. The password stands in a file of its own, readable by this user only.
+
+    Args:
+        host, port: where it listens.
+        username: None for the device's id.
+        password_file: first line is the password; None for no password.
+        keepalive_s: seconds without traffic after which both sides ask whether the other still lives.
+    """
+
+    host: str
+    port: int = 1883
+    username: str | None = None
+    password_file: Path | None = None
+    keepalive_s: int = 30
+
+    def __post_init__(self) -> None:
+        _require(bool(self.host), "host is empty; name the broker's address")
+        _require(1 <= self.port <= 65535, f"port is {self.port}; it must be 1 to 65535")
+        _require(5 <= self.keepalive_s <= 3600, f"keepalive_s is {self.keepalive_s}; it must be 5 to 3600")
+
+
+@dataclass(frozen=True)
+class UpdateConfig:
+    """Trust in model updates. `trusted_root` is the TUF root the device was made with; None refuses every update."""
+
+    trusted_root: Path | None = None
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model to begin with and how it runs.
+
+    Args:
+        factory: a package folder or a single ONNX file; used while no installed model works. None waits for the first update.
+        threads: ONNX Runtime's threads for one frame.
+    """
+
+    factory: Path | None = None
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        _require(1 <= self.threads <= 64, f"threads is {self.threads}; it must be 1 to 64")
+
+
+@dataclass(frozen=True)
+class CameraConfig:
+    """One camera.
+
+    Args:
+        name: a-z, 0-9 and hyphens.
+        source: file, folder, `rtsp://...`, `/dev/video0`, `0`, or `synthetic:?seed=1`.
+        pace: "realtime" (the newest frame wins) or "fast" (every frame; files, folders and synthetic only).
+        fps: pace of files at realtime, and the timeline of sources without one; None for the source's own.
+        start_at_utc: time of frame 0, like "2026-11-22T12:00:00Z"; None for the file's time.
+        first_frame, last_frame: range of frames, both inclusive.
+        loop: begin again at the end.
+        take: the part of the timeline to take when agents share a film, like "10s/20s+0s".
+    """
+
+    name: str
+    source: str
+    pace: str = "realtime"
+    fps: float | None = None
+    start_at_utc: str | None = None
+    first_frame: int = 0
+    last_frame: int | None = None
+    loop: bool = False
+    take: str | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            check_name(self.name, "name")
+        except TopicError as error:
+            raise ValueError(str(error)) from error
+        _require(bool(self.source), "source is empty; name a file, a folder, an address, a device or synthetic:")
+        _require(self.pace in {"realtime", "fast"}, f'pace is {self.pace!r}; it must be "realtime" or "fast"')
+        _require(
+            self.pace == "realtime" or not is_live(self.source),
+            f'pace = "fast" is for files; {without_password(self.source)} is a live camera',
+        )
+        _require(self.fps is None or 0 < self.fps <= 1000, f"fps is {self.fps}; it must be above 0 and at most 1000")
+        _require(self.first_frame >= 0, f"first_frame is {self.first_frame}; frames are numbered from 0")
+        _require(
+            self.last_frame is None or self.last_frame >= self.first_frame,
+            f"last_frame {self.last_frame} is before first_frame {self.first_frame}",
+        )
+        if self.take is not None:
+            Segments.parse(self.take)
+        if self.start_at_utc is not None:
+            _utc_ms(self.start_at_utc)
+        if kind_of(self.source) == "synthetic":
+            from bowerbird_agent.synthetic import SyntheticScene
+
+            SyntheticScene.parse(self.source)
+
+    def to_source(self, resume_after: int = -1) -> Source:
+        """What `open_camera` needs; `resume_after` is the highest sequence handed out before."""
+        return Source(
+            name=self.name,
+            text=self.source,
+            fps=self.fps,
+            start_at_ms=None if self.start_at_utc is None else _utc_ms(self.start_at_utc),
+            first_frame=self.first_frame,
+            last_frame=self.last_frame,
+            loop=self.loop,
+            take=None if self.take is None else Segments.parse(self.take),
+            resume_after=resume_after,
+        )
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """How much may go up: a token bucket, and a cap in every rolling 24 hours (None for none). Resends count."""
+
+    bytes_per_s: float = 16_000.0
+    burst_bytes: int = 2_000_000
+    bytes_per_day: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.burst_bytes >= 10_000, f"burst_bytes is {self.burst_bytes}; it must hold at least one frame (10000)")
+        self.to_limits()
+
+    def to_limits(self) -> ByteLimits:
+        """The caps as the token bucket takes them.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        return ByteLimits(self.bytes_per_s, self.burst_bytes, self.bytes_per_day)
+
+
+@dataclass(frozen=True)
+class SpoolConfig:
+    """Bounds of the durable queue on disk."""
+
+    max_bytes: int = 500_000_000
+    min_free_bytes: int = 200_000_000
+
+    def __post_init__(self) -> None:
+        _require(self.max_bytes >= 1_000_000, f"max_bytes is {self.max_bytes}; it must be at least 1000000")
+        _require(self.min_free_bytes >= 0, f"min_free_bytes is {self.min_free_bytes}; it must not be negative")
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """How a frame is stored and sent: JPEG of at most `long_side` pixels (never enlarged) and this quality."""
+
+    long_side: int = 640
+    quality: int = 90
+
+    def __post_init__(self) -> None:
+        _require(
+            64 <= self.long_side <= MAX_LONG_SIDE_PX, f"long_side is {self.long_side}; it must be 64 to {MAX_LONG_SIDE_PX}"
+        )
+        _require(10 <= self.quality <= 100, f"quality is {self.quality}; it must be 10 to 100")
+
+
+@dataclass(frozen=True)
+class AccountingConfig:
+    """`encode_everything` encodes each distinct frame, to know what sending everything or the 0.6 rule would have cost."""
+
+    encode_everything: bool = False
+
+
+@dataclass(frozen=True)
+class HealthConfig:
+    """How often counters go to the server, in seconds."""
+
+    interval_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        _require(0.2 <= self.interval_s <= 3600, f"interval_s is {self.interval_s}; it must be 0.2 to 3600")
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """Everything in agent.toml."""
+
+    device: DeviceConfig
+    broker: BrokerConfig
+    cameras: tuple[CameraConfig, ...]
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    selection: Policy = field(default_factory=Policy)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    spool: SpoolConfig = field(default_factory=SpoolConfig)
+    image: ImageConfig = field(default_factory=ImageConfig)
+    accounting: AccountingConfig = field(default_factory=AccountingConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
+
+    def __post_init__(self) -> None:
+        _require(bool(self.cameras), "there is no [[cameras]] section; add one with name and source")
+        names = [camera.name for camera in self.cameras]
+        doubled = sorted({name for name in names if names.count(name) > 1})
+        _require(not doubled, f"two cameras are called {', '.join(doubled)}; each needs its own name")
+
+
+def parse_config(text: str, folder: Path, source: str = "agent.toml") -> AgentConfig:
+    """The configuration in a TOML text; relative paths are relative to `folder`.
+
+    Raises:
+        ConfigError: not TOML, or any number of faults, all of them listed.
+    """
+    try:
+        plain = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(source, [f"not TOML: {error}"]) from error
+    faults = Faults()
+    _apply_template(plain.get("selection"), faults)
+    config = structure(plain, AgentConfig, "", faults)
+    if config is None or faults.found:
+        raise ConfigError(source, [_shown(path, message, text) for path, message in faults.found])
+    return _absolute(config, folder)
+
+
+def read_config(path: Path) -> AgentConfig:
+    """The configuration in a file.
+
+    Raises:
+        ConfigError: the file cannot be read, or as `parse_config`.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError(str(path), [f"cannot be read ({reason}); name the file with --config FILE"]) from error
+    return parse_config(text, path.resolve().parent, str(path))
+
+
+def check_files(config: AgentConfig, source: str) -> None:
+    """Check what the configuration points to.
+
+    Raises:
+        ConfigError: a film, folder, model, root or password file is missing, or others can read the password.
+    """
+    found: list[str] = []
+    for i, camera in enumerate(config.cameras):
+        if kind_of(camera.source) == "path" and not Path(camera.source).exists():
+            found.append(f"cameras[{i}].source: {camera.source} does not exist; check the path")
+    pointed = (
+        ("model.factory", config.model.factory),
+        ("update.trusted_root", config.update.trusted_root),
+        ("broker.password_file", config.broker.password_file),
+    )
+    found += [
+        f"{key}: {path} does not exist; check the path" for key, path in pointed if path is not None and not path.exists()
+    ]
+    password_file = config.broker.password_file
+    if password_file is not None and password_file.is_file() and password_file.stat().st_mode & 0o077:
+        found.append(f"broker.password_file: others can read {password_file}; run `chmod 600 {password_file}`")
+    if config.model.factory is None and config.update.trusted_root is None:
+        found.append(
+            "model.factory: neither a factory model nor update.trusted_root is given, so no model would ever run; name one"
+        )
+    if found:
+        raise ConfigError(source, found)
+
+
+def read_password(config: BrokerConfig) -> str | None:
+    """The first line of the password file, None when there is none.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    if config.password_file is None:
+        return None
+    try:
+        return config.password_file.read_text("utf-8").partition("\n")[0].strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(str(config.password_file), ["the password file cannot be read; check path and owner"]) from error
+
+
+def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
+    def at(path: Path | None) -> Path | None:
+        return None if path is None else folder / path.expanduser()
+
+    cameras = tuple(
+        replace(camera, source=str(folder / Path(camera.source.removeprefix("file://")).expanduser()))
+        if kind_of(camera.source) == "path"
+        else camera
+        for camera in config.cameras
+    )
+    return replace(
+        config,
+        device=replace(config.device, state_dir=folder / config.device.state_dir.expanduser()),
+        broker=replace(config.broker, password_file=at(config.broker.password_file)),
+        update=replace(config.update, trusted_root=at(config.update.trusted_root)),
+        model=replace(config.model, factory=at(config.model.factory)),
+        cameras=cameras,
+    )
+
+
+def _apply_template(selection: Any, faults: Faults) -> None:
+    """Replace `template = "name"` in [selection] by that template's fields; the table's own keys win."""
+    if not isinstance(selection, dict) or "template" not in selection:
+        return
+    name = selection.pop("template")
+    if not isinstance(name, str) or name not in TEMPLATES:
+        faults.add("selection.template", f"is {name!r}; it must be one of {', '.join(map(repr, sorted(TEMPLATES)))}")
+        return
+    for key, value in TEMPLATES[name].items():
+        selection.setdefault(key, value)
+
+
+def _utc_ms(text: str) -> int:
+    try:
+        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError as error:
+        raise ValueError(f'start_at_utc is {text!r}; write it like "2026-11-22T12:00:00Z"') from error
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=timezone.utc)
+    return int(moment.timestamp() * 1000)
+
+
+def _shown(path: str, message: str, text: str) -> str:
+    line = _line_of(path, text)
+    return f"{path}: {message}" if line is None else f"{path} (line {line}): {message}"
+
+
+def _line_of(path: str, text: str) -> int | None:
+    """The line of a key path such as `cameras[1].fps`, or of its table; found by reading headers, good for ordinary files."""
+    table, _, key = path.rpartition(".")
+    name, _, index = (table or path).partition("[")
+    wanted = int(index.partition("]")[0]) if index else 0
+    seen = -1
+    in_table = not table
+    table_line = None
+    for number, line in enumerate(text.splitlines(), 1):
+        header = re.match(r"\s*\[\[?\s*([^\]]+?)\s*\]\]?", line)
+        if header:
+            is_named = header[1] == name
+            seen += is_named
+            in_table = is_named and seen == wanted
+            if in_table and table_line is None:
+                table_line = number
+        elif in_table and re.match(rf"\s*{re.escape(key)}\s*=", line):
+            return number
+    return table_line
+
+
+def summary(config: AgentConfig) -> dict[str, Any]:
+    """The configuration as plain values for `--check-config --json`; no secret is in it."""
+    return {
+        "device": config.device.id,
+        "site": config.device.site,
+        "state_dir": str(config.device.state_dir),
+        "broker": f"{config.broker.host}:{config.broker.port}",
+        "cameras": {camera.name: without_password(camera.source) for camera in config.cameras},
+        "factory_model": None if config.model.factory is None else str(config.model.factory),
+    }

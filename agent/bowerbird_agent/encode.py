@@ -1,0 +1,116 @@
+"""A frame as the bytes that are stored and sent: JPEG at the sending resolution, and the header that describes it.
+
+In: a frame, its detections and its judgement. Out: `Encoded` and a `FrameHeader` whose boxes are in pixels of the sent image. It
+writes nothing to disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import cv2
+import numpy as np
+
+from bowerbird_wire.codec import frame_id
+from bowerbird_wire.messages import FrameHeader, WireDetection
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from bowerbird_agent.capture import Frame
+    from bowerbird_agent.select import Judgement
+    from bowerbird_models.detections import Detections
+
+# What the server gets as pre-labels and for its own re-scoring; the long tail below would only cost bytes.
+SENT_CONFIDENCE = 0.1
+MAX_SENT_DETECTIONS = 100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A JPEG and its pixel size."""
+
+    jpeg: bytes
+    width: int
+    height: int
+
+
+def encode_image(image_bgr: NDArray[np.uint8], *, long_side: int, quality: int) -> Encoded:
+    """A picture as JPEG, shrunk so that its longer side is at most `long_side` pixels; never enlarged.
+
+    Args:
+        image_bgr: (H, W, 3) uint8.
+        long_side: pixels.
+        quality: 1 to 100.
+    """
+    height, width = image_bgr.shape[:2]
+    scale = long_side / max(height, width)
+    if scale < 1:
+        size = (max(1, round(width * scale)), max(1, round(height * scale)))
+        image_bgr = np.asarray(cv2.resize(image_bgr, size, interpolation=cv2.INTER_AREA), np.uint8)
+    _, jpeg = cv2.imencode(".jpg", image_bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return Encoded(jpeg.tobytes(), image_bgr.shape[1], image_bgr.shape[0])
+
+
+def wire_detections(
+    detections: Detections, class_names: Sequence[str], *, source_wh: tuple[int, int], sent_wh: tuple[int, int]
+) -> tuple[WireDetection, ...]:
+    """The detections worth sending, scaled from source to sent pixels and rounded to a tenth."""
+    scale = np.array([sent_wh[0] / source_wh[0], sent_wh[1] / source_wh[1]] * 2)
+    kept = detections.above(SENT_CONFIDENCE)
+    out = []
+    for i in range(min(len(kept), MAX_SENT_DETECTIONS)):
+        left, top, right, bottom = (round(float(value), 1) for value in kept.boxes_xyxy[i] * scale)
+        name = class_names[int(kept.class_ids[i])]
+        out.append(WireDetection((left, top, right, bottom), round(float(kept.scores[i]), 4), name))
+    return tuple(out)
+
+
+def build_header(
+    frame: Frame,
+    encoded: Encoded,
+    judgement: Judgement,
+    *,
+    device: str,
+    detections: tuple[WireDetection, ...],
+    quality: int,
+    boot_id: str,
+    clock_ok: bool,
+    model_digest: str,
+) -> FrameHeader:
+    """The header of a frame about to enter the spool."""
+    digest = hashlib.sha256(encoded.jpeg).hexdigest()
+    identity = frame_id(
+        image_sha256=digest,
+        device=device,
+        camera=frame.camera,
+        sequence=frame.sequence,
+        captured_at_ms=frame.captured_at_ms,
+    )
+    return FrameHeader(
+        frame_id=identity,
+        image_sha256=digest,
+        device=device,
+        camera=frame.camera,
+        sequence=frame.sequence,
+        captured_at_ms=frame.captured_at_ms,
+        width=encoded.width,
+        height=encoded.height,
+        quality=quality,
+        source_width=frame.image_bgr.shape[1],
+        source_height=frame.image_bgr.shape[0],
+        boot_id=boot_id,
+        monotonic_ns=frame.monotonic_ns,
+        clock_ok=clock_ok,
+        model_digest=model_digest,
+        arm=judgement.arm,
+        reasons=judgement.reasons,
+        score=float(judgement.score),
+        strategy_scores={name: round(float(value), 4) for name, value in judgement.strategy_scores.items()},
+        inclusion_probability=float(judgement.inclusion_probability),
+        detections=detections,
+    )
