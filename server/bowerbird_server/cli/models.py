@@ -1,0 +1,112 @@
+"""`bowerbird models`: import, list, show, promote, publish, sign."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bowerbird_server.catalogue import models as model_rows
+from bowerbird_server.catalogue.classes import add_classes
+from bowerbird_server.catalogue.classes import class_names as known_classes
+from bowerbird_server.catalogue.datasets import dataset_version
+from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, out, show_json, show_rows
+from bowerbird_server.errors import BadInput
+from bowerbird_server.registry import import_model, publish
+from bowerbird_server.training_runs import evaluate_on
+
+app = typer.Typer(no_args_is_help=True, help="Models and their packages. Example: bowerbird models import best.onnx")
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="best.onnx, or best.pt with --trust.")],
+    data: Data = DATA,
+    config: Config = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="Open a .pt: it is a program, and runs in a child process when it is read.")
+    ] = False,
+    promote: Annotated[bool, typer.Option("--promote", help="Make it the champion at once, without the gate.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take in a model that you have. Example: bowerbird models import best.onnx --promote"""
+    with open_site(data, config) as site:
+        row = import_model(site, file, trust=trust, actor=actor())
+        if not known_classes(site.catalogue):
+            add_classes(site.catalogue, json.loads(row["class_names"]), actor())
+        if promote:
+            model_rows.promote(site.catalogue, row["digest"], actor(), {"reasons": ["promoted by hand at import"]})
+        if as_json:
+            show_json(model_rows.model(site.catalogue, row["digest"]))
+        else:
+            out.print(f"model {row['digest'][:12]} with classes {', '.join(json.loads(row['class_names']))}", highlight=False)
+
+
+@app.command("list")
+def list_models(data: Data = DATA, as_json: AsJson = False) -> None:
+    """All models, newest first."""
+    with open_site(data) as site:
+        rows = site.catalogue.rows("SELECT * FROM model ORDER BY created_at DESC")
+        for row in rows:
+            row["short"] = row["digest"][:12]
+            score = json.loads(row["metrics"]).get("map50_95")
+            row["map50_95"] = "" if score is None else f"{score:.3f}"
+        show_rows(
+            rows,
+            {"short": "model", "state": "state", "origin": "origin", "map50_95": "mAP50-95", "release": "release", "created_at": "made"},
+            as_json=as_json,
+            none="no models yet; `bowerbird models import best.onnx` or `bowerbird train start`",
+        )
+
+
+@app.command()
+def show(model: str, data: Data = DATA, as_json: AsJson = False) -> None:
+    """One model: where it came from, what the gate measured and why it decided so."""
+    with open_site(data) as site:
+        row = model_rows.model(site.catalogue, model)
+        if as_json:
+            show_json({**row, **{key: json.loads(row[key]) for key in ("metrics", "verdict", "class_names", "manifest")}})
+            return
+        metrics, verdict = json.loads(row["metrics"]), json.loads(row["verdict"])
+        out.print(f"model   {row['digest']}\nstate   {row['state']}\nclasses {', '.join(json.loads(row['class_names']))}", highlight=False)
+        if metrics:
+            out.print(f"mAP50-95 {metrics['map50_95']:.4f} on {metrics['frames']} frames of {metrics['scenes']} scenes", highlight=False)
+            for name, value in {**metrics["per_slice"], **metrics["per_class"]}.items():
+                out.print(f"  {name}: {'never drawn' if value is None else f'{value:.4f}'}", highlight=False)
+        for reason in verdict.get("reasons", []):
+            out.print(f"gate: {reason}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    model: str,
+    data: Data = DATA,
+    dataset: Annotated[str, typer.Option(help="Data set version whose held-out frames are used.")] = "newest",
+) -> None:
+    """Measure a model on held-out frames with the device's own code; prints JSON."""
+    with open_site(data) as site:
+        run = evaluate_on(site, model_rows.model(site.catalogue, model)["digest"], dataset_version(site.catalogue, dataset))
+        show_json(json.loads(run.evaluation.to_json()))
+
+
+@app.command()
+def promote(
+    model: str, why: Annotated[str, typer.Option(help="Kept in the event log for ever.")], data: Data = DATA
+) -> None:
+    """Make a model the champion by hand, past the gate. Example: bowerbird models promote 3f2a --why "gate set too small" """
+    if not why.strip():
+        raise BadInput("say why the gate is passed over, with --why")
+    with open_site(data) as site:
+        row = model_rows.model(site.catalogue, model)
+        model_rows.promote(site.catalogue, row["digest"], actor(), {"reasons": [why]})
+        out.print(f"model {row['digest'][:12]} is the champion; `bowerbird rollout start` sends it to devices", highlight=False)
+
+
+@app.command("publish")
+def publish_(model: str = "champion", data: Data = DATA, config: Config = None) -> None:
+    """Sign a model's package into the repository that devices read."""
+    with open_site(data, config) as site:
+        row = model_rows.model(site.catalogue, model)
+        out.print(f"model {row['digest'][:12]} is release {publish(site, row['digest'], actor())}", highlight=False)

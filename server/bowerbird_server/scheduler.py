@@ -1,0 +1,174 @@
+"""The scheduler: asks `loop.next_step` what to do and does it, for as long as the server runs.
+
+In: the catalogue. Out: rounds opened, batches built, trainings run, rollouts started, each in a transaction of its own, so that a
+scheduler killed anywhere goes on from what is on disk. It labels nothing and talks to no device (see `delivery.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from datetime import UTC, datetime
+
+from bowerbird_server.batch import build_batch
+from bowerbird_server.catalogue import Row, fleet, frames, rollouts
+from bowerbird_server.catalogue import models as model_rows
+from bowerbird_server.catalogue import training as run_rows
+from bowerbird_server.errors import ServerError
+from bowerbird_server.loop import LoopFacts, Step, next_step
+from bowerbird_server.registry import open_repository, publish
+from bowerbird_server.rollout import start_rollout
+from bowerbird_server.site import Site
+from bowerbird_server.snapshot import take_snapshot
+from bowerbird_server.training_runs import carry_out, queue_run
+
+logger = logging.getLogger(__name__)
+
+ACTOR = "scheduler"
+POLL_S = 0.5
+REFRESH_S = 3600.0
+# After a step that failed for want of something (disk, signature), do not try again at once.
+RETRY_S = 10.0
+
+
+def run(site: Site, stop: threading.Event) -> None:
+    """Work until `stop` is set."""
+    refreshed_s = 0.0
+    warned = ""
+    while not stop.is_set():
+        try:
+            now_s = datetime.now(UTC).timestamp()
+            if now_s - refreshed_s > REFRESH_S and model_rows.champion(site.catalogue) is not None:
+                open_repository(site).refresh()
+                refreshed_s = now_s
+            step = next_step(read_facts(site))
+            idle = step in (Step.WAIT, Step.DONE)
+            if not idle:
+                logger.info("next step: %s", step)
+                do_step(site, step)
+            warned = ""
+            stop.wait(POLL_S if idle else 0.0)
+        except ServerError as error:
+            if str(error) != warned:
+                logger.warning("%s", error)
+            warned = str(error)
+            stop.wait(RETRY_S)
+
+
+def read_facts(site: Site) -> LoopFacts:
+    """What the catalogue says now."""
+    catalogue, loop = site.catalogue, site.config.loop
+    rounds = run_rows.rounds(catalogue)
+    current = next((row for row in rounds if row["state"] != "finished"), None)
+    devices = fleet.active_devices(catalogue)
+    run_row = run_rows.run(catalogue, current["training_run"]) if current and current["training_run"] else None
+    return LoopFacts(
+        collect=loop.collect,
+        train=loop.train,
+        roll_out=loop.roll_out,
+        rounds_limit=loop.rounds,
+        rounds_finished=sum(row["state"] == "finished" for row in rounds),
+        round_state=None if current is None else current["state"],
+        frames_wanted=0 if current is None else current["frames_wanted"],
+        frames_received=frames.count_by_state(catalogue).get("received", 0),
+        devices=len(devices),
+        collection_over=current is not None and _collection_over(site, current),
+        batch_done=current is not None and _batch_done(site, current),
+        open_run=run_rows.next_open_run(catalogue) is not None,
+        round_run_state=None if run_row is None else run_row["state"],
+        round_rollout_state=None if current is None else _rollout_state(site, current),
+        champion_rolled_out=not rollouts.running(catalogue),
+    )
+
+
+def _batch_done(site: Site, current: Row) -> bool:
+    return site.catalogue.value("SELECT state FROM batch WHERE id = ?", current["batch"]) == "done"
+
+
+def _rollout_state(site: Site, current: Row) -> str | None:
+    state: str | None = site.catalogue.value("SELECT state FROM rollout WHERE id = ?", current["rollout"])
+    return state
+
+
+def _collection_over(site: Site, current: Row) -> bool:
+    """Whether every active device has closed a window for this round and sent all it chose, or the wait is over."""
+    waited_s = (datetime.now(UTC) - datetime.fromisoformat(current["opened_at"])).total_seconds()
+    if waited_s > site.config.loop.wait_s:
+        return True
+    for row in fleet.list_devices(site.catalogue):
+        if row["state"] != "active":
+            continue
+        health = json.loads(row["health"])
+        window = health.get("extra", {}).get("window", {})
+        unsent = sum(health.get("spool", {}).get(state, 0) for state in ("new", "sent", "in_doubt"))
+        if health.get("desired_version") != row["desired_version"] or not window.get("closed") or unsent:
+            return False
+    return True
+
+
+def do_step(site: Site, step: Step) -> None:
+    """Carry out one step.
+
+    Raises:
+        ServerError: the surroundings do not allow it now; the facts are unchanged and the step comes again.
+    """
+    rounds = run_rows.rounds(site.catalogue)
+    current = rounds[-1] if rounds else None
+    if step is Step.TRAIN:
+        open_run = run_rows.next_open_run(site.catalogue)
+        if open_run is not None:
+            carry_out(site, open_run)
+    elif step is Step.OPEN_ROUND:
+        _open_round(site)
+    elif current is not None:
+        _ROUND_STEPS[step](site, current)
+
+
+def _open_round(site: Site) -> None:
+    """Ask each device for its share of the round's frames, on top of what it has sent already."""
+    devices = sorted(fleet.active_devices(site.catalogue))
+    wanted = site.config.loop.frames_per_round
+    with site.catalogue.transaction():
+        run_rows.open_round(site.catalogue, wanted, ACTOR)
+        for place, device in enumerate(devices):
+            share = wanted // len(devices) + (place < wanted % len(devices))
+            health = json.loads(fleet.get(site.catalogue, device)["health"])
+            sent = max(
+                int(health.get("frames_selected", 0)), sum(frames.count_by_state(site.catalogue, device=device).values())
+            )
+            fleet.set_frames_total(site.catalogue, device, sent + share, ACTOR)
+
+
+def _build_batch(site: Site, current: Row) -> None:
+    with site.catalogue.transaction():
+        batch = build_batch(site.catalogue, frames=current["frames_wanted"])
+        if batch is not None:
+            run_rows.move_round(site.catalogue, current["number"], "labelling", ACTOR, batch=batch)
+
+
+def _queue_training(site: Site, current: Row) -> None:
+    version = take_snapshot(site.catalogue, site.blobs, holdout_share=site.config.loop.holdout_share, actor=ACTOR)
+    with site.catalogue.transaction():
+        run_id = queue_run(site, version, site.config.loop.training, ACTOR)
+        run_rows.move_round(site.catalogue, current["number"], "training", ACTOR, training_run=run_id)
+
+
+def _roll_out(site: Site, current: Row) -> None:
+    digest = json.loads(run_rows.run(site.catalogue, current["training_run"])["result"])["model"]
+    release = publish(site, digest, ACTOR)
+    with site.catalogue.transaction():
+        rollout = start_rollout(site.catalogue, digest, release, sorted(fleet.active_devices(site.catalogue)), ACTOR)
+        run_rows.move_round(site.catalogue, current["number"], "rolling_out", ACTOR, rollout=rollout)
+
+
+def _finish_round(site: Site, current: Row) -> None:
+    run_rows.move_round(site.catalogue, current["number"], "finished", ACTOR)
+
+
+_ROUND_STEPS = {
+    Step.BUILD_BATCH: _build_batch,
+    Step.QUEUE_TRAINING: _queue_training,
+    Step.ROLL_OUT: _roll_out,
+    Step.FINISH_ROUND: _finish_round,
+}
