@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 
 import cbor2
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from securesystemslib.exceptions import UnverifiedSignatureError, VerificationError
-from securesystemslib.signer import CryptoSigner, Key, Signature, Signer
-from tuf.api.metadata import (
+from securesystemslib.signer import CryptoSigner, Key, Signature, Signer  # type: ignore[attr-defined]  # as with tuf below
+from tuf.api.exceptions import RepositoryError
+from tuf.api.metadata import (  # type: ignore[attr-defined]  # public names, re-exported without saying so
     DelegatedRole,
     Delegations,
     Metadata,
@@ -41,7 +41,7 @@ from tuf.api.metadata import (
 )
 from tuf.api.serialization.json import JSONSerializer
 
-from bowerbird_models.durable import sync_folder
+from bowerbird_models.durable import sync_folder, write_durably
 from bowerbird_models.errors import ModelError
 from bowerbird_models.manifest import MANIFEST, ModelManifest
 from bowerbird_wire.codec import to_map
@@ -112,8 +112,10 @@ def load_key(path: Path) -> CryptoSigner:
         if mode & 0o077:
             raise SigningError("open_key", f"others can read the signing key {path} (mode {mode:04o}); run: chmod 600 {path}")
         content = file.read(65_536)
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     try:
-        return CryptoSigner(load_pem_private_key(content, None))  # type: ignore[arg-type]  # checked by CryptoSigner itself
+        return CryptoSigner(load_pem_private_key(content, None))
     except (ValueError, TypeError) as error:
         raise SigningError("bad_key", f"{path} holds no usable private key; restore it from your backup") from error
 
@@ -217,6 +219,22 @@ def sign(metadata: Metadata[Any], signers: Sequence[Signer]) -> bytes:
     for signer in signers:
         metadata.sign(signer, append=True)
     return metadata.to_bytes(JSONSerializer(compact=True))
+
+
+def sign_file(path: Path, key: Path) -> None:
+    """Sign metadata that waits in a file, in place; needs nothing but the file and the key, so it works off line.
+
+    Raises:
+        SigningError: the key cannot be used, or the file is no metadata.
+    """
+    signer = load_key(key)
+    try:
+        metadata: Metadata[Any] = Metadata.from_bytes(path.read_bytes())
+    except (OSError, RepositoryError) as error:
+        raise SigningError(
+            "bad_metadata", f"{path} is no metadata that waits for a signature; publish the model again"
+        ) from error
+    write_durably(path, sign(metadata, [signer]))
 
 
 def signed_at_ms(timestamp: Timestamp) -> int:
