@@ -231,6 +231,12 @@ def get(cat: Catalogue, frame: str) -> Row:
     return {**row, "detections": detections(cat, frame)}
 
 
+def state_of(cat: Catalogue, frame: str) -> str | None:
+    """A frame's state, None when the catalogue does not know it."""
+    state: str | None = cat.value("SELECT state FROM frame WHERE id = ?", frame)
+    return state
+
+
 def detections(cat: Catalogue, frame: str) -> list[Row]:
     """What the device's model saw: rows `left top right bottom score class_name`, pixels of the stored image."""
     return cat.rows(
