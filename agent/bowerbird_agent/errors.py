@@ -37,6 +37,14 @@ class SpoolError(AgentError):
     """The spool's folder or index cannot be used."""
 
 
+class SpoolFull(SpoolError):
+    """There is no room for this frame and nothing worse to give up for it; the frame is not spooled, everything else is kept."""
+
+
+class SpoolFault(SpoolError):
+    """The disk refused: read-only, input/output error, damaged index. What is already spooled stays."""
+
+
 class LinkError(AgentError):
     """The broker's settings are unusable, or it refuses this device."""
 

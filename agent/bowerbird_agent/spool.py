@@ -1,0 +1,546 @@
+"""The durable queue of frames, the only store on the device that counts. Only the server's receipt deletes from it.
+
+In: frame headers with their images, promotions and drops from the selection, receipts. Out: payloads to publish, counts, and a
+ledger that proves that no frame was lost. A file per frame (`spool_files.py`) and an SQLite index (`spool_index.py`) that is rebuilt
+from the files when it is missing or damaged; where the two differ after a crash, the index is right about states and the files about
+existence. It does not decide when to send (`uploader.py`) nor what is worth keeping (`select.py`), except when it is full.
+
+Every public method may be called from any thread. `put` writes its file outside the lock, so a slow disk does not hold up receipts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import sqlite3
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Literal
+
+from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
+from bowerbird_agent.spool_files import FrameFiles, on_disk_bytes
+from bowerbird_agent.spool_index import (
+    PROMOTED,
+    SPOOLED,
+    FrameState,
+    Ledger,
+    Outcome,
+    SpooledFrame,
+    SpoolIndex,
+    disk_fault,
+    ledger_of,
+    salvage,
+)
+from bowerbird_wire import codec
+from bowerbird_wire.errors import WireError
+from bowerbird_wire.messages import FrameHeader, FrameMessage, Receipt
+
+log = logging.getLogger(__name__)
+
+# Kept free of frames for the index, its WAL and the ballast: index writes must succeed when the frames have taken everything.
+INDEX_RESERVE_BYTES = 1024 * 1024
+MIN_SPOOL_BYTES = 2 * INDEX_RESERVE_BYTES
+# Given up for a moment when the disk is full, so that receipts can still be recorded and thereby free space.
+_BALLAST_BYTES = 256 * 1024
+_EXPLORE_SHARE = 0.5  # above this part of the room the random sample gives way to itself only
+_SNAPSHOT_EVERY = 64
+_REBUILDING, _REBUILD_EXPECTS = "spool.rebuilding", "spool.rebuild_expects"
+
+
+@dataclass(frozen=True)
+class ReceiptCounts:
+    """What a receipt did: frames deleted as committed, deleted as refused, and ids that are not in the spool (late or repeated)."""
+
+    committed: int = 0
+    refused: int = 0
+    unknown: int = 0
+
+
+class Spool:
+    """Frames on their way to the server.
+
+    Args:
+        root: folder of its own; made when missing.
+        max_bytes: hard cap of frames, index and all; at least `MIN_SPOOL_BYTES`.
+        min_free_bytes: the spool does not grow while the disk has less free than this.
+        remember: how many ids of settled frames are kept (about 150 bytes each); None for about 1 % of max_bytes.
+
+    Raises:
+        ValueError: max_bytes is too small.
+        SpoolError: the folder cannot be used; the message says what to do.
+    """
+
+    def __init__(self, root: Path, *, max_bytes: int, min_free_bytes: int = 0, remember: int | None = None) -> None:
+        if max_bytes < MIN_SPOOL_BYTES:
+            raise ValueError(f"spool.max_bytes must be at least {MIN_SPOOL_BYTES}, not {max_bytes}")
+        self.root = root
+        self._max_bytes = max_bytes
+        self._min_free_bytes = min_free_bytes
+        self._remember = min(max(max_bytes // 20_000, 500), 50_000) if remember is None else remember
+        self._lock = threading.RLock()
+        self._writing: dict[str, int] = {}  # frame id -> bytes promised to a put under way
+        self._changes = 0
+        try:
+            self._files = FrameFiles(root / "frames")
+            self._claim = self._claim_folder()
+            self._ballast_refill()
+            self._index = self._open_index()
+            self._reconcile()
+        except OSError as error:
+            raise disk_fault(error, root) from error
+        except sqlite3.Error as error:
+            raise disk_fault(error, root) from error
+
+    def close(self) -> None:
+        """Close the index. The spool can be opened again."""
+        with self._lock:
+            self._snapshot()
+            self._index.close()
+            self._claim.close()
+
+    # -- in
+
+    def put(self, header: FrameHeader, image: bytes, state: Literal["candidate", "new"] = "candidate") -> bool:
+        """Keep a frame; when this returns True, no crash and no power cut can lose it.
+
+        Returns:
+            False when the frame is here already, or the server has it or has refused it (as far as that is remembered).
+
+        Raises:
+            SpoolFull: no room, and nothing here is worth less; counted as `spool.full`.
+            SpoolFault: the disk refused; counted as `spool.fault` where that is possible.
+        """
+        payload = codec.encode_frame(FrameMessage(header, image))
+        frame = SpooledFrame(
+            header.frame_id,
+            FrameState(state),
+            header.arm,
+            header.score,
+            len(payload),
+            header.camera,
+            header.sequence,
+            header.captured_at_ms,
+        )
+        disk_bytes = on_disk_bytes(len(payload))
+        try:
+            with self._reading():
+                if frame.frame_id in self._writing or self._index.frame(frame.frame_id) is not None:
+                    return False
+                if self._index.outcome(frame.frame_id) in (Outcome.COMMITTED, Outcome.REFUSED):
+                    return False
+                self._make_room(frame, disk_bytes)
+                self._writing[frame.frame_id] = disk_bytes
+            try:
+                self._write(frame, payload, disk_bytes)
+            finally:
+                with self._lock:
+                    del self._writing[frame.frame_id]
+        except SpoolError as error:
+            with contextlib.suppress(SpoolError):
+                self.add_counters({"spool.full" if isinstance(error, SpoolFull) else "spool.fault": 1})
+            raise
+        return True
+
+    def _write(self, frame: SpooledFrame, payload: bytes, disk_bytes: int) -> None:
+        try:
+            self._files.write(frame.frame_id, payload, candidate=frame.state is FrameState.CANDIDATE)
+        except OSError as error:
+            raise disk_fault(error, self.root) from error
+        try:
+            # A row lost in a power cut is found again by its file, hence no second wait for the disk.
+            with self._lock, self._index.transaction(durable=False):
+                self._index.insert(frame, disk_bytes)
+        except SpoolError:
+            with contextlib.suppress(OSError):
+                self._files.delete(frame.frame_id)
+            raise
+
+    def promote(self, frame_ids: Iterable[str]) -> tuple[str, ...]:
+        """CANDIDATE -> NEW, to be sent in the given order after all earlier ones. Counted in `promoted` in the same transaction.
+
+        Returns:
+            The ids that were promoted; one that was evicted meanwhile is not among them.
+        """
+        with self._lock:
+            with self._index.transaction():
+                promoted = tuple(frame_id for frame_id in frame_ids if self._index.promote(frame_id))
+            for frame_id in promoted:
+                with contextlib.suppress(OSError):  # the name is for a rebuild only; the next start corrects it
+                    self._files.rename(frame_id, candidate=False)
+            self._snapshot()
+        return promoted
+
+    def drop(self, frame_ids: Iterable[str], reason: str) -> int:
+        """Give frames up by decision of the agent, counted by `reason`; returns how many were there."""
+        return len(self._settle([(frame_id, Outcome.DROPPED, reason) for frame_id in frame_ids]))
+
+    # -- out
+
+    def next_new(self, exclude: Collection[str] = ()) -> SpooledFrame | None:
+        """The next frame to send for the first time."""
+        with self._reading():
+            return self._index.first_new(exclude.__contains__)
+
+    def frames(self, state: FrameState) -> tuple[SpooledFrame, ...]:
+        """All frames of a state, in send order."""
+        with self._reading():
+            return self._index.frames(state)
+
+    def frame(self, frame_id: str) -> SpooledFrame | None:
+        """What is known of one frame, None when it is not here."""
+        with self._reading():
+            return self._index.frame(frame_id)
+
+    def message(self, frame_id: str) -> bytes | None:
+        """The payload to publish. None when the frame is gone; a damaged file is dropped, counted, and None as well.
+
+        Raises:
+            SpoolFault: the disk cannot be read.
+        """
+        try:
+            payload = self._files.read(frame_id)
+        except OSError as error:
+            raise disk_fault(error, self.root) from error
+        if payload is None:
+            if self.drop([frame_id], "file_missing"):
+                log.warning("frame %s: its spool file is missing; dropped and counted", frame_id[:12])
+            return None
+        try:
+            intact = codec.decode_frame(payload).header.frame_id == frame_id
+        except WireError:
+            intact = False
+        if not intact:
+            if self.drop([frame_id], "file_damaged"):
+                log.warning("frame %s: its spool file is damaged; dropped and counted", frame_id[:12])
+            return None
+        return payload
+
+    def read(self, frame_id: str) -> tuple[FrameHeader, bytes] | None:
+        """Header and image of a frame; None and SpoolFault as for `message`."""
+        payload = self.message(frame_id)
+        if payload is None:
+            return None
+        message = codec.decode_frame(payload)
+        return message.header, message.image
+
+    def mark_sent(self, frame_id: str) -> bool:
+        """NEW or IN_DOUBT -> SENT, before the bytes leave. False: do not send, the frame is gone."""
+        with self._lock, self._index.transaction(durable=False):
+            return self._index.move(frame_id, FrameState.SENT, (FrameState.NEW, FrameState.IN_DOUBT, FrameState.SENT))
+
+    def mark_in_doubt(self, frame_ids: Iterable[str] | None = None) -> int:
+        """SENT -> IN_DOUBT for these frames, None for all that were sent; returns how many."""
+        with self._lock, self._index.transaction(durable=False):
+            if frame_ids is None:
+                return self._index.wake()
+            return sum(self._index.move(frame_id, FrameState.IN_DOUBT, (FrameState.SENT,)) for frame_id in frame_ids)
+
+    def receipt(self, receipt: Receipt) -> ReceiptCounts:
+        """Delete what the server has committed or refused, in one transaction. Repeating a receipt changes nothing.
+
+        Raises:
+            SpoolError: the disk refused; nothing has changed, the frames will be in doubt and the server will answer again.
+        """
+        changes = [(frame_id, Outcome.COMMITTED, "") for frame_id in receipt.committed]
+        changes += [(refusal.frame_id, Outcome.REFUSED, refusal.code) for refusal in receipt.refused]
+        settled = self._settle(changes)
+        for refusal in receipt.refused:
+            log.warning("frame %s: refused by the server (%s) %s", refusal.frame_id[:12], refusal.code, refusal.detail[:200])
+        committed = len(settled.intersection(receipt.committed))
+        refused = len(settled) - committed
+        return ReceiptCounts(committed, refused, len(changes) - committed - refused)
+
+    def committed(self, frame_id: str) -> bool:
+        """Whether the server has this frame, as far as that is remembered."""
+        with self._reading():
+            return self._index.outcome(frame_id) is Outcome.COMMITTED
+
+    # -- account
+
+    def counts(self) -> dict[str, int]:
+        """Frames by state; every state is a key."""
+        with self._reading():
+            return self._index.counts()
+
+    def ledger(self) -> Ledger:
+        """What became of every frame ever spooled, of one moment."""
+        with self._reading():
+            return self._index.ledger()
+
+    def evicted(self) -> dict[str, int]:
+        """Evictions by `reason.arm.score bin`, e.g. `spool_full.policy.0.3`."""
+        return dict(self.ledger().evicted)
+
+    @property
+    def promoted(self) -> int:
+        """Frames ever chosen for sending: what `Desired.frames_total` is held against."""
+        return self.counter(PROMOTED)
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes on disk, index included."""
+        with self._reading():
+            return self._index.disk_bytes()[0] + sum(self._writing.values()) + self._index_bytes()
+
+    def counter(self, name: str) -> int:
+        """A persistent counter, 0 when it was never counted."""
+        with self._reading():
+            return self._index.counter(name)
+
+    def counters(self) -> dict[str, int]:
+        """All persistent counters; those of the spool itself begin with `spool.`."""
+        with self._reading():
+            return self._index.counters()
+
+    def add_counters(self, deltas: Mapping[str, int]) -> None:
+        """Add to counters in one transaction. A power cut may take the last seconds back, kill -9 does not."""
+        with self._lock, self._index.transaction(durable=False):
+            self._index.count(deltas)
+
+    def set_counter(self, name: str, value: int) -> None:
+        """Set a counter, durably."""
+        with self._lock, self._index.transaction():
+            self._index.set_counter(name, value)
+
+    def note(self, name: str) -> str | None:
+        """A short text that was kept, e.g. the state of the byte budget."""
+        with self._reading():
+            return self._index.note(name)
+
+    def set_note(self, name: str, value: str) -> None:
+        """Keep a short text, durably."""
+        with self._lock, self._index.transaction():
+            self._index.set_note(name, value)
+
+    # -- inside
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The lock, with SQLite's errors turned into ours."""
+        with self._lock:
+            try:
+                yield
+            except sqlite3.Error as error:
+                raise disk_fault(error, self.root) from error
+
+    def _claim_folder(self) -> IO[bytes]:
+        """Two agents on one spool would promote, send and delete each other's frames."""
+        file = (self.root / "lock").open("wb")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise SpoolFault(
+                f"the spool {self.root} is in use: stop the other agent or give this one its own state_dir"
+            ) from error
+        return file
+
+    def _settle(self, changes: list[tuple[str, Outcome, str]]) -> set[str]:
+        """Take frames out and return the ids that were here.
+
+        Row and counter first, file second: a crash between leaves a file that the next start recognises and removes.
+        """
+        with self._lock:
+            for last_try in (False, True):
+                try:
+                    with self._index.transaction():
+                        settled = {frame_id for frame_id, outcome, why in changes if self._settle_row(frame_id, outcome, why)}
+                    break
+                except SpoolFull:
+                    if last_try:
+                        raise
+                    self._ballast_path.unlink(missing_ok=True)
+            for frame_id in settled:
+                try:
+                    self._files.delete(frame_id)
+                except OSError as error:
+                    log.warning("frame %s: cannot delete its file (%s); the next start tries again", frame_id[:12], error)
+            self._ballast_refill()
+            self._changes += len(settled)
+            if self._changes >= _SNAPSHOT_EVERY:
+                self._snapshot()
+            return settled
+
+    def _settle_row(self, frame_id: str, outcome: Outcome, reason: str) -> bool:
+        if self._index.settle(frame_id, outcome, reason):
+            return True
+        # A receipt for what was evicted or dropped after it was sent: the server has it, so it is not to be sent again.
+        if outcome in (Outcome.COMMITTED, Outcome.REFUSED) and self._index.outcome(frame_id) is not None:
+            self._index.remember(frame_id, outcome)
+        return False
+
+    def _make_room(self, frame: SpooledFrame, disk_bytes: int) -> None:
+        """Evict what is worth less until `frame` fits, or raise SpoolFull and evict nothing."""
+        used, explore_used = self._index.disk_bytes()
+        room = self._max_bytes - self._index_bytes()
+        over_cap = used + sum(self._writing.values()) + disk_bytes - room
+        under_floor = self._free_bytes() - sum(self._writing.values()) - disk_bytes < self._min_free_bytes
+        # Below the floor the spool may change, but not grow: another program may be what fills the disk.
+        to_free = max(over_cap, disk_bytes if under_floor else 0)
+        if to_free <= 0:
+            return
+        why = "spool_full" if over_cap > 0 else "disk_floor"
+        victims: list[tuple[str, Outcome, str]] = []
+        for frame_id, score, arm, size in self._worth_less(frame, explore_may_grow=explore_used < room * _EXPLORE_SHARE):
+            if to_free <= 0:
+                break
+            victims.append((frame_id, Outcome.EVICTED, f"{why}.{arm}.{min(int(score * 10), 9) / 10:.1f}"))
+            to_free -= size
+        if to_free > 0:
+            what = "spool.max_bytes is reached" if why == "spool_full" else "the disk has less free than spool.min_free_bytes"
+            raise SpoolFull(
+                f"frame {frame.frame_id[:12]}: {what} and all that waits is worth more; raise the limit or free space"
+            )
+        self._settle(victims)
+
+    def _worth_less(self, frame: SpooledFrame, *, explore_may_grow: bool) -> Iterator[tuple[str, float, str, int]]:
+        """What may be evicted for `frame`, worst first: the random sample never for a frame that was chosen by score."""
+        if frame.arm != "explore":
+            density = frame.score / max(frame.message_bytes, 1)
+            for frame_id, score, other_density, size in list(self._index.evictable(arm_is_explore=False)):
+                if other_density >= density:
+                    return
+                yield frame_id, score, frame.arm, size
+            return
+        if explore_may_grow:
+            for frame_id, score, _, size in list(self._index.evictable(arm_is_explore=False)):
+                yield frame_id, score, "policy", size
+        for frame_id, score, _, size in list(self._index.evictable(arm_is_explore=True)):
+            if frame_id > frame.frame_id:  # ids are hashes: the smallest ones given up is a random choice
+                return
+            yield frame_id, score, "explore", size
+
+    def _index_bytes(self) -> int:
+        return max(INDEX_RESERVE_BYTES, self._index.size_bytes() + _BALLAST_BYTES)
+
+    def _free_bytes(self) -> int:
+        try:
+            disk = os.statvfs(self.root)
+        except OSError as error:
+            raise disk_fault(error, self.root) from error
+        return disk.f_bavail * disk.f_frsize
+
+    @property
+    def _ballast_path(self) -> Path:
+        return self.root / "ballast"
+
+    def _ballast_refill(self) -> None:
+        """Set space aside for the moment when the disk is full; without it a receipt could not be recorded."""
+        with contextlib.suppress(OSError):
+            if self._ballast_path.exists():
+                return
+            with self._ballast_path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
+
+    @property
+    def _index_path(self) -> Path:
+        return self.root / "index.db"
+
+    @property
+    def _snapshot_path(self) -> Path:
+        return self.root / "counters.json"
+
+    def _snapshot(self) -> None:
+        """A copy of the counters for the day on which the index is lost."""
+        self._changes = 0
+        part = self._snapshot_path.with_suffix(".part")
+        with contextlib.suppress(OSError, SpoolError):
+            part.write_text(json.dumps(self._index.counters()), encoding="utf-8")
+            part.replace(self._snapshot_path)
+
+    def _open_index(self) -> SpoolIndex:
+        try:
+            index = SpoolIndex(self._index_path, remember=self._remember)
+        except SpoolIndex.Damaged as damage:
+            counters, notes = salvage(self._index_path)
+            log.warning("spool %s: %s; rebuilding it from the frame files", self.root, damage)
+            for suffix in ("", "-wal", "-shm"):
+                Path(f"{self._index_path}{suffix}").unlink(missing_ok=True)
+            index = SpoolIndex(self._index_path, remember=self._remember)
+        else:
+            counters, notes = {}, {}
+        if index.fresh:
+            self._restore_counters(index, counters, notes)
+        return index
+
+    def _restore_counters(self, index: SpoolIndex, counters: Mapping[str, int], notes: Mapping[str, str]) -> None:
+        saved: dict[str, int] = {}
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            read = json.loads(self._snapshot_path.read_text(encoding="utf-8"))
+            saved = {str(name): int(value) for name, value in read.items()}
+        # Counters only grow: of two readings the larger is the newer one.
+        best = {name: max(counters.get(name, 0), saved.get(name, 0)) for name in {*counters, *saved}}
+        # What was in the spool is counted again as its files are found.
+        settled = ledger_of(best, {}).settled
+        spooled = best.get(SPOOLED, 0)
+        with index.transaction():
+            for name, value in best.items():
+                index.set_counter(name, value)
+            for name, text in notes.items():
+                index.set_note(name, text)
+            index.set_counter(_REBUILDING, 1)
+            index.set_counter(_REBUILD_EXPECTS, max(0, spooled - settled))
+            index.set_counter(SPOOLED, settled)
+
+    def _reconcile(self) -> None:
+        """Bring files and rows together after whatever ended the last run."""
+        rebuilding = self._index.counter(_REBUILDING) == 1  # kept in the index: a rebuild may be cut short as well
+        rows = self._index.states()
+        found: set[str] = set()
+        for frame_id, candidate in list(self._files.scan()):
+            if frame_id in found:
+                continue  # both names of one frame: the rename below leaves one
+            found.add(frame_id)
+            if frame_id in rows:
+                self._files.rename(frame_id, candidate=rows[frame_id] == FrameState.CANDIDATE.value)
+            elif self._index.outcome(frame_id) is not None:
+                self._files.delete(frame_id)  # settled, but the crash came before the file was gone
+            else:
+                self._adopt(frame_id, candidate=candidate, count_promoted=not rebuilding)
+        missing = [frame_id for frame_id in rows if frame_id not in found]
+        if missing:
+            log.warning("spool %s: %d frames have no file any more; dropped and counted", self.root, len(missing))
+            self._settle([(frame_id, Outcome.DROPPED, "file_missing") for frame_id in missing])
+        with self._index.transaction():
+            self._index.wake()
+            if rebuilding:
+                # Frames that left after the last copy of the counters: most were committed, but nobody knows any more.
+                lost = max(0, self._index.counter(_REBUILD_EXPECTS) - len(found))
+                self._index.count({SPOOLED: lost, f"spool.{Outcome.DROPPED.value}:index_lost": lost})
+                chosen = len(self._index.frames(FrameState.NEW))
+                self._index.set_counter(PROMOTED, max(chosen, self._index.counter(PROMOTED)))
+                self._index.set_counter(_REBUILDING, 0)
+
+    def _adopt(self, frame_id: str, *, candidate: bool, count_promoted: bool) -> None:
+        """A whole file without a row: the crash came between the two, or the index was lost."""
+        try:
+            payload = self._files.read(frame_id) or b""
+            header = codec.decode_frame(payload).header
+            if header.frame_id != frame_id:
+                raise WireError("the file has another frame's name")
+        except WireError as error:
+            log.warning("frame %s: its spool file is damaged (%s); deleted and counted", frame_id[:12], error)
+            self._files.delete(frame_id)
+            with self._index.transaction():
+                self._index.count({SPOOLED: 1, f"spool.{Outcome.DROPPED.value}:file_damaged": 1})
+            return
+        frame = SpooledFrame(
+            frame_id,
+            FrameState.CANDIDATE if candidate else FrameState.NEW,
+            header.arm,
+            header.score,
+            len(payload),
+            header.camera,
+            header.sequence,
+            header.captured_at_ms,
+        )
+        with self._index.transaction(durable=False):
+            self._index.insert(frame, on_disk_bytes(len(payload)), count_promoted=count_promoted)
+
+
+__all__ = ["FrameState", "Ledger", "ReceiptCounts", "Spool", "SpoolFault", "SpoolFull", "SpooledFrame"]
