@@ -197,7 +197,7 @@ class SpoolConfig:
     min_free_bytes: int = 200_000_000
 
     def __post_init__(self) -> None:
-        _require(self.max_bytes >= 1_000_000, f"max_bytes is {self.max_bytes}; it must be at least 1000000")
+        _require(self.max_bytes >= 3_000_000, f"max_bytes is {self.max_bytes}; it must be at least 3000000")
         _require(self.min_free_bytes >= 0, f"min_free_bytes is {self.min_free_bytes}; it must not be negative")
 
 

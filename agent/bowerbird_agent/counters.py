@@ -1,0 +1,116 @@
+"""Counters that survive kill -9, and which frames of a source were counted already.
+
+In: additions from any thread. Out: totals, and the changes since the last flush for the spool thread to write in one transaction. All
+facts are additive (also "which frames were seen": one bit each), so a flush is one sum and a lost flush loses at most its second.
+It writes nothing itself.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+from bowerbird_agent.capture import is_live, kind_of, source_key
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from bowerbird_agent.config import CameraConfig
+
+_BITS = 62  # a SQLite integer has 63 and a sign
+
+FRAMES_SEEN = "frames_seen"
+FRAMES_SCORED = "frames_scored"
+FRAMES_SELECTED = "frames_selected"
+FRAMES_DROPPED = "frames_dropped"
+FRAMES_COMMITTED = "frames_committed"
+BYTES_SENT = "bytes_sent"
+BYTES_RECEIVED = "bytes_received"
+RULE_FRAMES = "rule_frames"
+RULE_BYTES = "rule_bytes"
+ALL_BYTES = "all_bytes"
+ROUND_FRAMES_SEEN = "round_frames_seen"
+WINDOWS_CLOSED = "windows_closed"
+ROUND_WINDOWS_CLOSED = "round_windows_closed"
+STORE_REFUSED = "store_refused"
+DETECTOR_FAILURES = "detector_failures"
+SCORING_FAILURES = "scoring_failures"
+DESIRED_VERSION = "desired_version"
+# frames_total + 1, so that 0 says "no limit known".
+DESIRED_FRAMES = "desired_frames_plus_1"
+
+
+class Counters:
+    """Named integers. Thread-safe.
+
+    Args:
+        stored: totals as the spool knows them.
+    """
+
+    def __init__(self, stored: Mapping[str, int] | None = None) -> None:
+        self._totals = dict(stored or {})
+        self._changes: dict[str, int] = {}
+        self._lock = threading.Lock()
+
+    def add(self, name: str, count: int = 1) -> None:
+        """Add `count`, which may be negative."""
+        with self._lock:
+            self._totals[name] = self._totals.get(name, 0) + count
+            self._changes[name] = self._changes.get(name, 0) + count
+
+    def set_to(self, name: str, value: int) -> None:
+        """Make the total `value`."""
+        with self._lock:
+            change = value - self._totals.get(name, 0)
+            self._totals[name] = value
+            self._changes[name] = self._changes.get(name, 0) + change
+
+    def value(self, name: str) -> int:
+        """The total; 0 for a name never added to."""
+        with self._lock:
+            return self._totals.get(name, 0)
+
+    def take_changes(self) -> dict[str, int]:
+        """What was added since the last call; give it back with `give_back` if it could not be written."""
+        with self._lock:
+            changes, self._changes = self._changes, {}
+        return {name: change for name, change in changes.items() if change}
+
+    def give_back(self, changes: Mapping[str, int]) -> None:
+        """Changes that were not written; the totals have them already."""
+        with self._lock:
+            for name, change in changes.items():
+                self._changes[name] = self._changes.get(name, 0) + change
+
+
+class SeenFrames:
+    """Which frames of one camera were seen before, over loops and restarts, so that each is counted once.
+
+    Films and folders keep one bit per frame; endless and live sources only their highest sequence, behind which they resume.
+    """
+
+    def __init__(self, config: CameraConfig, counters: Counters) -> None:
+        self._counters = counters
+        self._camera = config.name
+        self._key = source_key(config.source)
+        # One film may be shared in segments or ranges: another part of it is another set of frames.
+        self._has_bits = not is_live(config.source) and (kind_of(config.source) == "path" or config.loop)
+        self._high_water = f"high_water.{self._camera}" if is_live(config.source) else f"high_water.{self._camera}.{self._key}"
+
+    @property
+    def resume_after(self) -> int:
+        """The highest sequence that was seen, -1 for none."""
+        return self._counters.value(self._high_water) - 1
+
+    def is_new(self, sequence: int) -> bool:
+        """Whether a frame is seen for the first time; it counts as seen from now on."""
+        is_higher = sequence > self.resume_after
+        if is_higher:
+            self._counters.set_to(self._high_water, sequence + 1)
+        if not self._has_bits:
+            return is_higher
+        chunk, bit = f"seen.{self._camera}.{self._key}.{sequence // _BITS}", 1 << sequence % _BITS
+        if self._counters.value(chunk) & bit:
+            return False
+        self._counters.add(chunk, bit)
+        return True

@@ -1,0 +1,372 @@
+"""The inference thread: it owns the model and the selector, and waits for neither disk nor network.
+
+In: frames from the exchange, results from the spool thread, models and limits from the control thread. Out: tasks for the spool
+thread. A model is swapped between two frames. A detector that fails is reported to the updater and never ends the process; without
+detections the selector still takes its random share. It encodes and stores nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from bowerbird_agent import counters as names
+from bowerbird_agent.errors import AgentError
+from bowerbird_agent.select import rule_would_send
+from bowerbird_agent.storing import HOLD_AT, Promote, StoreFrame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from bowerbird_agent.capture import Frame
+    from bowerbird_agent.counters import Counters, SeenFrames
+    from bowerbird_agent.exchange import FrameExchange
+    from bowerbird_agent.select import Candidate, Judgement, Selector
+    from bowerbird_agent.storing import StoringThread
+    from bowerbird_models.detections import Detections
+    from bowerbird_models.detector import Detector
+
+logger = logging.getLogger(__name__)
+
+_SWAP_TIMEOUT_S = 60.0
+_RECENT = 256  # frames over which speed and latency are told
+_STALE_ROUND = "round_over"
+_NO_DETECTIONS_PAUSE_S = 0.05
+
+
+class Observer(Protocol):
+    """Who wants to know how the running model does: the updater, for a model on trial."""
+
+    def observe(self, ok: bool, inference_ms: float, detections: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A detector ready to run. `digest` is the package's (of a bare ONNX file: the file's), what reports and headers carry."""
+
+    detector: Detector
+    digest: str
+
+
+class _Idle:
+    """Nobody watches the model."""
+
+    def observe(self, ok: bool, inference_ms: float, detections: int) -> None:
+        del ok, inference_ms, detections
+
+
+class Inference:
+    """The loop; `run` belongs to a thread of its own. Other threads call `swap_model`, `set_desired` and read the properties.
+
+    Args:
+        exchange: frames come from here.
+        storing: tasks go there.
+        selector: judges; owned by this thread.
+        counters: totals that survive.
+        seen: camera -> which of its frames were counted before.
+        decode_confidence: lowest score asked of the detector, in (0, 1).
+        encode_everything: have each distinct frame encoded, to count what sending all would cost.
+        bytes_left: bytes that a window may plan with, None for no limit; must not block.
+        sources_done: whether no camera will ever give another frame; the last window is then closed early.
+    """
+
+    def __init__(
+        self,
+        exchange: FrameExchange,
+        storing: StoringThread,
+        selector: Selector,
+        counters: Counters,
+        seen: Mapping[str, SeenFrames],
+        *,
+        decode_confidence: float,
+        encode_everything: bool,
+        bytes_left: Callable[[], int | None] = lambda: None,
+        sources_done: Callable[[], bool] = lambda: False,
+        observer: Observer | None = None,
+    ) -> None:
+        self._exchange, self._storing, self._selector = exchange, storing, selector
+        self._counters, self._seen = counters, seen
+        self._decode_confidence = decode_confidence
+        self._encode_everything = encode_everything
+        self._bytes_left, self._sources_done = bytes_left, sources_done
+        self.observer: Observer = observer or _Idle()
+        storing.on_promoted = self._settle
+        self._lock = threading.Lock()
+        self._model: LoadedModel | None = None
+        self._next_model: tuple[LoadedModel, threading.Event] | None = None
+        self._restart_why = ""
+        self._stop = threading.Event()
+        self._task_number = 0
+        self._settled_number = 0
+        self._round_from = 0  # tasks before this number belong to a round that is over
+        self._barrier: int | None = None
+        self._held_back: list[Candidate] = []
+        self._reserved = 0
+        self._window_frames = 0
+        self._is_flushed = False
+        self._is_failing = False
+        self._latencies_ms: deque[float] = deque(maxlen=_RECENT)
+        self._frame_times_s: deque[float] = deque(maxlen=_RECENT)
+        self._said_no_model = False
+        selector.expect(self._frames_left())
+
+    # --- other threads -------------------------------------------------------------------------------------------------
+
+    def swap_model(self, model: LoadedModel) -> None:
+        """Run `model` from the next frame on; returns when it does.
+
+        Raises:
+            AgentError: the inference thread did not take it in time.
+        """
+        taken = threading.Event()
+        with self._lock:
+            self._next_model = (model, taken)
+        if not taken.wait(_SWAP_TIMEOUT_S):
+            raise AgentError("the inference thread did not take the new model within a minute; the agent should be restarted")
+
+    def set_desired(self, version: int, frames_total: int | None) -> bool:
+        """Take up what the server wants; a new version starts a new round. False for a version that is not newer.
+
+        `frames_total`: frames that may have been sent since the device was made, None for no limit.
+        """
+        if version <= self._counters.value(names.DESIRED_VERSION):
+            return False
+        self._counters.set_to(names.DESIRED_VERSION, version)
+        self._counters.set_to(names.DESIRED_FRAMES, 0 if frames_total is None else frames_total + 1)
+        with self._lock:
+            self._restart_why = f"desired version {version}"
+        return True
+
+    @property
+    def model_digest(self) -> str:
+        """Digest of the model that answers frames now, "" for none."""
+        model = self._model
+        return "" if model is None else model.digest
+
+    @property
+    def inference_ms(self) -> float:
+        """Median time of one detection over the last frames, 0 before the first."""
+        recent = list(self._latencies_ms)
+        return float(np.median(recent)) if recent else 0.0
+
+    @property
+    def fps(self) -> float:
+        """Frames judged per second over the last frames."""
+        times = list(self._frame_times_s)
+        if len(times) < 2 or time.monotonic() - times[-1] > 10:
+            return 0.0
+        return (len(times) - 1) / max(1e-6, times[-1] - times[0])
+
+    @property
+    def window_frames(self) -> int:
+        """Frames judged since the last window was closed."""
+        return self._window_frames
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether all sources are done and the last window was closed."""
+        return self._is_flushed
+
+    def stop(self) -> None:
+        """Ask `run` to return after the frame in work."""
+        self._stop.set()
+
+    # --- the inference thread ------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Judge frames until `stop`."""
+        while not self._stop.is_set():
+            self.step(timeout_s=0.1)
+
+    def step(self, *, timeout_s: float) -> bool:
+        """One round of the loop; False when no frame came in `timeout_s` seconds."""
+        self._take_results()
+        self._take_model()
+        self._take_restart()
+        self._close_window_if_due()
+        self._exchange.hold(self._model is None or self._storing.backlog >= HOLD_AT)
+        frame = self._exchange.take(timeout_s)
+        if frame is None:
+            self._flush_if_done()
+            return False
+        if self._model is None:
+            self._drop_without_model(frame)
+            return True
+        self._is_flushed = False
+        self._work(self._model, frame)
+        return True
+
+    def _work(self, model: LoadedModel, frame: Frame) -> None:
+        is_new = self._seen[frame.camera].is_new(frame.sequence) if frame.camera in self._seen else not frame.repeat
+        if frame.repeat == is_new:
+            frame = replace(frame, repeat=not is_new)
+        if is_new:
+            self._counters.add(names.FRAMES_SEEN)
+            self._counters.add(names.ROUND_FRAMES_SEEN)
+        detections = self._detect(model, frame)
+        judgement = self._judge(frame, detections)
+        self._window_frames += 1
+        self._frame_times_s.append(time.monotonic())
+        would_send = is_new and detections is not None and rule_would_send(detections)
+        if would_send:
+            self._counters.add(names.RULE_FRAMES)
+        admitted = judgement if judgement is not None and judgement.admit else None
+        counts = is_new and self._encode_everything
+        if admitted is None and not counts:
+            return
+        task = StoreFrame(
+            self._task_number + 1, frame, admitted, detections, model.detector.class_names, model.digest, would_send, counts
+        )
+        if not self._storing.submit(task):
+            self._counters.add(names.FRAMES_DROPPED)
+        elif admitted is not None:
+            self._task_number += 1
+
+    def _detect(self, model: LoadedModel, frame: Frame) -> Detections | None:
+        """Detections, or None when the model failed; either is told to the observer."""
+        started_s = time.perf_counter()
+        try:
+            detections = model.detector.detect(frame.image_bgr, confidence=self._decode_confidence)
+        except Exception as error:  # whatever a model does, cameras and updates must go on
+            self._counters.add(names.DETECTOR_FAILURES)
+            level = logging.DEBUG if self._is_failing else logging.WARNING
+            self._is_failing = True
+            logger.log(level, "model %s failed on frame %d of %s: %s", model.digest[:12], frame.sequence, frame.camera, error)
+            self.observer.observe(False, (time.perf_counter() - started_s) * 1000, 0)
+            self._stop.wait(_NO_DETECTIONS_PAUSE_S)
+            return None
+        took_ms = (time.perf_counter() - started_s) * 1000
+        self._is_failing = False
+        self._latencies_ms.append(took_ms)
+        self.observer.observe(True, took_ms, len(detections))
+        return detections
+
+    def _judge(self, frame: Frame, detections: Detections | None) -> Judgement | None:
+        """The selector's word; with a failing score only its random share, and None when even that fails."""
+        try:
+            judgement = self._selector.judge(frame, detections)
+        except Exception as error:  # scoring is never a reason to stop looking
+            self._scoring_failed(frame, error)
+            try:
+                return self._selector.judge(frame, None)
+            except Exception as second:
+                self._scoring_failed(frame, second)
+                return None
+        if detections is not None:
+            self._counters.add(names.FRAMES_SCORED)
+        return judgement
+
+    def _scoring_failed(self, frame: Frame, error: Exception) -> None:
+        self._counters.add(names.SCORING_FAILURES)
+        level = logging.WARNING if self._counters.value(names.SCORING_FAILURES) == 1 else logging.DEBUG
+        logger.log(level, "scoring frame %d of %s failed (%s); random share only", frame.sequence, frame.camera, error)
+
+    def _drop_without_model(self, frame: Frame) -> None:
+        if not self._said_no_model:
+            self._said_no_model = True
+            logger.warning("there is no model yet; frames are dropped and counted until one comes from the server")
+        self._counters.add(names.FRAMES_DROPPED)
+        del frame
+
+    # --- windows -------------------------------------------------------------------------------------------------------
+
+    def _take_results(self) -> None:
+        for result in self._storing.take_results():
+            self._settled_number = result.number
+            if result.candidate is None:
+                continue
+            if result.number <= self._round_from:
+                self._storing.submit(Promote((), {result.candidate.frame_id: _STALE_ROUND}, closes_window=False))
+            elif self._barrier is not None and result.number > self._barrier:
+                self._held_back.append(result.candidate)
+            else:
+                self._add(result.candidate)
+
+    def _add(self, candidate: Candidate) -> None:
+        dropped = self._selector.add(candidate)
+        if dropped:
+            self._storing.submit(Promote((), dropped, closes_window=False))
+
+    def _close_window_if_due(self) -> None:
+        """Close in two steps: frames on their way to the disk at the window's end still belong to it."""
+        if self._barrier is None and self._selector.window_closed():
+            self._barrier = self._task_number
+        if self._barrier is not None and self._settled_number >= self._barrier:
+            self._close_window()
+
+    def _close_window(self) -> None:
+        result = self._selector.close_window(frames_left=self._frames_left(), bytes_left=self._bytes_left())
+        with self._lock:
+            self._reserved += len(result.chosen)
+        self._storing.submit(Promote(result.chosen, result.dropped, selector_state=self._selector.to_state()))
+        if result.chosen:
+            logger.info("window of %d frames closed: %d chosen", self._window_frames, len(result.chosen))
+        self._window_frames = 0
+        self._barrier = None
+        held_back, self._held_back = self._held_back, []
+        for candidate in held_back:
+            self._add(candidate)
+
+    def _flush_if_done(self) -> None:
+        """Once no frame can come any more, the last window ends before it is full."""
+        if self._is_flushed or not self._sources_done() or not self._exchange.is_empty or self._model is None:
+            return
+        if self._settled_number < self._task_number:
+            return
+        self._close_window()
+        self._is_flushed = True
+
+    def _frames_left(self) -> int | None:
+        limit = self._counters.value(names.DESIRED_FRAMES)
+        if limit == 0:
+            return None
+        with self._lock:
+            return max(0, limit - 1 - self._counters.value(names.FRAMES_SELECTED) - self._reserved)
+
+    def _settle(self, wanted: int) -> None:
+        """The spool thread has promoted a window's frames and counted those that were really there."""
+        with self._lock:
+            self._reserved -= wanted
+
+    # --- models and rounds ---------------------------------------------------------------------------------------------
+
+    def _take_model(self) -> None:
+        with self._lock:
+            offered, self._next_model = self._next_model, None
+        if offered is None:
+            return
+        model, taken = offered
+        before, self._model = self._model, model
+        self._said_no_model = self._is_failing = False
+        self._latencies_ms.clear()
+        logger.info("model %s runs now", model.digest[:12])
+        if before is not None:
+            self._start_round("new model", new_model=True)
+        taken.set()
+
+    def _take_restart(self) -> None:
+        with self._lock:
+            why, self._restart_why = self._restart_why, ""
+        if why:
+            self._start_round(why)
+
+    def _start_round(self, why: str, *, new_model: bool = False) -> None:
+        """Ranks, candidates and the round's counters begin again."""
+        dropped = [*self._selector.restart(why, new_model=new_model), *(candidate.frame_id for candidate in self._held_back)]
+        self._held_back.clear()
+        self._selector.expect(self._frames_left())
+        self._barrier = None
+        self._round_from = self._task_number
+        self._window_frames = 0
+        self._is_flushed = False
+        self._counters.set_to(names.ROUND_FRAMES_SEEN, 0)
+        self._counters.set_to(names.ROUND_WINDOWS_CLOSED, 0)
+        if dropped:
+            self._storing.submit(Promote((), dict.fromkeys(dropped, _STALE_ROUND), closes_window=False))
+        logger.info("a new round begins: %s", why)

@@ -1,0 +1,253 @@
+"""The spool thread: everything that touches the disk on behalf of frames.
+
+In: tasks from the inference thread (store this frame, promote these, drop those). Out: the spool's files and counters, and one
+result per stored frame back to the inference thread. The hand-over never blocks the inference thread: when the disk is behind,
+frames of live cameras are dropped and counted, cameras that may wait are held. A disk that refuses (full, read-only) is counted
+and told; the agent goes on.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from bowerbird_agent import counters as names
+from bowerbird_agent.encode import build_header, encode_image
+from bowerbird_agent.errors import AgentError
+from bowerbird_agent.select import Candidate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from bowerbird_agent.capture import Frame
+    from bowerbird_agent.config import ImageConfig
+    from bowerbird_agent.counters import Counters
+    from bowerbird_agent.select import Judgement
+    from bowerbird_models.detections import Detections
+    from bowerbird_wire.messages import FrameHeader, WireDetection
+
+logger = logging.getLogger(__name__)
+
+HOLD_AT = 16  # frames waiting for the disk from which on patient cameras are held
+MAX_WAITING = 64  # frames waiting for the disk from which on frames are dropped
+_FLUSH_EVERY_S = 1.0
+SELECTOR_NOTE = "selector"
+
+
+class Store(Protocol):
+    """What this thread needs of the spool."""
+
+    def put(self, header: FrameHeader, image: bytes, state: Literal["candidate", "new"] = "candidate") -> bool: ...
+    def promote(self, frame_ids: Iterable[str]) -> tuple[str, ...]: ...
+    def drop(self, frame_ids: Iterable[str], reason: str) -> int: ...
+    def add_counters(self, deltas: Mapping[str, int]) -> None: ...
+    def set_note(self, name: str, value: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class StoreFrame:
+    """Encode a frame, count its bytes, and keep it as a candidate when it was admitted.
+
+    Args:
+        number: of the task, rising by one; results carry it.
+        judgement: None for a frame that is only counted.
+        detections, class_names: of the model that judged it.
+    """
+
+    number: int
+    frame: Frame
+    judgement: Judgement | None
+    detections: Detections | None
+    class_names: tuple[str, ...]
+    model_digest: str
+    rule_would_send: bool
+    count_bytes: bool
+
+
+@dataclass(frozen=True)
+class Promote:
+    """End of a window: these go up, in this order; the others are dropped for the reason given.
+
+    `selector_state` is kept for the next start, None to leave it as it is.
+    """
+
+    chosen: tuple[str, ...]
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    closes_window: bool = True
+    selector_state: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of a `StoreFrame`: the candidate, or None when the spool did not take it."""
+
+    number: int
+    candidate: Candidate | None
+
+
+class StoringThread:
+    """The spool thread and the queue in front of it; `run` belongs to a thread of its own.
+
+    Args:
+        spool: where frames go.
+        counters: totals, flushed at least every second and at each window's end.
+        device, boot_id: for headers.
+        clock_ok: whether wall time may be trusted now.
+    """
+
+    def __init__(
+        self,
+        spool: Store,
+        counters: Counters,
+        image: ImageConfig,
+        *,
+        device: str,
+        boot_id: str,
+        clock_ok: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self._spool, self._counters, self._image = spool, counters, image
+        self._device, self._boot_id, self._clock_ok = device, boot_id, clock_ok
+        self._tasks: deque[StoreFrame | Promote] = deque()
+        self._results: deque[Stored] = deque()
+        self._changed = threading.Condition()
+        self._is_stopping = False
+        self._flushed_s = 0.0
+        self._is_failing = False
+        self.on_promoted: Callable[[int], None] = _nobody
+        self.trouble = ""
+
+    def submit(self, task: StoreFrame | Promote) -> bool:
+        """Queue a task without blocking; False when the disk is so far behind that a frame is dropped (commands never are)."""
+        with self._changed:
+            if isinstance(task, StoreFrame) and len(self._tasks) >= MAX_WAITING:
+                return False
+            self._tasks.append(task)
+            self._changed.notify()
+            return True
+
+    def take_results(self) -> list[Stored]:
+        """Results since the last call, in the order of their tasks."""
+        out = []
+        while self._results:
+            out.append(self._results.popleft())
+        return out
+
+    @property
+    def backlog(self) -> int:
+        """Tasks that wait."""
+        return len(self._tasks)
+
+    def stop(self) -> None:
+        """Let `run` finish what is queued, flush and return."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify()
+
+    def run(self) -> None:
+        """Work until `stop`, then once more through the queue."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._tasks or self._is_stopping, _FLUSH_EVERY_S)
+                task = self._tasks.popleft() if self._tasks else None
+                is_last = task is None and self._is_stopping
+            if isinstance(task, StoreFrame):
+                self._store(task)
+            elif isinstance(task, Promote):
+                self._promote(task)
+            if is_last or time.monotonic() - self._flushed_s >= _FLUSH_EVERY_S:
+                self.flush()
+            if is_last:
+                return
+
+    def flush(self) -> None:
+        """Write the counters; what cannot be written now is kept for the next time."""
+        self._flushed_s = time.monotonic()
+        changes = self._counters.take_changes()
+        if not changes:
+            return
+        try:
+            self._spool.add_counters(changes)
+        except (OSError, sqlite3.Error, AgentError) as error:
+            self._counters.give_back(changes)
+            self._failed("the counters cannot be written", error)
+
+    def _store(self, task: StoreFrame) -> None:
+        candidate = None
+        try:
+            candidate = self._encode_and_put(task)
+        except (OSError, sqlite3.Error, AgentError) as error:
+            self._counters.add(names.STORE_REFUSED)
+            self._failed(f"frame {task.frame.sequence} of camera {task.frame.camera} cannot be stored", error)
+        else:
+            self._is_failing, self.trouble = False, ""
+        if task.judgement is not None:
+            self._results.append(Stored(task.number, candidate))
+
+    def _encode_and_put(self, task: StoreFrame) -> Candidate | None:
+        from bowerbird_agent.encode import wire_detections
+
+        frame = task.frame
+        encoded = encode_image(frame.image_bgr, long_side=self._image.long_side, quality=self._image.quality)
+        if task.count_bytes:
+            self._counters.add(names.ALL_BYTES, len(encoded.jpeg))
+            if task.rule_would_send:
+                self._counters.add(names.RULE_BYTES, len(encoded.jpeg))
+        if task.judgement is None:
+            return None
+        detections: tuple[WireDetection, ...] = ()
+        if task.detections is not None:
+            height, width = frame.image_bgr.shape[:2]
+            detections = wire_detections(
+                task.detections, task.class_names, source_wh=(width, height), sent_wh=(encoded.width, encoded.height)
+            )
+        header = build_header(
+            frame,
+            encoded,
+            task.judgement,
+            device=self._device,
+            detections=detections,
+            quality=self._image.quality,
+            boot_id=self._boot_id,
+            clock_ok=self._clock_ok(),
+            model_digest=task.model_digest,
+        )
+        if not self._spool.put(header, encoded.jpeg, "candidate"):
+            logger.debug("frame %s is already known to the spool", header.frame_id[:12])
+            return None
+        return Candidate(header.frame_id, frame.camera, frame.captured_at_ms, task.judgement, len(encoded.jpeg))
+
+    def _promote(self, task: Promote) -> None:
+        promoted = 0
+        try:
+            promoted = len(self._spool.promote(task.chosen)) if task.chosen else 0
+            by_reason: dict[str, list[str]] = {}
+            for frame_id, reason in task.dropped.items():
+                by_reason.setdefault(reason, []).append(frame_id)
+            for reason, frame_ids in by_reason.items():
+                self._spool.drop(frame_ids, reason)
+            if task.selector_state is not None:
+                self._spool.set_note(SELECTOR_NOTE, base64.b64encode(task.selector_state).decode())
+        except (OSError, sqlite3.Error, AgentError) as error:
+            self._failed("the end of a selection window cannot be written", error)
+        self._counters.add(names.FRAMES_SELECTED, promoted)
+        if task.closes_window:
+            self._counters.add(names.WINDOWS_CLOSED)
+            self._counters.add(names.ROUND_WINDOWS_CLOSED)
+        self.on_promoted(len(task.chosen))
+        self.flush()
+
+    def _failed(self, what: str, error: Exception) -> None:
+        level = logging.DEBUG if self._is_failing else logging.WARNING
+        self._is_failing = True
+        self.trouble = f"{what}: {error}"
+        logger.log(level, "%s (%s); free some space or check the folder, the agent goes on", what, error)
+
+
+def _nobody(promoted: int) -> None:
+    del promoted
