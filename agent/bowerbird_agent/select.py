@@ -1,0 +1,411 @@
+"""Keep or skip: judges every frame, holds a window's candidates, and at its end chooses the best that differ.
+
+In: frames with the model's detections. Out: a `Judgement` per frame, and per window a `WindowResult`. Pure: no clock, no file, no
+random generator; equal inputs give equal choices. Not thread-safe: one thread owns it, or a lock does. It neither encodes nor
+stores frames (the pipeline and the spool do) and knows nothing of the network.
+
+The random audit is decided before a frame is looked at. Everything else waits: deferring the decision to the window's end makes
+it a comparison of frames instead of a guess at a threshold.
+"""
+
+from __future__ import annotations
+
+import logging
+import struct
+from bisect import bisect_left, insort
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import cbor2
+import numpy as np
+
+from bowerbird_agent.choose import Candidate, Judgement, WindowResult, choose
+from bowerbird_agent.explore import AuditDraw, keyed_unit
+from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_cells
+from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
+from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rule_max_below
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bowerbird_agent.capture import Frame
+    from bowerbird_agent.policy import Policy
+    from bowerbird_models.detections import Detections
+
+__all__ = ["Candidate", "Judgement", "Selector", "WindowResult", "rule_would_send"]
+
+logger = logging.getLogger(__name__)
+
+# Frames that a window is taken to have a budget for while neither the policy nor the server says.
+_USUAL_BUDGET_FRAMES = 16
+# Kept capture times remembered per camera: a day of one frame every ten seconds.
+_KEPT_TIMES = 8640
+# A frame must be better than its neighbour by this much to take its place: less is not worth another encode and write.
+_WORTH_REPLACING = 0.02
+# Unexplained moving cells at which motion speaks with half its strength; a blob of fewer than five is never seen.
+_HALF_STRENGTH_CELLS = 12.0
+_SPEAKS_FROM = 0.3
+_RESERVOIR = 256
+
+
+def rule_would_send(detections: Detections, *, visible: float = 0.25) -> bool:
+    """Whether the field's rule of thumb, `max conf < 0.6`, would send this frame; frames without a shown box are skipped."""
+    return rule_max_below(detections, visible=visible)
+
+
+class _CameraView:
+    """What the selector remembers of one camera."""
+
+    def __init__(self) -> None:
+        self.background = Background()
+        self.kept_at_ms: list[int] = []  # sorted capture times of the frames chosen so far
+        self.last_admitted: tuple[NDArray[np.uint8], float] | None = None  # thumbnail and value
+        self.draw: AuditDraw | None = None
+
+    def keep(self, at_ms: int) -> None:
+        insort(self.kept_at_ms, at_ms)
+        del self.kept_at_ms[:-_KEPT_TIMES]
+
+    def gap_to_kept_ms(self, at_ms: int) -> float:
+        place = bisect_left(self.kept_at_ms, at_ms)
+        return min((abs(at_ms - kept) for kept in self.kept_at_ms[max(0, place - 1) : place + 1]), default=float("inf"))
+
+
+class Selector:
+    """Judges frames and chooses among them, for all cameras of one device.
+
+    The pipeline calls, in order: `expect` when the server's wish is known; for each frame `judge`, and `add` once an admitted
+    frame is encoded and stored; when `window_closed`, and at the end of a film, `close_window`; `to_state` after that. A new
+    model or a new wish is a `restart`.
+
+    Args:
+        policy: the numbers.
+        device: its name; part of every keyed draw.
+        cameras: how many cameras it has, at least 1.
+        frame_rate: frames per second of one camera, for windows in seconds; None when unknown.
+        state: from `to_state`, None for a first start.
+
+    Raises:
+        ValueError: the state is damaged; start without it.
+    """
+
+    def __init__(
+        self, policy: Policy, *, device: str, cameras: int = 1, frame_rate: float | None = None, state: bytes | None = None
+    ) -> None:
+        if cameras < 1:
+            raise ValueError(f"a selector needs at least one camera, not {cameras}")
+        self.policy = policy
+        self._device, self._cameras, self._frame_rate = device, cameras, frame_rate
+        self._frames_left: int | None = None
+        self._views: dict[str, _CameraView] = {}
+        self._bank = Bank(policy.bank_size)
+        self._windows = 0  # windows begun since the device was made; part of the key of every draw
+        self._pool: dict[str, Candidate] = {}
+        self._scoring_failed = False
+        if state is not None:
+            self._restore(state)
+        self._forget_ranks()
+        self._begin_window()
+
+    def expect(self, frames_left: int | None) -> None:
+        """Say how many frames may still be sent: None no limit, 0 none. The audit's probability follows from the next frame on."""
+        self._frames_left = None if frames_left is None else max(0, frames_left)
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """Frame ids waiting for the window's end."""
+        return tuple(self._pool)
+
+    def judge(self, frame: Frame, detections: Detections | None) -> Judgement:
+        """Judge one frame. Every frame of every camera is shown once, in order; the window counts them.
+
+        A failure while scoring is logged and leaves the audit alone to work: inference goes on.
+
+        Args:
+            frame: the frame as captured.
+            detections: decoded at the policy's `decode_confidence`; None while there is no model.
+        """
+        view = self._views.setdefault(frame.camera, _CameraView())
+        taken, probability = self._audit(view, frame.camera, cold=detections is None)
+        self._count(frame)
+        try:
+            judgement, thumb = self._look(view, frame, detections, probability)
+        except Exception as error:  # whatever a model or a picture does to the scores, the audit and inference must go on
+            log = logger.debug if self._scoring_failed else logger.warning
+            log("frame %s of %s cannot be scored, only the random audit goes on: %r", frame.sequence, frame.camera, error)
+            self._scoring_failed = True
+            blank = Fingerprint(np.zeros(HASH_BYTES, np.uint8))
+            judgement = Judgement(False, "policy", 0.0, 0.0, (), {}, probability, blank, refused="scoring_failed")
+            thumb = None
+        if self._frames_left == 0:
+            return replace(judgement, admit=False, refused="no_frames_left")
+        at_ms = frame.captured_at_ms
+        if view.gap_to_kept_ms(at_ms) == 0 or self._waits(frame.camera, at_ms):
+            return replace(judgement, admit=False, refused="already_chosen")
+        if taken:
+            reasons = ("random_audit", *judgement.reasons)
+            return replace(judgement, admit=True, arm="explore", reasons=reasons, refused="")
+        if thumb is None:
+            return judgement
+        refused = self._why_not(view, frame, judgement, thumb)
+        if not refused:
+            view.last_admitted = (thumb, judgement.value)
+        return replace(judgement, admit=not refused, refused=refused)
+
+    def add(self, candidate: Candidate) -> dict[str, str]:
+        """Take an admitted frame, now stored, into the window.
+
+        Returns:
+            Frame ids that give way to it, each with the reason, for the spool to drop; possibly its own.
+        """
+        dropped: dict[str, str] = {}
+        if candidate.judgement.arm == "policy":
+            for other in self._neighbours(candidate.camera, candidate.captured_at_ms):
+                if other.judgement.value + _WORTH_REPLACING > candidate.judgement.value:
+                    return {candidate.frame_id: "weaker_than_neighbour"}
+                dropped[other.frame_id] = "weaker_than_neighbour"
+        for frame_id in dropped:
+            del self._pool[frame_id]
+        self._pool[candidate.frame_id] = candidate
+        while len(self._pool) > self._capacity():
+            weakest = min(self._pool.values(), key=lambda c: (c.judgement.arm == "explore", c.judgement.value, c.frame_id))
+            del self._pool[weakest.frame_id]
+            dropped[weakest.frame_id] = "pool_full"
+        return dropped
+
+    def window_closed(self, now_monotonic_ns: int | None = None) -> bool:
+        """Whether the window is over: call `close_window` then.
+
+        It is over when the cameras that took part have shown `window_frames` each on average (a camera that died does not hold it
+        up for ever), or `window_s` after its first frame.
+
+        Args:
+            now_monotonic_ns: the clock of `Frame.monotonic_ns`; None for the newest frame's.
+        """
+        if not self._seen:
+            return False
+        if sum(self._seen.values()) >= self.policy.window_frames * len(self._seen):
+            return True
+        now_ns = self._newest_ns if now_monotonic_ns is None else now_monotonic_ns
+        return self.policy.window_s is not None and now_ns - self._first_ns >= self.policy.window_s * 1e9
+
+    def close_window(self, *, frames_left: int | None, bytes_left: int | None) -> WindowResult:
+        """Choose among the candidates, remember the chosen for good, and begin the next window.
+
+        Args:
+            frames_left: how many frames the server still wants; None for no limit.
+            bytes_left: bytes that the budget leaves for them (`TokenBucket.left_today_bytes`); None for no limit.
+        """
+        self.expect(frames_left)
+        candidates = tuple(self._pool.values())
+        limit = len(candidates)
+        for cap in (self._frames_left, self.policy.frames_per_window):
+            limit = limit if cap is None else min(limit, cap)
+        result = choose(
+            candidates,
+            self.policy,
+            limit=limit,
+            bytes_left=bytes_left,
+            epsilon=self._epsilon(self._cold),
+            draw_key=self._draw_key(),
+            typicality=self._typicality(candidates),
+        )
+        for frame_id in result.chosen:
+            chosen = self._pool[frame_id]
+            self._bank.add(chosen.judgement.fingerprint)
+            self._views.setdefault(chosen.camera, _CameraView()).keep(chosen.captured_at_ms)
+        if self._frames_left is not None:
+            self._frames_left -= len(result.chosen)
+        self._begin_window()
+        return result
+
+    def restart(self, why: str, *, new_model: bool = False) -> tuple[str, ...]:
+        """Begin a new window now: ranks start again, and every candidate is given up.
+
+        Args:
+            why: for the log, e.g. "new_model", "new_desired".
+            new_model: the embeddings mean something else from now on.
+
+        Returns:
+            The frame ids that waited, for the spool to drop.
+        """
+        dropped = tuple(self._pool)
+        logger.info("selection starts again (%s): %s candidates given up", why, len(dropped))
+        if new_model:
+            self._bank.forget_embeddings()
+        self._scoring_failed = False
+        self._forget_ranks()
+        self._begin_window()
+        return dropped
+
+    def to_state(self) -> bytes:
+        """What must survive a restart of the agent: kept frames' fingerprints and times. Candidates and ranks do not."""
+        kept = {name: struct.pack(f"<{len(v.kept_at_ms)}q", *v.kept_at_ms) for name, v in self._views.items() if v.kept_at_ms}
+        return bytes(cbor2.dumps({"v": 1, "windows": self._windows, "kept": kept, "bank": self._bank.to_state()}))
+
+    def _restore(self, state: bytes) -> None:
+        try:
+            fields = cbor2.loads(state)
+            self._windows = int(fields["windows"])
+            self._bank = Bank.from_state(fields["bank"], self.policy.bank_size)
+            for name, packed in fields["kept"].items():
+                view = self._views.setdefault(str(name), _CameraView())
+                view.kept_at_ms = sorted(struct.unpack(f"<{len(packed) // 8}q", packed))
+        except (cbor2.CBORDecodeError, struct.error, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise ValueError("the saved selection state is damaged; delete it to start with an empty one") from error
+
+    def _begin_window(self) -> None:
+        self._windows += 1
+        self._pool = {}
+        self._seen: dict[str, int] = {}
+        self._first_ns = self._newest_ns = 0
+        self._cold = False
+        self._reservoir: list[tuple[float, int, Fingerprint]] = []
+        for view in self._views.values():
+            view.draw = None
+            view.last_admitted = None
+
+    def _forget_ranks(self) -> None:
+        self._value_ranks = Ranks(self.policy.rank_history)
+        self._novelty_ranks = Ranks(self.policy.rank_history)
+
+    def _draw_key(self) -> str:
+        return f"{self.policy.seed}/{self._device}/{self._windows}"
+
+    def _epsilon(self, cold: bool) -> float:
+        return max(self.policy.epsilon, self.policy.cold_epsilon) if cold else self.policy.epsilon
+
+    def _budget_frames(self) -> int:
+        caps = [cap for cap in (self._frames_left, self.policy.frames_per_window) if cap is not None]
+        return min(caps) if caps else _USUAL_BUDGET_FRAMES
+
+    def _audit(self, view: _CameraView, camera: str, *, cold: bool) -> tuple[bool, float]:
+        frames = float(self.policy.window_frames)
+        if self.policy.window_s is not None and self._frame_rate:
+            frames = max(1.0, min(frames, self.policy.window_s * self._frame_rate))
+        if view.draw is None:
+            view.draw = AuditDraw(self._draw_key(), camera)
+        return view.draw.take(self._epsilon(cold) * self._budget_frames() / (frames * self._cameras))
+
+    def _count(self, frame: Frame) -> None:
+        if not self._seen:
+            self._first_ns = frame.monotonic_ns
+        self._newest_ns = max(self._newest_ns, frame.monotonic_ns)
+        self._seen[frame.camera] = self._seen.get(frame.camera, 0) + 1
+
+    def _look(
+        self, view: _CameraView, frame: Frame, detections: Detections | None, probability: float
+    ) -> tuple[Judgement, NDArray[np.uint8]]:
+        """Score a frame, whatever becomes of it; ranks and background learn from every one."""
+        thumb = thumbnail(frame.image_bgr)
+        motion = view.background.observe(thumb)
+        fingerprint = Fingerprint.of(dhash(thumb), None if detections is None else detections.embedding)
+        distance = self._bank.distance(fingerprint)
+        novelty = self._novelty_ranks.rank(distance)
+        self._novelty_ranks.add(distance)
+        draw = keyed_unit(self._draw_key(), "score", frame.camera, frame.sequence)
+        scores: dict[str, float] = {"novelty": novelty}
+        if detections is None:
+            self._cold = True
+        else:
+            scores |= self._detection_scores(frame, detections, motion.moving)
+        if "random" in self.policy.strategies:
+            scores["random"] = draw
+        # Without a model there is no doubt to measure: every frame is equally worth a label, but for novelty and typicality.
+        doubt = 1.0 if detections is None else _noisy_or(scores, self.policy)
+        share = self.policy.novelty_share
+        value = doubt * (1.0 - share + share * novelty)
+        rank = self._value_ranks.rank(value)
+        self._value_ranks.add(value)
+        self._sample(draw, fingerprint)
+        return Judgement(False, "policy", rank, value, _speakers(scores, self.policy), scores, probability, fingerprint), thumb
+
+    def _detection_scores(self, frame: Frame, detections: Detections, moving: NDArray[np.bool_]) -> dict[str, float]:
+        policy = self.policy
+        visible, floor = policy.visible_confidence, min(policy.decode_confidence, 0.4)
+        scores: dict[str, float] = {}
+        for name in policy.strategies:
+            if name == "entropy":
+                scores[name] = entropy(detections, floor_score=floor)
+            elif name == "missed_object":
+                height, width = frame.image_bgr.shape[:2]
+                shown = detections.boxes_xyxy[detections.scores >= visible]
+                cells = uncovered_cells(moving, shown, image_width=width, image_height=height)
+                moved = cells / (cells + _HALF_STRENGTH_CELLS)
+                hidden = best_hidden(detections, floor_score=policy.decode_confidence, visible=visible)
+                scores[name] = 1.0 - (1.0 - moved) * (1.0 - hidden)
+            elif name in SCORERS:
+                scores[name] = SCORERS[name](detections, visible=visible)
+        if not all(np.isfinite(score) for score in scores.values()):
+            raise ValueError(f"detections gave scores that are not numbers: {scores}")
+        return scores
+
+    def _why_not(self, view: _CameraView, frame: Frame, judgement: Judgement, thumb: NDArray[np.uint8]) -> str:
+        """Why a frame that chance did not take is no candidate; "" when it is one."""
+        policy, value = self.policy, judgement.value
+        if policy.epsilon >= 1.0:
+            return "audit_only"
+        if value <= 0.0:
+            return "nothing_to_learn"
+        if view.gap_to_kept_ms(frame.captured_at_ms) < policy.min_gap_s * 1000.0:
+            return "too_close_to_chosen"
+        neighbours = self._neighbours(frame.camera, frame.captured_at_ms)
+        if any(other.judgement.value + _WORTH_REPLACING > value for other in neighbours):
+            return "weaker_than_neighbour"
+        if len(self._pool) >= self._capacity() and not neighbours:
+            weakest = min((c.judgement.value for c in self._pool.values() if c.judgement.arm == "policy"), default=1.0)
+            if value <= weakest:
+                return "pool_full"
+        if policy.near_duplicates and view.last_admitted is not None:
+            last_thumb, last_value = view.last_admitted
+            if value <= last_value + _WORTH_REPLACING and not changed_cells(thumb, last_thumb).any():
+                return "duplicate"
+        return ""
+
+    def _neighbours(self, camera: str, at_ms: int) -> list[Candidate]:
+        """Policy candidates of the same camera within the minimum gap."""
+        gap_ms = self.policy.min_gap_s * 1000.0
+        return [
+            c
+            for c in self._pool.values()
+            if c.camera == camera and c.judgement.arm == "policy" and abs(c.captured_at_ms - at_ms) < gap_ms
+        ]
+
+    def _waits(self, camera: str, at_ms: int) -> bool:
+        return any(c.camera == camera and c.captured_at_ms == at_ms for c in self._pool.values())
+
+    def _capacity(self) -> int:
+        """Candidates worth writing: enough to choose among, few enough for the disk."""
+        return min(self.policy.max_candidates, max(self.policy.shortlist, 2) * self._budget_frames() + 8)
+
+    def _sample(self, draw: float, fingerprint: Fingerprint) -> None:
+        """Keep a random sample of the window's fingerprints, to know what is typical."""
+        if not (self.policy.typicality or self._cold):
+            return
+        insort(self._reservoir, (draw, len(self._reservoir), fingerprint), key=lambda entry: entry[0])
+        del self._reservoir[_RESERVOIR:]
+
+    def _typicality(self, candidates: tuple[Candidate, ...]) -> dict[str, float] | None:
+        """How near each candidate is to the whole window's frames, as a rank in [0, 1]."""
+        if not self.policy.typicality or not self._reservoir or not candidates:
+            return None
+        sample = [fingerprint for _, _, fingerprint in self._reservoir]
+        means = np.array([distances(c.judgement.fingerprint, sample).mean() for c in candidates])
+        ranks = Ranks(len(candidates))
+        for mean in means.tolist():
+            ranks.add(mean)
+        return {c.frame_id: 1.0 - ranks.rank(mean) for c, mean in zip(candidates, means.tolist(), strict=True)}
+
+
+def _noisy_or(scores: dict[str, float], policy: Policy) -> float:
+    """Strategies combined: 1 - product of (1 - weight x score)."""
+    silence = 1.0
+    for name, weight in policy.strategies.items():
+        silence *= 1.0 - weight * scores.get(name, 0.0)
+    return 1.0 - silence
+
+
+def _speakers(scores: dict[str, float], policy: Policy) -> tuple[str, ...]:
+    """The strategies whose weighted score says something, the strongest first."""
+    weighted = sorted(((weight * scores.get(name, 0.0), name) for name, weight in policy.strategies.items()), reverse=True)
+    return tuple(name for score, name in weighted if score >= _SPEAKS_FROM) or tuple(n for s, n in weighted[:1] if s > 0)

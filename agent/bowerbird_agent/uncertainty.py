@@ -1,0 +1,246 @@
+"""How unsure a model is of one frame: detections to scores in [0, 1], and the printed rules that we are compared with.
+
+In: `Detections` decoded at a low confidence (0.05), whose weak boxes hold the misses. Out: one number per strategy. Pure; it
+remembers nothing between frames (motion and novelty do, elsewhere) and decides nothing.
+
+YOLO heads are independent sigmoids: a class score is a probability of its own, rows do not sum to 1. End-to-end heads give the
+top score only, so binary entropy is the common ground; what needs more says what it does without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from bowerbird_models.detections import Detections
+
+# A frame is summed over at most this many boxes, the most confident: beyond, scores have saturated and time has not.
+_MOST_BOXES = 64
+_SAME_OBJECT_IOU = 0.5
+# Boxes shown in a frame that counts as half crowded.
+_HALF_CROWDED = 8.0
+
+
+def binary_entropy(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Entropy in bits of "object or not" for each score: 1 at 0.5, 0 at 0 and 1.
+
+    Args:
+        scores: (n,) in [0, 1].
+    Returns:
+        (n,) in [0, 1].
+    Source: Shannon (1948); as a per-box uncertainty: Yang, Huang and Crowley, "Plug and Play Active Learning for Object
+        Detection" (CVPR 2024), section 3.2.
+    """
+    p = np.clip(scores.astype(np.float64), 1e-9, 1 - 1e-9)
+    return np.clip(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), 0.0, 1.0)
+
+
+def least_confidence_boxes(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """One minus each box's score.
+
+    Args:
+        scores: (n,) in [0, 1].
+    Returns:
+        (n,) in [0, 1].
+    Source: Settles, "Active Learning Literature Survey" (2009), section 3.1.
+    """
+    return np.clip(1.0 - scores.astype(np.float64), 0.0, 1.0)
+
+
+def margin_boxes(class_scores: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Margin uncertainty of each detection: 1 means a tie between its top two classes.
+
+    Args:
+        class_scores: (n, classes >= 2) in [0, 1]; YOLO heads are sigmoids, rows need not sum to 1; n may be 0.
+    Returns:
+        (n,) in [0, 1].
+    Raises:
+        ValueError: class_scores is not 2-D with at least two classes.
+    Source: Settles, "Active Learning Literature Survey" (2009), section 3.1.
+    """
+    if class_scores.ndim != 2 or class_scores.shape[1] < 2:
+        raise ValueError(f"margin needs scores of at least two classes per box, not an array of shape {class_scores.shape}")
+    top_two = np.partition(class_scores.astype(np.float64), -2, axis=1)[:, -2:]
+    return np.clip(1.0 - (top_two[:, 1] - top_two[:, 0]), 0.0, 1.0)
+
+
+def soft_sum(uncertainties: NDArray[np.float64]) -> float:
+    """A frame's score from its boxes': 1 - exp(-sum / 2), so that two doubtful boxes say more than one; 0 without boxes.
+
+    Args:
+        uncertainties: (n,) in [0, 1].
+    Source: sum aggregation after Brust, Kaeding and Denzler, "Active Learning for Deep Object Detection" (2019); bounded by us.
+    """
+    return float(-np.expm1(-float(np.sort(uncertainties).sum()) / 2.0))
+
+
+def largest(uncertainties: NDArray[np.float64]) -> float:
+    """A frame's score from its boxes': the largest; 0 without boxes.
+
+    Args:
+        uncertainties: (n,) in [0, 1].
+    Source: maximum aggregation, Brust, Kaeding and Denzler (2019).
+    """
+    return float(uncertainties.max()) if len(uncertainties) else 0.0
+
+
+def largest_of_overlapping(
+    uncertainties: NDArray[np.float64], boxes_xyxy: NDArray[np.float32], class_ids: NDArray[np.int32]
+) -> NDArray[np.float64]:
+    """One uncertainty per object: of boxes of one class that overlap (IoU above 0.5) only the largest value stays.
+
+    End-to-end heads and loose suppression leave several boxes on one object; a sum must not count it several times.
+
+    Args:
+        uncertainties: (n,) in [0, 1].
+        boxes_xyxy: (n, 4).
+        class_ids: (n,).
+    Returns:
+        (m <= n,) the values that stay, largest first.
+    Source: the same-class suppression of PPAL (Yang et al., CVPR 2024), restated.
+    """
+    if len(uncertainties) < 2:
+        return uncertainties
+    # Ties are broken by position and class, never by the order in which the boxes came.
+    order = np.lexsort((*boxes_xyxy.T, class_ids, -uncertainties))
+    boxes, classes = boxes_xyxy[order].astype(np.float64), class_ids[order]
+    same = (pairwise_iou(boxes, boxes) > _SAME_OBJECT_IOU) & (classes[:, None] == classes[None, :])
+    keep = np.ones(len(order), dtype=bool)
+    if same.sum() > len(order):  # some pair overlaps, which is rare after suppression
+        for i in range(len(order)):
+            if keep[i]:
+                keep[i + 1 :] &= ~same[i, i + 1 :]
+    return uncertainties[order][keep]
+
+
+def pairwise_iou(a_xyxy: NDArray[np.float64], b_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union, (n, 4) and (m, 4) -> (n, m) in [0, 1]; boxes without area overlap nothing."""
+    corner_1 = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
+    corner_2 = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
+    overlap = np.clip(corner_2 - corner_1, 0.0, None).prod(axis=2)
+    areas_a = np.clip(a_xyxy[:, 2:] - a_xyxy[:, :2], 0.0, None).prod(axis=1)
+    areas_b = np.clip(b_xyxy[:, 2:] - b_xyxy[:, :2], 0.0, None).prod(axis=1)
+    union = areas_a[:, None] + areas_b[None, :] - overlap
+    iou: NDArray[np.float64] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
+    return iou
+
+
+def entropy(detections: Detections, *, floor_score: float = 0.05) -> float:
+    """Binary entropy summed over the objects, counted above that of a score of `floor_score`.
+
+    Without the floor, a dozen junk boxes at the decode threshold would outweigh one object that the model is torn about.
+
+    Args:
+        floor_score: the score, in (0, 0.5), at and below which (and at and above one minus which) a box says nothing.
+    Returns:
+        [0, 1]; 0 without detections.
+    """
+    floor = float(binary_entropy(np.array([floor_score], np.float32))[0])
+    values = np.clip((binary_entropy(detections.scores) - floor) / (1.0 - floor), 0.0, 1.0)
+    return soft_sum(_objects(values, detections))
+
+
+def least_confidence(detections: Detections, *, visible: float = 0.25) -> float:
+    """One minus the score of the least certain visible box; 0 without visible boxes."""
+    return largest(least_confidence_boxes(detections.scores[detections.scores >= visible]))
+
+
+def margin(detections: Detections, *, visible: float = 0.25) -> float:
+    """The closest top two classes among the visible boxes; 0 without visible boxes.
+
+    With end-to-end heads or a single class there is no second class: the margin is that between "object" and "none", p and 1 - p.
+    """
+    shown = detections.scores >= visible
+    if detections.class_scores is None or detections.class_scores.shape[1] < 2:
+        return largest(1.0 - np.abs(2.0 * detections.scores[shown].astype(np.float64) - 1.0))
+    return largest(margin_boxes(detections.class_scores[shown]))
+
+
+def localisation(detections: Detections, *, visible: float = 0.25) -> float:
+    """Normalised entropy of the box edges' distributions, summed over visible objects; 0 for models that have none.
+
+    Source: Li et al., "Generalized Focal Loss" (NeurIPS 2020) for the distributions.
+    """
+    if detections.loc_entropy is None:
+        return 0.0
+    values = np.where(detections.scores >= visible, np.clip(detections.loc_entropy.astype(np.float64), 0.0, 1.0), 0.0)
+    return soft_sum(_objects(values, detections))
+
+
+def close_to_threshold(detections: Detections, *, visible: float = 0.25) -> float:
+    """How close any box's score is to the threshold from which it is shown: 1 on it, 0 at 0 and at 1."""
+    scores = detections.scores.astype(np.float64)
+    return largest(np.clip(np.where(scores < visible, scores / visible, (1.0 - scores) / (1.0 - visible)), 0.0, 1.0))
+
+
+def count(detections: Detections, *, visible: float = 0.25) -> float:
+    """How many boxes are shown: n / (n + 8)."""
+    shown = int((detections.scores >= visible).sum())
+    return shown / (shown + _HALF_CROWDED)
+
+
+def best_hidden(detections: Detections, *, floor_score: float = 0.05, visible: float = 0.25) -> float:
+    """The best box below the threshold for being shown, unless a shown box covers it: the likeliest missed object.
+
+    Returns:
+        [0, 1]: 0 at `floor_score` and below, 1 just below `visible`.
+    """
+    shown = detections.scores >= visible
+    hidden = ~shown & (detections.scores > floor_score)
+    if not hidden.any():
+        return 0.0
+    boxes = detections.boxes_xyxy.astype(np.float64)
+    if shown.any():
+        covered = pairwise_iou(boxes[hidden], boxes[shown]).max(axis=1) > 0.3
+        scores = detections.scores[hidden][~covered]
+    else:
+        scores = detections.scores[hidden]
+    if not len(scores):
+        return 0.0
+    return float(np.clip((float(scores.max()) - floor_score) / (visible - floor_score), 0.0, 1.0))
+
+
+def rule_max_below(detections: Detections, *, threshold: float = 0.6, visible: float = 0.25) -> bool:
+    """The field's rule of thumb, first printing: `max(conf) < threshold`, over what a user is shown; never without a box."""
+    scores = detections.scores[detections.scores >= visible]
+    return bool(len(scores)) and float(scores.max()) < threshold
+
+
+def rule_min_below(detections: Detections, *, threshold: float = 0.6, visible: float = 0.25) -> bool:
+    """The same rule in its other printing: `min(conf) < threshold`, over what a user is shown; never without a box."""
+    scores = detections.scores[detections.scores >= visible]
+    return bool(len(scores)) and float(scores.min()) < threshold
+
+
+def _rule_max(detections: Detections, *, visible: float = 0.25) -> float:
+    return float(rule_max_below(detections, visible=visible))
+
+
+def _rule_min(detections: Detections, *, visible: float = 0.25) -> float:
+    return float(rule_min_below(detections, visible=visible))
+
+
+# The strategies that need nothing but detections and the threshold for being shown.
+SCORERS: Mapping[str, Callable[..., float]] = MappingProxyType(
+    {
+        "least_confidence": least_confidence,
+        "margin": margin,
+        "localisation": localisation,
+        "close_to_threshold": close_to_threshold,
+        "count": count,
+        "rule_max": _rule_max,
+        "rule_min": _rule_min,
+    }
+)
+
+
+def _objects(values: NDArray[np.float64], detections: Detections) -> NDArray[np.float64]:
+    """The values of the most confident boxes, one per object. Detections come most confident first."""
+    n = _MOST_BOXES
+    return largest_of_overlapping(values[:n], detections.boxes_xyxy[:n], detections.class_ids[:n])
