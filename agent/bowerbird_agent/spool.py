@@ -17,10 +17,10 @@ import logging
 import os
 import sqlite3
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Literal, TypeVar
 
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
 from bowerbird_agent.spool_files import FrameFiles, on_disk_bytes
@@ -41,6 +41,8 @@ from bowerbird_wire.errors import WireError
 from bowerbird_wire.messages import FrameHeader, FrameMessage, Receipt
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Kept free of frames for the index, its WAL and the ballast: index writes must succeed when the frames have taken everything.
 INDEX_RESERVE_BYTES = 1024 * 1024
@@ -166,9 +168,9 @@ class Spool:
         Returns:
             The ids that were promoted; one that was evicted meanwhile is not among them.
         """
+        ids = list(frame_ids)
         with self._lock:
-            with self._index.transaction():
-                promoted = tuple(frame_id for frame_id in frame_ids if self._index.promote(frame_id))
+            promoted = self._change(lambda: tuple(frame_id for frame_id in ids if self._index.promote(frame_id)))
             for frame_id in promoted:
                 with contextlib.suppress(OSError):  # the name is for a rebuild only; the next start corrects it
                     self._files.rename(frame_id, candidate=False)
@@ -230,15 +232,19 @@ class Spool:
 
     def mark_sent(self, frame_id: str) -> bool:
         """NEW or IN_DOUBT -> SENT, before the bytes leave. False: do not send, the frame is gone."""
-        with self._lock, self._index.transaction(durable=False):
-            return self._index.move(frame_id, FrameState.SENT, (FrameState.NEW, FrameState.IN_DOUBT, FrameState.SENT))
+        allowed_from = (FrameState.NEW, FrameState.IN_DOUBT, FrameState.SENT)
+        return self._change(lambda: self._index.move(frame_id, FrameState.SENT, allowed_from), durable=False)
 
     def mark_in_doubt(self, frame_ids: Iterable[str] | None = None) -> int:
         """SENT -> IN_DOUBT for these frames, None for all that were sent; returns how many."""
-        with self._lock, self._index.transaction(durable=False):
-            if frame_ids is None:
+        ids = None if frame_ids is None else list(frame_ids)
+
+        def move() -> int:
+            if ids is None:
                 return self._index.wake()
-            return sum(self._index.move(frame_id, FrameState.IN_DOUBT, (FrameState.SENT,)) for frame_id in frame_ids)
+            return sum(self._index.move(frame_id, FrameState.IN_DOUBT, (FrameState.SENT,)) for frame_id in ids)
+
+        return self._change(move, durable=False)
 
     def receipt(self, receipt: Receipt) -> ReceiptCounts:
         """Delete what the server has committed or refused, in one transaction. Repeating a receipt changes nothing.
@@ -340,27 +346,33 @@ class Spool:
             ) from error
         return file
 
+    def _change(self, change: Callable[[], T], *, durable: bool = True) -> T:
+        """Run `change` in one transaction. On a full disk the ballast makes room: what drains the spool must not wait for space."""
+        with self._lock:
+            try:
+                with self._index.transaction(durable=durable):
+                    return change()
+            except SpoolFull:
+                self._ballast_path.unlink(missing_ok=True)
+                with self._index.transaction(durable=durable):
+                    return change()
+            finally:
+                self._ballast_refill()
+
     def _settle(self, changes: list[tuple[str, Outcome, str]]) -> set[str]:
         """Take frames out and return the ids that were here.
 
         Row and counter first, file second: a crash between leaves a file that the next start recognises and removes.
         """
         with self._lock:
-            for last_try in (False, True):
-                try:
-                    with self._index.transaction():
-                        settled = {frame_id for frame_id, outcome, why in changes if self._settle_row(frame_id, outcome, why)}
-                    break
-                except SpoolFull:
-                    if last_try:
-                        raise
-                    self._ballast_path.unlink(missing_ok=True)
+            settled = self._change(
+                lambda: {frame_id for frame_id, outcome, why in changes if self._settle_row(frame_id, outcome, why)}
+            )
             for frame_id in settled:
                 try:
                     self._files.delete(frame_id)
                 except OSError as error:
                     log.warning("frame %s: cannot delete its file (%s); the next start tries again", frame_id[:12], error)
-            self._ballast_refill()
             self._changes += len(settled)
             if self._changes >= _SNAPSHOT_EVERY:
                 self._snapshot()
@@ -450,7 +462,7 @@ class Spool:
         self._changes = 0
         part = self._snapshot_path.with_suffix(".part")
         with contextlib.suppress(OSError, SpoolError):
-            part.write_text(json.dumps(self._index.counters()), encoding="utf-8")
+            part.write_text(json.dumps({"counters": self._index.counters(), "notes": self._index.notes()}), encoding="utf-8")
             part.replace(self._snapshot_path)
 
     def _open_index(self) -> SpoolIndex:
@@ -470,9 +482,10 @@ class Spool:
 
     def _restore_counters(self, index: SpoolIndex, counters: Mapping[str, int], notes: Mapping[str, str]) -> None:
         saved: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
             read = json.loads(self._snapshot_path.read_text(encoding="utf-8"))
-            saved = {str(name): int(value) for name, value in read.items()}
+            saved = {str(name): int(value) for name, value in read["counters"].items()}
+            notes = {**{str(name): str(value) for name, value in read["notes"].items()}, **notes}
         # Counters only grow: of two readings the larger is the newer one.
         best = {name: max(counters.get(name, 0), saved.get(name, 0)) for name in {*counters, *saved}}
         # What was in the spool is counted again as its files are found.

@@ -354,6 +354,10 @@ class SpoolIndex:
         row = self._db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
         return None if row is None else str(row[0])
 
+    def notes(self) -> dict[str, str]:
+        """All kept texts."""
+        return dict(self._db.execute("SELECT name, value FROM note"))
+
     def ledger(self) -> Ledger:
         """The account of all frames; call it inside a transaction to have rows and counters of one moment."""
         return ledger_of(self.counters(), self.counts())

@@ -1,0 +1,403 @@
+"""The MQTT connection of a device: paho does the bytes, this contains its faults.
+
+In: payloads to publish. Out: events on one queue (`LinkUp`, `LinkDown`, `Published`, `MessageIn`) and two byte counters. Every
+connection is a new paho client, so nothing that paho queued survives into the next one: what was not acknowledged is the
+uploader's business. It does not retry messages, keeps nothing on disk, and decodes no payload.
+
+Contained here: paho's callbacks only put events on the queue (an exception in one would end its thread unseen); a message above the
+broker's packet limit is refused instead of blocking everything behind it; the broker's Receive Maximum holds on every connection; a
+watchdog ends a connection on which no byte moves; no lock of ours is held in a callback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from bowerbird_agent.paho_client import CountingClient, Traffic
+from bowerbird_agent.reconnect import ReconnectDelay
+from bowerbird_wire import codec
+from bowerbird_wire.errors import TopicError
+from bowerbird_wire.messages import Status
+from bowerbird_wire.topics import DOWN, BlocksTopic, DeviceTopic, StatusTopic, parse_topic
+
+log = logging.getLogger(__name__)
+
+RECEIVE_MAXIMUM = 64  # packets of ours that may be unacknowledged; a broker may set a lower number
+MAX_INCOMING_BYTES = 2 * 1024 * 1024
+_TCP_NOTSENT_LOWAT = 25  # Linux; the socket module does not name it
+_NOTSENT_BYTES = 16 * 1024
+_DISCONNECT_WITH_WILL = 4
+_SESSION_TAKEN_OVER = 142
+
+
+@dataclass(frozen=True)
+class BrokerSettings:
+    """How to reach the broker.
+
+    Args:
+        keepalive_s: MQTT keep-alive, whole seconds.
+        max_retry_s: the longest wait between two attempts.
+        stall_s: a connection on which no byte arrives for this long is given up; None for three keep-alives.
+        tls: context for TLS, None for plain TCP.
+    """
+
+    host: str
+    port: int = 1883
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    keepalive_s: int = 30
+    connect_timeout_s: float = 10.0
+    max_retry_s: float = 120.0
+    stall_s: float | None = None
+    tls: ssl.SSLContext | None = None
+
+
+@dataclass(frozen=True)
+class LinkUp:
+    """Connected and subscribed. Limits of the broker: largest packet (None: none), packets that may be unacknowledged."""
+
+    max_packet_bytes: int | None
+    receive_maximum: int
+
+
+@dataclass(frozen=True)
+class LinkDown:
+    """The connection ended or could not be made. `refused`: the broker is there and does not want this device."""
+
+    reason: str
+    refused: bool = False
+    retry_in_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Published:
+    """The broker has taken a packet (PUBACK; QoS 0: written). It proves nothing about the server."""
+
+    token: int
+    accepted: bool = True
+
+
+@dataclass(frozen=True)
+class MessageIn:
+    """A message for this device, not yet decoded."""
+
+    topic: DeviceTopic
+    payload: bytes
+
+
+LinkEvent = LinkUp | LinkDown | Published | MessageIn
+
+
+def packet_bytes(topic: DeviceTopic, payload_bytes: int, *, qos: int = 1) -> int:
+    """Size of the PUBLISH packet on the wire, MQTT 5 without properties."""
+    rest = 2 + len(str(topic)) + (2 if qos else 0) + 1 + payload_bytes
+    length_digits = 1 + (rest > 127) + (rest > 16_383) + (rest > 2_097_151)
+    return 1 + length_digits + rest
+
+
+class _Connection:
+    """One paho client from CONNECT to the end, and what its callbacks saw. Callbacks run in paho's thread and only note and queue."""
+
+    def __init__(self, link: MqttLink, number: int) -> None:
+        self.link = link
+        self.number = number
+        self.ended = threading.Event()
+        self.reason = ""
+        self.refused = False
+        self.up = False
+        self.progress = False
+        self.taken_over = False
+        self.max_packet_bytes: int | None = None
+        self.receive_maximum = RECEIVE_MAXIMUM
+        self.issued = 0  # packets given to paho: changed by publishers only
+        self.taken = 0  # packets acknowledged or written: changed by paho's thread only
+        self.client = self._build()
+
+    def _build(self) -> CountingClient:
+        link, broker = self.link, self.link.broker
+        client = CountingClient(
+            CallbackAPIVersion.VERSION2,
+            client_id=link.device,
+            protocol=paho.MQTTv5,
+            reconnect_on_failure=False,
+            traffic=link.traffic,
+        )
+        client.suppress_exceptions = True
+        client.connect_timeout = broker.connect_timeout_s
+        client.max_inflight_messages_set(0xFFFF)  # the limit is ours: paho forgets its own after a reconnect
+        client.will_set(str(StatusTopic(link.site, link.device)), link.offline_payload(), qos=1, retain=True)
+        if broker.username is not None:
+            client.username_pw_set(broker.username, broker.password)
+        if broker.tls is not None:
+            client.tls_set_context(broker.tls)
+        client.on_socket_open = self._on_socket_open
+        client.on_connect = self._on_connect
+        client.on_subscribe = self._on_subscribe
+        client.on_publish = self._on_publish
+        client.on_message = self._on_message
+        client.on_disconnect = self._on_disconnect
+        return client
+
+    def open(self) -> None:
+        """Connect and start paho's thread.
+
+        Raises:
+            OSError: nobody there, or TLS fails.
+        """
+        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
+        properties.MaximumPacketSize = MAX_INCOMING_BYTES
+        properties.SessionExpiryInterval = 0
+        broker = self.link.broker
+        self.client.connect(broker.host, broker.port, broker.keepalive_s, clean_start=True, properties=properties)
+        self.client.loop_start()
+
+    def _on_socket_open(self, _client: object, _userdata: object, sock: Any) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # What the kernel holds cannot be overtaken by a receipt or a command: let it hold little.
+            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOTSENT_BYTES)
+
+    def _on_connect(self, _c: object, _u: object, _flags: object, reason: ReasonCode, properties: Properties | None) -> None:
+        if reason.is_failure:
+            self.refused, self.reason = True, str(reason)
+            self.ended.set()
+            return
+        self.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
+        self.receive_maximum = min(RECEIVE_MAXIMUM, getattr(properties, "ReceiveMaximum", RECEIVE_MAXIMUM))
+        self.client.subscribe(
+            [
+                (str(kind(self.link.site, self.link.device)), SubscribeOptions(qos=0 if kind is BlocksTopic else 1))
+                for kind in DOWN
+            ]
+        )
+
+    def _on_subscribe(self, _c: object, _u: object, _mid: int, reasons: list[ReasonCode], _p: object) -> None:
+        if any(reason.is_failure for reason in reasons):
+            self.refused, self.reason = True, f"subscription refused: {', '.join(str(reason) for reason in reasons)}"
+            self.ended.set()
+            return
+        self.issued = 1
+        self.up = True
+        self.client.publish(str(StatusTopic(self.link.site, self.link.device)), self.link.online_payload(), qos=1, retain=True)
+        self.link.put(LinkUp(self.max_packet_bytes, self.receive_maximum))
+
+    def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:
+        self.taken += 1
+        self.progress = self.progress or self.taken > 1  # the first one is the status
+        self.link.put(Published(self.token(mid), accepted=not reason.is_failure))
+
+    def _on_message(self, _c: object, _u: object, message: paho.MQTTMessage) -> None:
+        try:
+            topic = parse_topic(message.topic)
+        except (TopicError, UnicodeDecodeError):
+            return  # a newer server may know more topics than we do
+        self.progress = True
+        self.link.put(MessageIn(topic, bytes(message.payload)))
+
+    def _on_disconnect(self, _c: object, _u: object, _flags: object, reason: ReasonCode, _p: object) -> None:
+        self.taken_over = reason.value == _SESSION_TAKEN_OVER
+        self.reason = self.reason or str(reason)
+        self.ended.set()
+
+    def token(self, mid: int) -> int:
+        """A number for a packet that no other connection uses."""
+        return (self.number << 16) | mid
+
+
+class MqttLink:
+    """Keeps one device connected. `start` returns at once; everything that happens arrives on `on_event`.
+
+    Args:
+        broker: where and as whom.
+        site, device: names in the topics; the device is the client id as well.
+        on_event: unbounded queue of `LinkEvent`.
+        online: -> what to say when connected; called in paho's thread, must not block.
+        offline: the will: what the broker says when the connection is lost.
+        seed: of the jitter; None for a random one.
+    """
+
+    def __init__(
+        self,
+        broker: BrokerSettings,
+        site: str,
+        device: str,
+        on_event: queue.Queue[Any],
+        *,
+        online: Callable[[], Status],
+        offline: Status,
+        seed: int | None = None,
+    ) -> None:
+        self.broker = broker
+        self.site = site
+        self.device = device
+        self.traffic = Traffic()
+        self._events = on_event
+        self._online = online
+        self._offline = offline
+        self._delay = ReconnectDelay(random.Random(seed).random, max_s=broker.max_retry_s)  # noqa: S311 - jitter, not a secret
+        self._stopping = threading.Event()
+        self._publishing = threading.Lock()  # held by publishers only, never in a callback
+        self._connection: _Connection | None = None
+        self._thread: threading.Thread | None = None
+        self._connections = 0
+        self._warned = False
+
+    # -- for the agent
+
+    def start(self) -> None:
+        """Begin to connect, in a thread of its own."""
+        self._stopping.clear()
+        self._thread = threading.Thread(target=self._run, name=f"link-{self.device}", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, timeout_s: float = 5.0) -> None:
+        """Say good-bye (the broker then publishes the will) and end the thread."""
+        self._stopping.set()
+        connection = self._connection
+        if connection is not None:
+            if connection.up:
+                with contextlib.suppress(OSError, ValueError):
+                    connection.client.disconnect(ReasonCode(PacketTypes.DISCONNECT, identifier=_DISCONNECT_WITH_WILL))
+                connection.ended.wait(timeout_s / 2)
+            connection.ended.set()
+        if self._thread is not None:
+            self._thread.join(timeout_s)
+            self._thread = None
+
+    @property
+    def connected(self) -> bool:
+        """Whether a publish has a chance. True only after the broker has accepted connection and subscriptions."""
+        connection = self._connection
+        return connection is not None and connection.up and not connection.ended.is_set()
+
+    @property
+    def bytes_sent(self) -> int:
+        """MQTT bytes written to the socket since the start: every packet, resends and keep-alives included."""
+        return self.traffic.sent
+
+    @property
+    def bytes_received(self) -> int:
+        """MQTT bytes read from the socket since the start."""
+        return self.traffic.received
+
+    def publish(self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
+        """Hand a packet to the connection.
+
+        Returns:
+            A token that a `Published` event will carry (never 0). 0: not taken, because the link is down, too many packets are
+            unacknowledged, or the packet is larger than the broker allows. Nothing is queued then; a token is no promise either.
+        """
+        with self._publishing:
+            connection = self._connection
+            if connection is None or not self.connected:
+                return 0
+            if connection.issued - connection.taken >= connection.receive_maximum:
+                return 0
+            limit = connection.max_packet_bytes
+            if limit is not None and packet_bytes(topic, len(payload), qos=qos) > limit:
+                log.debug("%s: a message of %s bytes is above the broker's packet limit of %s", topic, len(payload), limit)
+                return 0
+            connection.issued += 1
+            try:
+                sent = connection.client.publish(str(topic), payload, qos=qos, retain=retain)
+            except (OSError, ValueError, RuntimeError) as error:
+                log.debug("publish on %s failed: %s", topic, error)
+                return 0
+            return connection.token(sent.mid) if sent.rc == paho.MQTT_ERR_SUCCESS else 0
+
+    # -- for the connection
+
+    def put(self, event: LinkEvent) -> None:
+        """Queue an event; called in paho's thread."""
+        self._events.put_nowait(event)
+
+    def online_payload(self) -> bytes:
+        """The retained status while connected."""
+        try:
+            return codec.encode(self._online())
+        except Exception:  # the agent's own fault must not keep it off the air
+            log.exception("device %s: the status cannot be made; it is sent without details", self.device)
+            return codec.encode(Status("online"))
+
+    def offline_payload(self) -> bytes:
+        """The will."""
+        return codec.encode(self._offline)
+
+    # -- the thread
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            self._connections += 1
+            connection = _Connection(self, self._connections)
+            try:
+                connection.open()
+            except (OSError, ValueError) as error:
+                connection.reason = f"{type(error).__name__}: {error}"
+            else:
+                self._connection = connection
+                if self._stopping.is_set():
+                    connection.ended.set()
+                self._watch(connection)
+            self._connection = None
+            connection.client.abandon()
+            progress = connection.progress and not connection.taken_over
+            retry_in_s = self._delay.after(progress=progress)
+            if not self._stopping.is_set():
+                self._tell(connection, retry_in_s)
+            self.put(LinkDown(connection.reason or "closed", connection.refused, retry_in_s))
+            self._stopping.wait(retry_in_s)
+
+    def _watch(self, connection: _Connection) -> None:
+        """Wait for the end of a connection, and make it end when no byte moves any more."""
+        broker = self.broker
+        stall_s = broker.stall_s if broker.stall_s is not None else 3.0 * broker.keepalive_s
+        limit_s = broker.connect_timeout_s  # until it is up
+        received, since = -1, time.monotonic()
+        while not connection.ended.wait(min(1.0, limit_s / 4)):
+            if connection.up:
+                self._warned = False
+                limit_s = stall_s
+            if self.traffic.received != received:
+                received, since = self.traffic.received, time.monotonic()
+            elif time.monotonic() - since > limit_s:
+                connection.reason = f"no byte from the broker for {limit_s:.0f} s"
+                return
+            if not connection.client.thread_alive():
+                connection.reason = connection.reason or "the network thread ended"
+                return
+
+    def _tell(self, connection: _Connection, retry_in_s: float) -> None:
+        """The first failure is a warning that says what to do, the repeats are for the curious."""
+        level = logging.DEBUG if self._warned else logging.WARNING
+        self._warned = True
+        where = f"{self.broker.host}:{self.broker.port}"
+        if connection.refused:
+            what = f"broker {where} refuses device {self.device} ({connection.reason})"
+            advice = "check broker.username and broker.password_file, and that the server knows the device"
+        elif connection.taken_over:
+            what = f"broker {where} has a newer connection with the name {self.device}"
+            advice = "two agents run with one device.id: give each its own"
+        elif connection.up:
+            what = f"connection to broker {where} lost ({connection.reason})"
+            advice = "frames wait in the spool"
+        else:
+            what = f"broker {where} cannot be reached ({connection.reason})"
+            advice = "check broker.host and broker.port, and that the server runs"
+        log.log(level, "%s: %s; next attempt in %.1f s", what, advice, retry_in_s)
