@@ -1,0 +1,1 @@
+"""The web: dashboard, review page and JSON API. `app.create_app` builds it; who may come in is in `auth.py`."""

@@ -1,0 +1,106 @@
+"""Builds the web application: the gate, the JSON API, the pages, and errors in words.
+
+In: the data folder and the token printed at start. Out: an ASGI application for uvicorn. Where it listens is the caller's business.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+from pathlib import Path
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+
+from bowerbird_server.blobs import LocalBlobs
+from bowerbird_server.catalogue import Catalogue
+from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
+from bowerbird_server.layout import DataFolder
+from bowerbird_server.web import api, pages
+from bowerbird_server.web.auth import AccessGate, Sessions, error_answer
+from bowerbird_server.web.stores import Stores
+
+log = logging.getLogger(__name__)
+
+STATIC_DIR = Path(__file__).parent / "static"
+
+# The order matters: the first that fits is taken.
+_STATUS: tuple[tuple[type[ServerError], int, str], ...] = (
+    (NotFound, 404, "not_found"),
+    (Conflict, 409, "conflict"),
+    (BadInput, 400, "bad_input"),
+    (EnvironmentFault, 503, "environment"),
+    (ServerError, 500, "server_error"),
+)
+
+
+def create_app(folder: DataFolder, token: str) -> FastAPI:
+    """The web application.
+
+    Args:
+        folder: the server's data folder.
+        token: the secret that lets people and programs in; at least 16 characters.
+
+    Raises:
+        EnvironmentFault: the catalogue or the blob store cannot be opened.
+        ValueError: the token is too short.
+    """
+    # Said now, at the start, instead of at the first request.
+    folder.make()
+    Catalogue(folder.catalogue).close()
+    LocalBlobs(folder.blobs)
+    sessions = Sessions(token)
+    app = FastAPI(
+        title="Bowerbird",
+        summary="Frames that cameras chose, their labels, and the models trained on them.",
+        version="1",
+        openapi_url="/api/v1/openapi.json",
+        # The stock viewers load scripts from other hosts.
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.stores = Stores(folder)
+    app.state.sessions = sessions
+    app.include_router(api.router, tags=["v1"])
+    app.include_router(pages.router, include_in_schema=False)
+    app.mount("/static", StaticFiles(directory=STATIC_DIR), name="static")
+    app.add_middleware(AccessGate, sessions=sessions)
+    app.add_exception_handler(ServerError, _server_error)
+    app.add_exception_handler(sqlite3.OperationalError, _busy)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _http_error)
+    return app
+
+
+def _answer(request: Request, status: int, code: str, message: str, details: list[str] | None = None) -> Response:
+    if request.url.path.startswith("/api/") or request.method != "GET":
+        return error_answer(status, code, message, details)
+    return pages.error_page(request, status, message)
+
+
+async def _server_error(request: Request, error: Exception) -> Response:
+    status, code = next((status, code) for kind, status, code in _STATUS if isinstance(error, kind))
+    if status >= 500:
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+    return _answer(request, status, code, str(error))
+
+
+async def _busy(request: Request, error: Exception) -> Response:
+    log.warning("%s %s: the catalogue cannot be used now: %s", request.method, request.url.path, error)
+    message = f"the catalogue cannot be used now ({error}); try again, and look at the server's disk if it stays so"
+    return _answer(request, 503, "environment", message)
+
+
+async def _malformed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101 - registered for nothing else; tells the type checker
+    faults = [f"{'.'.join(str(part) for part in fault['loc'][1:]) or 'body'}: {fault['msg']}" for fault in error.errors()]
+    return _answer(request, 422, "malformed", "correct these fields: " + "; ".join(faults[:20]), faults)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for nothing else; tells the type checker
+    words = {404: "there is nothing at this address", 405: "this address does not take this method"}
+    return _answer(request, error.status_code, "http", words.get(error.status_code, str(error.detail)))

@@ -1,0 +1,204 @@
+"""The pages people look at: login, dashboard, frames, models, review. Small scripts in `static/` keep them fresh.
+
+In: requests that `auth.py` let through. Out: HTML from `templates/`, escaped by default, without inline script or style.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.templating import Jinja2Templates
+from markupsafe import Markup
+
+from bowerbird_server.catalogue import batches, frames, labels, overview
+from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
+from bowerbird_server.web.auth import COOKIE, SESSION_S, Session, Sessions, csrf_matches, error_answer, safe_next
+from bowerbird_server.web.shapes import frame_detail, frame_shape, label_shape
+from bowerbird_server.web.stores import catalogue
+
+router = APIRouter()
+_templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
+_FRAMES_A_PAGE = 48
+
+
+def _size(count: Any) -> str:
+    value = float(count or 0)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.2f} GB"
+
+
+def _when(text: str | None) -> Markup:
+    """A UTC time in full for programs, short for people; the script shows how long ago it was."""
+    if not text:
+        return Markup("–")
+    moment = datetime.fromisoformat(text)
+    return Markup('<time datetime="{}">{}</time>').format(text, f"{moment:%Y-%m-%d %H:%M:%S}")
+
+
+def _short(digest: str | None) -> str:
+    return (digest or "")[:10] or "–"
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return f"{value:.{digits}f}" if isinstance(value, int | float) else "–"
+
+
+def _words(value: Any) -> str:
+    return str(value).replace("_", " ").replace(".", " ")
+
+
+_templates.env.filters.update(size=_size, when=_when, short=_short, number=_number, words=_words)
+_templates.env.globals["prelabel_confidence"] = PRELABEL_CONFIDENCE
+
+
+def _render(request: Request, name: str, http_status: int = 200, **context: Any) -> Response:
+    session: Session | None = getattr(request.state, "session", None)
+    return _templates.TemplateResponse(request, name, {"session": session, **context}, status_code=http_status)
+
+
+def error_page(request: Request, status: int, message: str) -> Response:
+    """A page that says what went wrong and what to do."""
+    return _render(request, "error.html", status, status=status, message=message)
+
+
+@router.get("/login")
+def login_page(request: Request, next: str = "/") -> Response:  # noqa: A002 - the name in the address
+    if request.state.session is not None:
+        return RedirectResponse(safe_next(next), status_code=303)
+    return _render(request, "login.html", next=safe_next(next), fault="")
+
+
+@router.post("/login")
+def login(
+    request: Request,
+    token: Annotated[str, Form(max_length=500)] = "",
+    author: Annotated[str, Form(max_length=80)] = "",
+    next: Annotated[str, Form(max_length=2000)] = "/",  # noqa: A002 - the name of the field
+) -> Response:
+    sessions: Sessions = request.app.state.sessions
+    if not sessions.knows(token.strip()):
+        fault = "This is not the token. It was printed in the terminal when the server started; copy all of it."
+        return _render(request, "login.html", 401, next=safe_next(next), fault=fault, author=author)
+    answer = RedirectResponse(safe_next(next), status_code=303)
+    answer.set_cookie(
+        COOKIE,
+        sessions.begin(author.strip() or "reviewer"),
+        max_age=SESSION_S,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return answer
+
+
+@router.post("/logout")
+def logout(request: Request, csrf_token: Annotated[str, Form()] = "") -> Response:
+    session: Session | None = request.state.session
+    if session is None or not csrf_matches(session, csrf_token):
+        return error_answer(403, "csrf", "reload the page and log out again")
+    request.app.state.sessions.end(request.cookies[COOKIE])
+    answer = RedirectResponse("/login", status_code=303)
+    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
+    return answer
+
+
+@router.get("/session")
+def session_facts(request: Request) -> Response:
+    """For a page that outlived its session: after a new login in another tab it fetches the new token here."""
+    session: Session | None = request.state.session
+    if session is None:
+        return error_answer(400, "no_session", "this address is for pages; programs send the token")
+    return JSONResponse({"author": session.author, "csrf_token": session.csrf_token})
+
+
+def _dashboard(request: Request) -> dict[str, Any]:
+    cat = catalogue(request)
+    models = overview.models(cat, 12)
+    return {
+        "summary": overview.summary(cat),
+        "devices": overview.devices(cat),
+        "batches": batches.list_batches(cat, state="open", limit=5),
+        "runs": overview.runs(cat, 6),
+        "models": models,
+        "champion": next((model for model in models if model["state"] == "champion"), None),
+        "datasets": overview.datasets(cat, 6),
+        "rollouts": overview.rollouts(cat, 4),
+        "events": overview.events(cat, limit=20),
+    }
+
+
+@router.get("/")
+def dashboard(request: Request) -> Response:
+    return _render(request, "dashboard.html", **_dashboard(request))
+
+
+@router.get("/fragments/dashboard")
+def dashboard_fragment(request: Request) -> Response:
+    return _render(request, "_dashboard.html", **_dashboard(request))
+
+
+@router.get("/frames")
+def frames_page(
+    request: Request,
+    *,
+    state: str = "",
+    device: str = "",
+    camera: str = "",
+    scene: str = "",
+    after: str = "",
+) -> Response:
+    cat = catalogue(request)
+    wanted = {"state": state, "device": device, "camera": camera, "scene": scene}
+    page = frames.list_frames(
+        cat, **{key: value or None for key, value in wanted.items()}, after=after or None, limit=_FRAMES_A_PAGE
+    )
+    return _render(
+        request,
+        "frames.html",
+        frames=[frame_shape(row) for row in page.rows],
+        next=page.after,
+        wanted={key: value for key, value in wanted.items() if value},
+        counts=frames.count_by_state(cat),
+        devices=[row["id"] for row in overview.devices(cat)],
+        first_page=not after,
+    )
+
+
+@router.get("/frames/{frame_id}")
+def frame_page(request: Request, frame_id: str) -> Response:
+    cat = catalogue(request)
+    return _render(
+        request,
+        "frame.html",
+        frame=frame_detail(cat, frame_id),
+        labels=[label_shape(row) for row in reversed(labels.labels_of(cat, frame_id))],
+        events=overview.events(cat, subject=frame_id, limit=30),
+    )
+
+
+@router.get("/models/{digest}")
+def model_page(request: Request, digest: str) -> Response:
+    cat = catalogue(request)
+    model = overview.model(cat, digest)
+    parent = overview.model(cat, model["parent"]) if model["parent"] else None
+    return _render(
+        request,
+        "model.html",
+        model=model,
+        parent=parent,
+        verdict_text=json.dumps(model["verdict"], indent=2, sort_keys=True),
+        events=overview.events(cat, subject=model["digest"], limit=30),
+    )
+
+
+@router.get("/review")
+def review_page(request: Request) -> Response:
+    return _render(request, "review.html")
