@@ -18,7 +18,6 @@ from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.errors import ServerError
 from bowerbird_server.loop import LoopFacts, Step, next_step
 from bowerbird_server.registry import open_repository, publish
-from bowerbird_server.rollout import start_rollout
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import take_snapshot
 from bowerbird_server.training_runs import carry_out, queue_run
@@ -99,7 +98,7 @@ def _collection_over(site: Site, current: Row) -> bool:
     for row in fleet.list_devices(site.catalogue):
         if row["state"] != "active":
             continue
-        health = json.loads(row["health"])
+        health = row["health"]
         window = health.get("extra", {}).get("window", {})
         unsent = sum(health.get("spool", {}).get(state, 0) for state in ("new", "sent", "in_doubt"))
         if health.get("desired_version") != row["desired_version"] or not window.get("closed") or unsent:
@@ -133,7 +132,7 @@ def _open_round(site: Site) -> None:
         run_rows.open_round(site.catalogue, wanted, ACTOR)
         for place, device in enumerate(devices):
             share = wanted // len(devices) + (place < wanted % len(devices))
-            health = json.loads(fleet.get(site.catalogue, device)["health"])
+            health = fleet.get(site.catalogue, device)["health"]
             sent = max(
                 int(health.get("frames_selected", 0)), sum(frames.count_by_state(site.catalogue, device=device).values())
             )
@@ -158,7 +157,7 @@ def _roll_out(site: Site, current: Row) -> None:
     digest = json.loads(run_rows.run(site.catalogue, current["training_run"])["result"])["model"]
     release = publish(site, digest, ACTOR)
     with site.catalogue.transaction():
-        rollout = start_rollout(site.catalogue, digest, release, sorted(fleet.active_devices(site.catalogue)), ACTOR)
+        rollout = rollouts.start_rollout(site.catalogue, digest, release, sorted(fleet.active_devices(site.catalogue)), ACTOR)
         run_rows.move_round(site.catalogue, current["number"], "rolling_out", ACTOR, rollout=rollout)
 
 
