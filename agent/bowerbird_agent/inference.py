@@ -74,6 +74,8 @@ class Inference:
         encode_everything: have each distinct frame encoded, to count what sending all would cost.
         bytes_left: bytes that a window may plan with, None for no limit; must not block.
         sources_done: whether no camera will ever give another frame; the last window is then closed early.
+        observer: told of every detection, for a model on trial.
+        on_promoted: called in the spool thread when frames became ready to send.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Inference:
         bytes_left: Callable[[], int | None] = lambda: None,
         sources_done: Callable[[], bool] = lambda: False,
         observer: Observer | None = None,
+        on_promoted: Callable[[], None] = lambda: None,
     ) -> None:
         self._exchange, self._storing, self._selector = exchange, storing, selector
         self._counters, self._seen = counters, seen
@@ -96,6 +99,7 @@ class Inference:
         self._encode_everything = encode_everything
         self._bytes_left, self._sources_done = bytes_left, sources_done
         self.observer: Observer = observer or _Idle()
+        self.on_promoted = on_promoted
         storing.on_promoted = self._settle
         self._lock = threading.Lock()
         self._model: LoadedModel | None = None
@@ -333,6 +337,8 @@ class Inference:
         """The spool thread has promoted a window's frames and counted those that were really there."""
         with self._lock:
             self._reserved -= wanted
+        if wanted:
+            self.on_promoted()
 
     # --- models and rounds ---------------------------------------------------------------------------------------------
 

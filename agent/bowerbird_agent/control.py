@@ -1,0 +1,223 @@
+"""The control thread: joins link, upload, updates, the server's wishes and health.
+
+In: events of the link and of the other threads, on one queue. Out: publishes. It carries messages between machines that decide for
+themselves (`uploader.py`, `updater.py`, the selector); it touches no frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import queue
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bowerbird_agent import counters as names
+from bowerbird_agent.errors import SpoolError
+from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published
+from bowerbird_agent.outbox import Outbox
+from bowerbird_wire import codec
+from bowerbird_wire.errors import WireError
+from bowerbird_wire.messages import Block, BlockRequest, Desired, Job, Report
+from bowerbird_wire.topics import (
+    BlockRequestTopic,
+    BlocksTopic,
+    DesiredTopic,
+    HealthTopic,
+    JobTopic,
+    ReportTopic,
+    StatusTopic,
+)
+
+if TYPE_CHECKING:
+    from bowerbird_agent.health import Vitals
+    from bowerbird_agent.mqtt_link import MqttLink
+    from bowerbird_agent.spool import Spool
+    from bowerbird_agent.upload_runner import UploadRunner
+
+logger = logging.getLogger(__name__)
+
+_TICK_S = 0.5
+_EVENTS_AT_ONCE = 256
+
+
+class Updates(Protocol):
+    """What is needed of `update_runner.UpdateRunner`; its methods return at once."""
+
+    def job(self, job: Job) -> None: ...
+    def block(self, block: Block) -> None: ...
+    def link_up(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Something to do: frames were promoted."""
+
+
+@dataclass(frozen=True)
+class ModelChanged:
+    """Another model answers frames now."""
+
+
+@dataclass(frozen=True)
+class SendReport:
+    """What the updater wants told."""
+
+    report: Report
+
+
+class Control:
+    """The loop; `run` belongs to a thread of its own. `send` may be called from any thread.
+
+    Args:
+        events: what the link puts its events on; shared with `wake` and `send`.
+        health_every_s: seconds between health messages; one more is sent whenever the link comes up.
+    """
+
+    def __init__(
+        self,
+        link: MqttLink,
+        events: queue.Queue[Any],
+        spool: Spool,
+        uploads: UploadRunner,
+        vitals: Vitals,
+        *,
+        health_every_s: float,
+    ) -> None:
+        self._link, self._events, self._spool, self._uploads, self._vitals = link, events, spool, uploads, vitals
+        self._health_every_s = health_every_s
+        self.updates: Updates | None = None
+        self._outbox = Outbox(lambda topic, payload, retain: link.publish(topic, payload, retain=retain))
+        self._names = (link.site, link.device)
+        self._health_due_s = 0.0
+        self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
+        self._stop = threading.Event()
+        self._complained: set[str] = set()
+
+    # --- other threads -------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Look at the spool now."""
+        self._events.put(Wake())
+
+    def model_changed(self) -> None:
+        """Tell the server soon."""
+        self._events.put(ModelChanged())
+
+    def send(self, message: BlockRequest | Report) -> None:
+        """For the updater. A block request that does not get through is asked again there; a report is kept until it does."""
+        if isinstance(message, BlockRequest):
+            self._link.publish(BlockRequestTopic(*self._names), codec.encode(message), qos=0)
+        else:
+            self._events.put(SendReport(message))
+
+    def stop(self) -> None:
+        """Ask `run` to return."""
+        self._stop.set()
+        self._events.put(Wake())
+
+    # --- the control thread --------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Carry messages until `stop`."""
+        wait_s = 0.0
+        while not self._stop.is_set():
+            for event in self._next_events(wait_s):
+                self._handle(event)
+            now_s = time.monotonic()
+            again_s = self._uploads.pump(now_s)
+            self._outbox.pump()
+            self._count_bytes()
+            if now_s >= self._health_due_s and self._link.connected:
+                self._send_health(now_s)
+            wait_s = max(0.01, min(_TICK_S, again_s - now_s, self._health_due_s - now_s if self._link.connected else _TICK_S))
+        self._count_bytes()
+        try:
+            self._uploads.close()
+        except SpoolError as error:
+            logger.warning("the byte budget could not be written down (%s); the next start begins with less of it", error)
+
+    def last_words(self) -> None:
+        """A last health message on the way out; the link may not take it."""
+        try:
+            payload = codec.encode(self._vitals.health(self._spool.ledger()))
+        except SpoolError:
+            return
+        self._link.publish(HealthTopic(*self._names), payload)
+
+    def _next_events(self, wait_s: float) -> list[Any]:
+        found: list[Any] = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._events.get(timeout=wait_s) if wait_s else self._events.get_nowait())
+            while len(found) < _EVENTS_AT_ONCE:
+                found.append(self._events.get_nowait())
+        return found
+
+    def _handle(self, event: Any) -> None:
+        now_s = time.monotonic()
+        if isinstance(event, LinkUp | LinkDown | Published | MessageIn):
+            self._uploads.handle(event, now_s)
+        if isinstance(event, LinkUp):
+            logger.info("connected to the broker")
+            self._health_due_s = now_s
+            if self.updates is not None:
+                self.updates.link_up()
+        elif isinstance(event, LinkDown):
+            self._outbox.link_down()
+        elif isinstance(event, Published):
+            self._outbox.published(event.token, accepted=event.accepted)
+        elif isinstance(event, SendReport):
+            report = event.report
+            self._outbox.put(f"report {report.job_id} {report.state}", ReportTopic(*self._names), codec.encode(report))
+        elif isinstance(event, ModelChanged):
+            self._outbox.put("status", StatusTopic(*self._names), codec.encode(self._vitals.status()), retain=True)
+            self._health_due_s = now_s
+        elif isinstance(event, MessageIn):
+            self._message(event)
+
+    def _message(self, event: MessageIn) -> None:
+        try:
+            if isinstance(event.topic, DesiredTopic):
+                desired = codec.decode(Desired, event.payload)
+                if self._vitals.inference.set_desired(desired.version, desired.frames_total):
+                    logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
+                    self._health_due_s = time.monotonic() + 0.2
+            elif isinstance(event.topic, JobTopic) and event.payload:
+                self._job(codec.decode(Job, event.payload))
+            elif isinstance(event.topic, BlocksTopic) and self.updates is not None:
+                self.updates.block(codec.decode(Block, event.payload))
+        except WireError as error:
+            kind = type(event.topic).__name__
+            level = logging.DEBUG if kind in self._complained else logging.WARNING
+            self._complained.add(kind)
+            logger.log(level, "a message on %s is not understood (%s); update the older side", event.topic, error)
+
+    def _job(self, job: Job) -> None:
+        if self.updates is not None:
+            self.updates.job(job)
+            return
+        detail = "this device trusts no update repository: set update.trusted_root"
+        logger.warning("job %s is refused: %s", job.job_id, detail)
+        running = self._vitals.inference.model_digest
+        self.send(Report(job.job_id, "refused", running, model_digest=job.model_digest, code="no_root", detail=detail))
+
+    def _send_health(self, now_s: float) -> None:
+        try:
+            ledger = self._spool.ledger()
+        except SpoolError as error:
+            logger.debug("health waits, the spool cannot be read: %s", error)
+            self._health_due_s = now_s + _TICK_S
+            return
+        if self._link.publish(HealthTopic(*self._names), codec.encode(self._vitals.health(ledger))):
+            self._health_due_s = now_s + self._health_every_s
+        else:
+            self._health_due_s = now_s + _TICK_S
+
+    def _count_bytes(self) -> None:
+        sent, received = self._link.bytes_sent, self._link.bytes_received
+        for name, place, total in ((names.BYTES_SENT, 0, sent), (names.BYTES_RECEIVED, 1, received)):
+            if total > self._counted[place]:
+                self._vitals.counters.add(name, total - self._counted[place])
+                self._counted[place] = total

@@ -1,0 +1,234 @@
+"""Looks at everything an agent needs and says what is missing: machine, runtimes, files, disk, clock, model, cameras, broker.
+
+In: a configuration. Out: one `Finding` per point, each with what to do when it is not well. It changes nothing but a probe file in the
+state folder, and signs in at the broker under a name of its own so that a running agent keeps its connection.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bowerbird_agent.capture import open_camera
+from bowerbird_agent.config import check_files, read_password
+from bowerbird_agent.errors import AgentError, ConfigError
+from bowerbird_models.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bowerbird_agent.config import AgentConfig, CameraConfig
+
+OK, WARN, FAIL = "ok", "warn", "fail"
+_CAMERA_TIMEOUT_S = 15.0
+_BROKER_TIMEOUT_S = 8.0
+# This release was made after that moment; an earlier clock is wrong.
+_NOT_BEFORE_S = 1_767_225_600
+_SLOW_FSYNC_S = 0.5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One point: state "ok", "warn" or "fail" (something cannot work), what was found, and what to do."""
+
+    name: str
+    state: str
+    found: str
+    advice: str = ""
+
+
+def examine(config: AgentConfig, source: str) -> list[Finding]:
+    """All findings, quick ones first. Nothing raises: what goes wrong is a finding."""
+    checks: list[tuple[str, Callable[[], Finding]]] = [
+        ("machine", _machine),
+        ("onnxruntime", _onnxruntime),
+        ("opencv", _opencv),
+        ("files", lambda: _files(config, source)),
+        ("disk", lambda: _disk(config)),
+        ("clock", _clock),
+        ("model", lambda: _model(config)),
+        *((f"camera {camera.name}", lambda camera=camera: _camera(camera)) for camera in config.cameras),
+        ("broker", lambda: _broker(config)),
+    ]
+    found = []
+    for name, check in checks:
+        try:
+            found.append(check())
+        except (AgentError, ModelError, OSError) as error:
+            found.append(Finding(name, FAIL, str(error)))
+    return found
+
+
+def _machine() -> Finding:
+    pages, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    memory_mb = pages * page_bytes // 2**20
+    machine = os.uname()
+    found = f"{machine.sysname} {machine.machine}, {os.cpu_count()} cores, {memory_mb} MB of memory"
+    if memory_mb < 512:
+        return Finding("machine", WARN, found, "a detector of 640 pixels needs about 250 MB; use a smaller one")
+    return Finding("machine", OK, found)
+
+
+def _onnxruntime() -> Finding:
+    try:
+        import onnxruntime
+    except ImportError:
+        return Finding("onnxruntime", FAIL, "not installed", "pip install 'bowerbird[agent]'")
+    return Finding("onnxruntime", OK, f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}")
+
+
+def _opencv() -> Finding:
+    try:
+        import cv2
+    except ImportError:
+        return Finding("opencv", FAIL, "not installed", "pip install 'bowerbird[opencv]', or use the system's OpenCV")
+    backends = [cv2.videoio_registry.getBackendName(backend) for backend in cv2.videoio_registry.getBackends()]
+    found = f"{cv2.__version__}, reads through {', '.join(backends)}"
+    if "FFMPEG" not in backends and "GSTREAMER" not in backends:
+        return Finding("opencv", WARN, found, "without FFMPEG or GSTREAMER neither films nor rtsp can be read")
+    return Finding("opencv", OK, found)
+
+
+def _files(config: AgentConfig, source: str) -> Finding:
+    try:
+        check_files(config, source)
+    except ConfigError as error:
+        return Finding("files", FAIL, "; ".join(error.faults), "correct the configuration")
+    return Finding("files", OK, "all files that the configuration names are there")
+
+
+def _disk(config: AgentConfig) -> Finding:
+    folder = config.device.state_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    probe = folder / ".doctor"
+    started_s = time.monotonic()
+    with probe.open("wb") as file:
+        file.write(b"\0" * 65536)
+        file.flush()
+        os.fsync(file.fileno())
+    took_s = time.monotonic() - started_s
+    probe.unlink()
+    free = shutil.disk_usage(folder).free
+    found = f"{free // 10**6} MB free at {folder}, a safe write takes {took_s * 1000:.0f} ms"
+    if free < config.spool.min_free_bytes:
+        return Finding("disk", FAIL, found, f"free some space: below {config.spool.min_free_bytes // 10**6} MB nothing is kept")
+    if _filesystem(folder) in {"tmpfs", "ramfs"}:
+        return Finding(
+            "disk", WARN, found, "this folder is in memory and does not survive a power cut; choose another state_dir"
+        )
+    if took_s > _SLOW_FSYNC_S:
+        return Finding("disk", WARN, found, "the disk is slow; frames of live cameras may be dropped")
+    return Finding("disk", OK, found)
+
+
+def _filesystem(folder: Path) -> str:
+    """The type of the file system that holds a folder, "" when it cannot be told."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
+    except OSError:
+        return ""
+    path = str(folder.resolve())
+    holding = [fields for fields in mounts if path == fields[1] or path.startswith(fields[1].rstrip("/") + "/")]
+    return max(holding, key=lambda fields: len(fields[1]))[2] if holding else ""
+
+
+def _clock() -> Finding:
+    now_s = time.time()
+    found = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s))
+    if now_s < _NOT_BEFORE_S:
+        return Finding("clock", FAIL, found, "the clock is in the past; set it (NTP), or model updates are refused")
+    return Finding("clock", OK, f"{found} (UTC)")
+
+
+def _model(config: AgentConfig) -> Finding:
+    import numpy as np
+
+    from bowerbird_agent.model_store import ModelStore
+    from bowerbird_agent.models import open_detector
+
+    slot = ModelStore(config.device.state_dir / "models").active()
+    path = slot.onnx if slot is not None else config.model.factory
+    if path is None:
+        return Finding("model", WARN, "none yet", "the server has to send one, or name model.factory")
+    detector = open_detector(path, threads=config.model.threads)
+    picture = np.full((480, 640, 3), 114, np.uint8)
+    detector.detect(picture)
+    started_s = time.perf_counter()
+    detector.detect(picture)
+    took_ms = (time.perf_counter() - started_s) * 1000
+    what = f"{len(detector.class_names)} classes, {took_ms:.0f} ms for a frame"
+    return Finding("model", OK, f"{slot.digest[:12] if slot is not None else path.name}: {what}")
+
+
+def _camera(config: CameraConfig) -> Finding:
+    name = f"camera {config.name}"
+    result: list[Finding] = []
+
+    def probe() -> None:
+        try:
+            camera = open_camera(config.to_source())
+            try:
+                frame = camera.read()
+            finally:
+                camera.close()
+        except AgentError as error:
+            result.append(Finding(name, FAIL, str(error)))
+            return
+        if frame is None:
+            result.append(Finding(name, FAIL, "gives no frame", "check first_frame, last_frame and take"))
+        else:
+            height, width = frame.image_bgr.shape[:2]
+            result.append(Finding(name, OK, f"{width}x{height} pixels, {camera.fps:g} frames per second"))
+
+    thread = threading.Thread(target=probe, daemon=True)
+    thread.start()
+    thread.join(_CAMERA_TIMEOUT_S)
+    return (
+        result[0] if result else Finding(name, FAIL, f"no picture within {_CAMERA_TIMEOUT_S:.0f} s", "check camera and network")
+    )
+
+
+def _broker(config: AgentConfig) -> Finding:
+    import paho.mqtt.client as paho
+    from paho.mqtt.enums import CallbackAPIVersion
+    from paho.mqtt.reasoncodes import ReasonCode
+
+    broker = config.broker
+    where = f"{broker.host}:{broker.port}"
+    try:
+        socket.create_connection((broker.host, broker.port), timeout=_BROKER_TIMEOUT_S).close()
+    except OSError as error:
+        return Finding(
+            "broker", FAIL, f"{where}: {error.strerror or error}", "check broker.host and port, and that the server runs"
+        )
+    answered = threading.Event()
+    reasons: list[str] = []
+
+    def on_connect(client: object, userdata: object, flags: object, reason: ReasonCode, properties: object) -> None:
+        del client, userdata, flags, properties
+        if reason.is_failure:
+            reasons.append(str(reason))
+        answered.set()
+
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"{config.device.id}-doctor", protocol=paho.MQTTv5)
+    client.on_connect = on_connect
+    password = read_password(broker)
+    client.username_pw_set(broker.username or config.device.id, password)
+    client.connect(broker.host, broker.port, 10)
+    client.loop_start()
+    in_time = answered.wait(_BROKER_TIMEOUT_S)
+    client.disconnect()
+    client.loop_stop()
+    if not in_time:
+        return Finding("broker", FAIL, f"{where} does not answer as an MQTT broker", "check the port")
+    if reasons:
+        return Finding(
+            "broker", FAIL, f"{where} refuses: {reasons[0]}", "check username and password file; register the device again"
+        )
+    return Finding("broker", OK, f"{where} lets {broker.username or config.device.id} in")
