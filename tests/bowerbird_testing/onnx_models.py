@@ -48,7 +48,8 @@ CASES = (
     ExportCase("v8_rectangular", "yolov8n.yaml", (192, 320)),
     ExportCase("v8_dynamic", "yolov8n.yaml", 320, (("dynamic", True),)),
     ExportCase("v9", "yolov9t.yaml", 256),
-    ExportCase("v10_end_to_end", "yolov10n.yaml", 256),
+    ExportCase("v10", "yolov10n.yaml", 256),
+    ExportCase("v10_end_to_end", "yolov10n.yaml", 256, (("end2end", True),)),
     ExportCase("v11", "yolo11n.yaml", 320),
     ExportCase("v11_half", "yolo11n.yaml", 256, (("quantize", 16),)),
     ExportCase("v12", "yolo12n.yaml", 256),
@@ -118,7 +119,7 @@ def export_models(folder: Path, cases: Sequence[ExportCase]) -> dict[str, Export
 def _stand_in_for_torchvision() -> None:
     """A torchvision built for another torch cannot load its operators; Ultralytics wants only one, and has its own of it."""
     try:
-        import torchvision  # noqa: F401 -- the import is the test
+        import torchvision  # type: ignore[import-untyped]  # noqa: F401 -- the import is the test
     except (ImportError, RuntimeError, OSError):
         from types import ModuleType, SimpleNamespace
 
@@ -150,7 +151,7 @@ def _export(folder: Path, case: ExportCase) -> None:
     pictures = [ASSETS / "bus.jpg", ASSETS / "zidane.jpg"]
     model = YOLO(case.yaml)
     network = model.model
-    batch = np.stack([cv2.resize(cv2.imread(str(picture)), (256, 256))[..., ::-1] for picture in pictures])
+    batch = np.stack([cv2.resize(np.asarray(cv2.imread(str(picture))), (256, 256))[..., ::-1] for picture in pictures])
     tensor = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         for module in network.modules():
