@@ -111,9 +111,10 @@ def _name(literal: str, class_id: int) -> str:
         raise _bad_names(f"have a name of {len(literal) - 2} characters (class {class_id}), at most {MAX_NAME_CHARACTERS}")
     try:
         name = ast.literal_eval(literal)  # one short quoted string, checked by the pattern: undoes its escapes
+        name = str(name).encode("utf-16", "surrogatepass").decode("utf-16")  # JSON writes rare characters as two halves
     except (SyntaxError, ValueError) as error:
         raise _bad_names(f"have a bad escape in class {class_id}") from error
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+    if not name.strip() or not name.isprintable():
         raise _bad_names(f"have an empty or unprintable name (class {class_id})")
     return name
 
