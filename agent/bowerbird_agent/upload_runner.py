@@ -14,7 +14,7 @@ from typing import Protocol
 
 from bowerbird_agent.budget import ByteLimits, TokenBucket
 from bowerbird_agent.errors import SpoolError
-from bowerbird_agent.mqtt_link import LinkDown, LinkEvent, LinkUp, MessageIn, Published, packet_bytes
+from bowerbird_agent.mqtt_link import LinkDown, LinkEvent, LinkUp, Published, packet_bytes
 from bowerbird_agent.spool import FrameState, ReceiptCounts, Spool
 from bowerbird_agent.uploader import (
     Acknowledged,
@@ -115,7 +115,7 @@ class UploadRunner:
             frame_id = self._tokens.pop(event.token, None)
             if frame_id is not None:
                 self._feed(Acknowledged(frame_id, event.accepted), now_s)
-        elif isinstance(event, MessageIn) and isinstance(event.topic, ReceiptTopic):
+        elif isinstance(event.topic, ReceiptTopic):
             return self._receipt(event.payload, now_s)
         return None
 
