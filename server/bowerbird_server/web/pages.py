@@ -55,6 +55,16 @@ def _words(value: Any) -> str:
     return str(value).replace("_", " ").replace(".", " ")
 
 
+def _evaluations(metrics: Any) -> list[tuple[str, dict[str, Any]]]:
+    """The evaluations in a model's metrics: one on its own, or several by name."""
+    if not isinstance(metrics, dict):
+        return []
+    if "map50_95" in metrics:
+        return [("", metrics)]
+    return [(name, value) for name, value in metrics.items() if isinstance(value, dict) and "map50_95" in value]
+
+
+_templates.env.filters.update(evaluations=_evaluations)
 _templates.env.filters.update(size=_size, when=_when, short=_short, number=_number, words=_words)
 _templates.env.globals["prelabel_confidence"] = PRELABEL_CONFIDENCE
 
