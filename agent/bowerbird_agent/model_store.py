@@ -150,6 +150,13 @@ class ModelStore:
                 self._write(slots)
             return self.active()
 
+    def fall_back(self, digest: str) -> ModelSlot | None:
+        """Stop using `digest`, which cannot be loaded: the previous or the factory model becomes active, or none."""
+        with self._lock:
+            others = [self.digest(slot) for slot in (PREVIOUS, FACTORY)]
+            self._write({**self._slots, ACTIVE: next((other for other in others if other and other != digest), "")})
+            return self.boot()
+
     def drop_candidate(self, *, bad: str = "") -> None:
         """Empty the candidate slot and, where it holds the digest `bad`, the previous one."""
         with self._lock:

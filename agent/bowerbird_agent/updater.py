@@ -209,11 +209,15 @@ def at_the_door(
     return None
 
 
-# A failure with one of these codes says nothing about the model itself: it may be offered again.
+# Failures that say nothing about the model itself: it may be offered again.
 NOT_THE_MODELS_FAULT = frozenset(
-    {"cancelled", "superseded", "unreachable", "power_cuts", "clock", "space", "fetch", "metadata", "release_floor", "step_cap"}
-    | {"job_signature", "job_device", "job_expired", "unknown_model", "release_mismatch", "incompatible", "no_release"}
+    {"cancelled", "superseded", "unreachable", "power_cuts", "step_cap", "selftest_start", "incompatible"}
 )
+
+
+def is_bad(record: Record) -> bool:
+    """Whether the record's model itself has failed, so that it is not tried here again. `record` is the one before the end."""
+    return record.state in {State.VERIFYING, State.SELFTEST, State.TRIAL}
 
 
 @dataclass(frozen=True)

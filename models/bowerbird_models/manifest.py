@@ -34,7 +34,10 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class PackageError(ModelError):
-    """A package that must not be used. `code` is what a device reports: `bad_manifest`, `bad_name`, `bad_file`, `wrong_digest`."""
+    """A package that must not be used. `code` is what a device reports:
+
+    `bad_manifest`, `bad_name`, `bad_file`, `missing`, `wrong_digest`.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)

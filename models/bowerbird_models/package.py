@@ -209,7 +209,9 @@ def _read_regular(path: Path, limit: int, code: str) -> bytes:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise PackageError(code, f"cannot read {path} ({error.strerror}); the package is incomplete, fetch it again") from error
+        raise PackageError(
+            "missing", f"cannot read {path} ({error.strerror}); the package is incomplete, fetch it again"
+        ) from error
     with os.fdopen(handle, "rb") as file:
         if not stat.S_ISREG(os.fstat(handle).st_mode):
             raise PackageError(code, f"{path} is not a regular file; packages hold nothing else")
