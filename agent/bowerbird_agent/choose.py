@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Arm = Literal["policy", "explore"]
 
+# What the value of a frame that looks just like a chosen one is multiplied by. Picking by distance alone collects oddities.
+_LIKE_ANOTHER = 0.5
+
 
 @dataclass(frozen=True)
 class Judgement:
@@ -185,7 +188,7 @@ def _farthest_first(state: _Choice, ranked: list[tuple[Candidate, float]]) -> No
         if policy.shortlist > 1:
             short = apart[: policy.shortlist * wanted]
             far = nearest[short]
-            weight = 0.25 + 0.75 * far / max(float(far.max()), 1e-12)
+            weight = _LIKE_ANOTHER + (1.0 - _LIKE_ANOTHER) * far / max(float(far.max()), 1e-12)
             best = short[int(np.argmax(np.array([ranked[i][1] for i in short]) * weight))]
         waiting.remove(best)
         if state.take(ranked[best][0]):

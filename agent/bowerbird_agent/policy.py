@@ -51,6 +51,8 @@ class Policy:
         spread: the wanted gap is this share in [0, 1] of (time in the window / frames to choose); it gives way down to
             `min_gap_s` when too few frames are left. 0 switches it off.
         novelty_share: share in [0, 1] of the value that depends on novelty; 0 judges by the strategies alone.
+        quiet_discount: share in [0, 1] of the value that a frame loses in which nothing moves against the known background: what a
+            model imagines on an empty scene is the same in every frame, a few labels cure it.
         typicality: share in [0, 1] of the value that depends on how typical the frame is; for the first labels of a new camera.
         shortlist: farthest-first picks among this many times as many frames as it has to choose, the best by value; at least 1.
             1 switches diversity off.
@@ -73,8 +75,9 @@ class Policy:
     epsilon: float = 0.2
     cold_epsilon: float = 0.5
     min_gap_s: float = 1.0
-    spread: float = 0.5
+    spread: float = 0.35
     novelty_share: float = 0.75
+    quiet_discount: float = 0.0
     typicality: float = 0.0
     shortlist: int = 4
     near_duplicates: bool = True
@@ -90,7 +93,7 @@ class Policy:
         for name in ("window_frames", "max_candidates", "shortlist", "bank_size", "rank_history"):
             if not _is_whole(getattr(self, name)) or getattr(self, name) < 1:
                 faults.append(f"{name} must be a whole number of at least 1, not {getattr(self, name)!r}")
-        for name in ("epsilon", "cold_epsilon", "spread", "novelty_share", "typicality"):
+        for name in ("epsilon", "cold_epsilon", "spread", "novelty_share", "quiet_discount", "typicality"):
             if not _is_number(getattr(self, name)) or not 0.0 <= getattr(self, name) <= 1.0:
                 faults.append(f"{name} must be between 0 and 1, not {getattr(self, name)!r}")
         if not _is_number(self.min_gap_s) or self.min_gap_s < 0:
@@ -133,11 +136,14 @@ class Policy:
 TEMPLATES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         # Uncertain, missed and new frames, spread over time and content, with a random audit. The default.
-        "balanced": {"strategies": {"entropy": 1.0, "missed_object": 0.5, "novelty": 0.05}},
+        "balanced": {"strategies": {"entropy": 1.0, "missed_object": 0.5, "novelty": 0.05}, "quiet_discount": 0.5},
         # The classic: only the model's doubt, best first, with a time gap.
         "uncertain_only": {"strategies": {"entropy": 1.0}, "novelty_share": 0.0, "shortlist": 1, "spread": 0.0, "epsilon": 0.1},
         # Hunts for what the model does not see.
-        "missed_objects": {"strategies": {"missed_object": 1.0, "close_to_threshold": 0.3, "novelty": 0.05}},
+        "missed_objects": {
+            "strategies": {"missed_object": 1.0, "close_to_threshold": 0.3, "novelty": 0.05},
+            "quiet_discount": 0.5,
+        },
         # Frames unlike those already kept, whatever the model says.
         "novel": {"strategies": {"novelty": 1.0}, "novelty_share": 0.0},
         # The first labels of a new camera or class: typical frames teach more than odd ones.

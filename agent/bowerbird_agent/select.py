@@ -23,6 +23,7 @@ from bowerbird_agent.choose import Candidate, Judgement, WindowResult, choose
 from bowerbird_agent.explore import AuditDraw, keyed_unit
 from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_cells
 from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
+from bowerbird_agent.pool import WORTH_REPLACING, Pool
 from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rule_max_below
 
 if TYPE_CHECKING:
@@ -40,8 +41,6 @@ logger = logging.getLogger(__name__)
 _USUAL_BUDGET_FRAMES = 16
 # Kept capture times remembered per camera: a day of one frame every ten seconds.
 _KEPT_TIMES = 8640
-# A frame must be better than its neighbour by this much to take its place: less is not worth another encode and write.
-_WORTH_REPLACING = 0.02
 # Unexplained moving cells at which motion speaks with half its strength; a blob of fewer than five is never seen.
 _HALF_STRENGTH_CELLS = 12.0
 _SPEAKS_FROM = 0.3
@@ -100,7 +99,6 @@ class Selector:
         self._views: dict[str, _CameraView] = {}
         self._bank = Bank(policy.bank_size)
         self._windows = 0  # windows begun since the device was made; part of the key of every draw
-        self._pool: dict[str, Candidate] = {}
         self._scoring_failed = False
         if state is not None:
             self._restore(state)
@@ -114,7 +112,7 @@ class Selector:
     @property
     def candidates(self) -> tuple[str, ...]:
         """Frame ids waiting for the window's end."""
-        return tuple(self._pool)
+        return self._pool.frame_ids
 
     def judge(self, frame: Frame, detections: Detections | None) -> Judgement:
         """Judge one frame. Every frame of every camera is shown once, in order; the window counts them.
@@ -140,17 +138,19 @@ class Selector:
         if self._frames_left == 0:
             return replace(judgement, admit=False, refused="no_frames_left")
         at_ms = frame.captured_at_ms
-        if view.gap_to_kept_ms(at_ms) == 0 or self._waits(frame.camera, at_ms):
+        if view.gap_to_kept_ms(at_ms) == 0 or self._pool.has(frame.camera, at_ms):
             return replace(judgement, admit=False, refused="already_chosen")
         if taken:
             reasons = ("random_audit", *judgement.reasons)
-            return replace(judgement, admit=True, arm="explore", reasons=reasons, refused="")
-        if thumb is None:
-            return judgement
-        refused = self._why_not(view, frame, judgement, thumb)
-        if not refused:
-            view.last_admitted = (thumb, judgement.value)
-        return replace(judgement, admit=not refused, refused=refused)
+            judgement = replace(judgement, admit=True, arm="explore", reasons=reasons, refused="")
+        elif thumb is not None:
+            refused = self._why_not(view, frame, judgement, thumb)
+            judgement = replace(judgement, admit=not refused, refused=refused)
+            if not refused:
+                view.last_admitted = (thumb, judgement.value)
+        if judgement.admit:
+            self._pool.enter(frame.camera, at_ms, judgement)
+        return judgement
 
     def add(self, candidate: Candidate) -> dict[str, str]:
         """Take an admitted frame, now stored, into the window.
@@ -158,20 +158,7 @@ class Selector:
         Returns:
             Frame ids that give way to it, each with the reason, for the spool to drop; possibly its own.
         """
-        dropped: dict[str, str] = {}
-        if candidate.judgement.arm == "policy":
-            for other in self._neighbours(candidate.camera, candidate.captured_at_ms):
-                if other.judgement.value + _WORTH_REPLACING > candidate.judgement.value:
-                    return {candidate.frame_id: "weaker_than_neighbour"}
-                dropped[other.frame_id] = "weaker_than_neighbour"
-        for frame_id in dropped:
-            del self._pool[frame_id]
-        self._pool[candidate.frame_id] = candidate
-        while len(self._pool) > self._capacity():
-            weakest = min(self._pool.values(), key=lambda c: (c.judgement.arm == "explore", c.judgement.value, c.frame_id))
-            del self._pool[weakest.frame_id]
-            dropped[weakest.frame_id] = "pool_full"
-        return dropped
+        return self._pool.stored(candidate)
 
     def window_closed(self, now_monotonic_ns: int | None = None) -> bool:
         """Whether the window is over: call `close_window` then.
@@ -197,7 +184,7 @@ class Selector:
             bytes_left: bytes that the budget leaves for them (`TokenBucket.left_today_bytes`); None for no limit.
         """
         self.expect(frames_left)
-        candidates = tuple(self._pool.values())
+        candidates = self._pool.candidates
         limit = len(candidates)
         for cap in (self._frames_left, self.policy.frames_per_window):
             limit = limit if cap is None else min(limit, cap)
@@ -210,14 +197,16 @@ class Selector:
             draw_key=self._draw_key(),
             typicality=self._typicality(candidates),
         )
+        by_id = {candidate.frame_id: candidate for candidate in candidates}
         for frame_id in result.chosen:
-            chosen = self._pool[frame_id]
+            chosen = by_id[frame_id]
             self._bank.add(chosen.judgement.fingerprint)
             self._views.setdefault(chosen.camera, _CameraView()).keep(chosen.captured_at_ms)
         if self._frames_left is not None:
             self._frames_left -= len(result.chosen)
+        dropped = {**result.dropped, **self._pool.take_given_up()}
         self._begin_window()
-        return result
+        return replace(result, dropped=dropped)
 
     def restart(self, why: str, *, new_model: bool = False) -> tuple[str, ...]:
         """Begin a new window now: ranks start again, and every candidate is given up.
@@ -229,7 +218,7 @@ class Selector:
         Returns:
             The frame ids that waited, for the spool to drop.
         """
-        dropped = tuple(self._pool)
+        dropped = self._pool.frame_ids
         logger.info("selection starts again (%s): %s candidates given up", why, len(dropped))
         if new_model:
             self._bank.forget_embeddings()
@@ -256,7 +245,7 @@ class Selector:
 
     def _begin_window(self) -> None:
         self._windows += 1
-        self._pool = {}
+        self._pool = Pool(self.policy.min_gap_s * 1000.0, self._capacity)
         self._seen: dict[str, int] = {}
         self._first_ns = self._newest_ns = 0
         self._cold = False
@@ -315,6 +304,8 @@ class Selector:
         doubt = 1.0 if detections is None else _noisy_or(scores, self.policy)
         share = self.policy.novelty_share
         value = doubt * (1.0 - share + share * novelty)
+        if motion.known and not motion.moving.any():
+            value *= 1.0 - self.policy.quiet_discount
         rank = self._value_ranks.rank(value)
         self._value_ranks.add(value)
         self._sample(draw, fingerprint)
@@ -349,30 +340,13 @@ class Selector:
             return "nothing_to_learn"
         if view.gap_to_kept_ms(frame.captured_at_ms) < policy.min_gap_s * 1000.0:
             return "too_close_to_chosen"
-        neighbours = self._neighbours(frame.camera, frame.captured_at_ms)
-        if any(other.judgement.value + _WORTH_REPLACING > value for other in neighbours):
-            return "weaker_than_neighbour"
-        if len(self._pool) >= self._capacity() and not neighbours:
-            weakest = min((c.judgement.value for c in self._pool.values() if c.judgement.arm == "policy"), default=1.0)
-            if value <= weakest:
-                return "pool_full"
+        if refused := self._pool.why_not(frame.camera, frame.captured_at_ms, value):
+            return refused
         if policy.near_duplicates and view.last_admitted is not None:
             last_thumb, last_value = view.last_admitted
-            if value <= last_value + _WORTH_REPLACING and not changed_cells(thumb, last_thumb).any():
+            if value <= last_value + WORTH_REPLACING and not changed_cells(thumb, last_thumb).any():
                 return "duplicate"
         return ""
-
-    def _neighbours(self, camera: str, at_ms: int) -> list[Candidate]:
-        """Policy candidates of the same camera within the minimum gap."""
-        gap_ms = self.policy.min_gap_s * 1000.0
-        return [
-            c
-            for c in self._pool.values()
-            if c.camera == camera and c.judgement.arm == "policy" and abs(c.captured_at_ms - at_ms) < gap_ms
-        ]
-
-    def _waits(self, camera: str, at_ms: int) -> bool:
-        return any(c.camera == camera and c.captured_at_ms == at_ms for c in self._pool.values())
 
     def _capacity(self) -> int:
         """Candidates worth writing: enough to choose among, few enough for the disk."""

@@ -121,12 +121,14 @@ def largest_of_overlapping(
 
 def pairwise_iou(a_xyxy: NDArray[np.float64], b_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union, (n, 4) and (m, 4) -> (n, m) in [0, 1]; boxes without area overlap nothing."""
-    corner_1 = np.maximum(a_xyxy[:, None, :2], b_xyxy[None, :, :2])
-    corner_2 = np.minimum(a_xyxy[:, None, 2:], b_xyxy[None, :, 2:])
-    overlap = np.clip(corner_2 - corner_1, 0.0, None).prod(axis=2)
-    areas_a = np.clip(a_xyxy[:, 2:] - a_xyxy[:, :2], 0.0, None).prod(axis=1)
-    areas_b = np.clip(b_xyxy[:, 2:] - b_xyxy[:, :2], 0.0, None).prod(axis=1)
-    union = areas_a[:, None] + areas_b[None, :] - overlap
+    ax1, ay1, ax2, ay2 = a_xyxy.T[:, :, None]
+    bx1, by1, bx2, by2 = b_xyxy.T[:, None, :]
+    widths = np.minimum(ax2, bx2) - np.maximum(ax1, bx1)
+    heights = np.minimum(ay2, by2) - np.maximum(ay1, by1)
+    overlap = np.maximum(widths, 0.0) * np.maximum(heights, 0.0)
+    areas_a = np.maximum(ax2 - ax1, 0.0) * np.maximum(ay2 - ay1, 0.0)
+    areas_b = np.maximum(bx2 - bx1, 0.0) * np.maximum(by2 - by1, 0.0)
+    union = areas_a + areas_b - overlap
     iou: NDArray[np.float64] = np.divide(overlap, union, out=np.zeros_like(overlap), where=union > 0)
     return iou
 

@@ -1,0 +1,126 @@
+"""The frames that wait for a window's end: at most one in each minimum gap, and no more than are worth writing to disk.
+
+In: admitted frames as they are judged, and again once they are stored. Out: the candidates, and the ids of those that gave way.
+A frame takes its place when it is judged, not when the disk is done with it, so that the outcome does not hang on how fast the
+disk is. It judges nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bowerbird_agent.choose import Candidate, Judgement
+
+# A frame must be better than its neighbour by this much to take its place: less is not worth another encode and write.
+WORTH_REPLACING = 0.02
+
+_Key = tuple[str, int]  # camera and capture time, ms
+
+
+@dataclass
+class _Place:
+    key: _Key
+    judgement: Judgement
+    stored: Candidate | None = field(default=None)
+
+
+class Pool:
+    """One window's candidates. Not thread-safe.
+
+    Args:
+        gap_ms: least distance in capture time between policy frames of one camera, milliseconds.
+        capacity: the most frames that may wait now.
+    """
+
+    def __init__(self, gap_ms: float, capacity: Callable[[], int]) -> None:
+        self._gap_ms, self._capacity = gap_ms, capacity
+        self._places: dict[_Key, _Place] = {}
+        self._displaced: dict[_Key, str] = {}  # judged, gave way, perhaps not yet stored
+        self._given_up: dict[str, str] = {}  # stored frames that gave way, not yet told to the spool
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The stored frames that wait; those still on their way to the disk are not among them."""
+        return tuple(place.stored for place in self._places.values() if place.stored is not None)
+
+    @property
+    def frame_ids(self) -> tuple[str, ...]:
+        """Ids of all stored frames that the spool was not yet told to drop."""
+        return (*(candidate.frame_id for candidate in self.candidates), *self._given_up)
+
+    def has(self, camera: str, at_ms: int) -> bool:
+        """Whether exactly this frame waits."""
+        return (camera, at_ms) in self._places
+
+    def why_not(self, camera: str, at_ms: int, value: float) -> str:
+        """Why a policy frame of this value would not get a place; "" when it would."""
+        neighbours = self._neighbours((camera, at_ms))
+        if any(place.judgement.value + WORTH_REPLACING > value for place in neighbours):
+            return "weaker_than_neighbour"
+        if len(self._places) >= self._capacity() and not neighbours:
+            weakest = min((p.judgement.value for p in self._places.values() if p.judgement.arm == "policy"), default=1.0)
+            if value <= weakest:
+                return "pool_full"
+        return ""
+
+    def enter(self, camera: str, at_ms: int, judgement: Judgement) -> None:
+        """Give an admitted frame its place; weaker neighbours, and the weakest of a full pool, give way."""
+        key = (camera, at_ms)
+        if judgement.arm == "policy":
+            for place in self._neighbours(key):
+                self._give_way(place, "weaker_than_neighbour")
+        self._displaced.pop(key, None)
+        self._places[key] = _Place(key, judgement)
+        while len(self._places) > max(1, self._capacity()):
+            weakest = min(self._places.values(), key=lambda p: (p.judgement.arm == "explore", p.judgement.value, p.key))
+            self._give_way(weakest, "pool_full")
+
+    def stored(self, candidate: Candidate) -> dict[str, str]:
+        """The frame is on disk now.
+
+        Returns:
+            Frame ids to drop, each with the reason: those that gave way since the last call, possibly this one.
+        """
+        key = (candidate.camera, candidate.captured_at_ms)
+        if key in self._displaced:
+            self._given_up[candidate.frame_id] = self._displaced.pop(key)
+        else:
+            if key not in self._places:  # judged in the window before
+                refused = self._late(key, candidate)
+                if refused:
+                    self._given_up[candidate.frame_id] = refused
+                    return self.take_given_up()
+                self.enter(*key, candidate.judgement)
+            if key in self._places:
+                self._places[key].stored = candidate
+            else:
+                self._given_up[candidate.frame_id] = self._displaced.pop(key)
+        return self.take_given_up()
+
+    def take_given_up(self) -> dict[str, str]:
+        """Stored frames that gave way and were not told of yet; told once."""
+        given_up, self._given_up = self._given_up, {}
+        return given_up
+
+    def _late(self, key: _Key, candidate: Candidate) -> str:
+        return self.why_not(*key, candidate.judgement.value) if candidate.judgement.arm == "policy" else ""
+
+    def _give_way(self, place: _Place, why: str) -> None:
+        del self._places[place.key]
+        if place.stored is None:
+            self._displaced[place.key] = why
+        else:
+            self._given_up[place.stored.frame_id] = why
+
+    def _neighbours(self, key: _Key) -> list[_Place]:
+        """Policy frames of the same camera within the gap."""
+        camera, at_ms = key
+        return [
+            place
+            for place in self._places.values()
+            if place.key[0] == camera and place.judgement.arm == "policy" and abs(place.key[1] - at_ms) < self._gap_ms
+        ]
