@@ -32,6 +32,7 @@ from bowerbird_wire.topics import (
 )
 
 if TYPE_CHECKING:
+    from bowerbird_agent.budget import TokenBucket
     from bowerbird_agent.health import Vitals
     from bowerbird_agent.mqtt_link import MqttLink
     from bowerbird_agent.spool import Spool
@@ -49,6 +50,7 @@ class Updates(Protocol):
     def job(self, job: Job) -> None: ...
     def block(self, block: Block) -> None: ...
     def link_up(self) -> None: ...
+    def link_down(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class Control:
 
     Args:
         events: what the link puts its events on; shared with `wake` and `send`.
+        budget: the uploads' byte budget, owned by this thread.
         health_every_s: seconds between health messages; one more is sent whenever the link comes up.
     """
 
@@ -80,13 +83,16 @@ class Control:
         self,
         link: MqttLink,
         events: queue.Queue[Any],
+        *,
         spool: Spool,
         uploads: UploadRunner,
+        budget: TokenBucket,
         vitals: Vitals,
-        *,
         health_every_s: float,
     ) -> None:
         self._link, self._events, self._spool, self._uploads, self._vitals = link, events, spool, uploads, vitals
+        self._budget = budget
+        self.bytes_left_today = budget.left_today_bytes(time.monotonic())
         self._health_every_s = health_every_s
         self.updates: Updates | None = None
         self._outbox = Outbox(lambda topic, payload, retain: link.publish(topic, payload, retain=retain))
@@ -130,6 +136,8 @@ class Control:
             again_s = self._uploads.pump(now_s)
             self._outbox.pump()
             self._count_bytes()
+            # The bucket belongs to this thread; a window elsewhere plans with this number and needs no lock for it.
+            self.bytes_left_today = self._budget.left_today_bytes(now_s)
             if now_s >= self._health_due_s and self._link.connected:
                 self._send_health(now_s)
             wait_s = max(0.01, min(_TICK_S, again_s - now_s, self._health_due_s - now_s if self._link.connected else _TICK_S))
@@ -166,6 +174,8 @@ class Control:
                 self.updates.link_up()
         elif isinstance(event, LinkDown):
             self._outbox.link_down()
+            if self.updates is not None:
+                self.updates.link_down()
         elif isinstance(event, Published):
             self._outbox.published(event.token, accepted=event.accepted)
         elif isinstance(event, SendReport):

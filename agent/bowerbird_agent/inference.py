@@ -103,7 +103,7 @@ class Inference:
         storing.on_promoted = self._settle
         self._lock = threading.Lock()
         self._model: LoadedModel | None = None
-        self._next_model: tuple[LoadedModel, threading.Event] | None = None
+        self._next_model: tuple[LoadedModel | None, threading.Event] | None = None
         self._restart_why = ""
         self._stop = threading.Event()
         self._task_number = 0
@@ -122,8 +122,8 @@ class Inference:
 
     # --- other threads -------------------------------------------------------------------------------------------------
 
-    def swap_model(self, model: LoadedModel) -> None:
-        """Run `model` from the next frame on; returns when it does.
+    def swap_model(self, model: LoadedModel | None) -> None:
+        """Run `model` from the next frame on, None for none; returns when it does.
 
         Raises:
             AgentError: the inference thread did not take it in time.
@@ -351,7 +351,8 @@ class Inference:
         before, self._model = self._model, model
         self._said_no_model = self._is_failing = False
         self._latencies_ms.clear()
-        logger.info("model %s runs now", model.digest[:12])
+        if model is not None:
+            logger.info("model %s runs now", model.digest[:12])
         if before is not None:
             self._start_round("new model", new_model=True)
         taken.set()
