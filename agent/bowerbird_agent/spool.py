@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import logging
 import os
 import sqlite3
@@ -26,16 +25,13 @@ from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
 from bowerbird_agent.spool_files import FrameFiles, on_disk_bytes
 from bowerbird_agent.spool_index import (
     PROMOTED,
-    SPOOLED,
     FrameState,
     Ledger,
     Outcome,
     SpooledFrame,
-    SpoolIndex,
     disk_fault,
-    ledger_of,
-    salvage,
 )
+from bowerbird_agent.spool_recovery import open_index, reconcile, write_snapshot
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.messages import FrameHeader, FrameMessage, Receipt
@@ -51,7 +47,6 @@ MIN_SPOOL_BYTES = 2 * INDEX_RESERVE_BYTES
 _BALLAST_BYTES = 256 * 1024
 _EXPLORE_SHARE = 0.5  # above this part of the room the random sample gives way to itself only
 _SNAPSHOT_EVERY = 64
-_REBUILDING, _REBUILD_EXPECTS = "spool.rebuilding", "spool.rebuild_expects"
 
 
 @dataclass(frozen=True)
@@ -90,20 +85,26 @@ class Spool:
         try:
             self._files = FrameFiles(root / "frames")
             self._claim = self._claim_folder()
-            self._ballast_refill()
-            self._index = self._open_index()
-            self._reconcile()
         except OSError as error:
             raise disk_fault(error, root) from error
-        except sqlite3.Error as error:
+        try:
+            self._ballast_refill()
+            self._index = open_index(root, remember=self._remember)
+            reconcile(self._index, self._files)
+        except (OSError, sqlite3.Error) as error:
+            self._claim.close()
             raise disk_fault(error, root) from error
+        except BaseException:
+            self._claim.close()
+            raise
 
     def close(self) -> None:
         """Close the index. The spool can be opened again."""
         with self._lock:
-            self._snapshot()
-            self._index.close()
-            self._claim.close()
+            if not self._claim.closed:
+                self._snapshot()
+                self._index.close()
+                self._claim.close()
 
     # -- in
 
@@ -449,111 +450,9 @@ class Spool:
             with self._ballast_path.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
 
-    @property
-    def _index_path(self) -> Path:
-        return self.root / "index.db"
-
-    @property
-    def _snapshot_path(self) -> Path:
-        return self.root / "counters.json"
-
     def _snapshot(self) -> None:
-        """A copy of the counters for the day on which the index is lost."""
         self._changes = 0
-        part = self._snapshot_path.with_suffix(".part")
-        with contextlib.suppress(OSError, SpoolError):
-            part.write_text(json.dumps({"counters": self._index.counters(), "notes": self._index.notes()}), encoding="utf-8")
-            part.replace(self._snapshot_path)
-
-    def _open_index(self) -> SpoolIndex:
-        try:
-            index = SpoolIndex(self._index_path, remember=self._remember)
-        except SpoolIndex.Damaged as damage:
-            counters, notes = salvage(self._index_path)
-            log.warning("spool %s: %s; rebuilding it from the frame files", self.root, damage)
-            for suffix in ("", "-wal", "-shm"):
-                Path(f"{self._index_path}{suffix}").unlink(missing_ok=True)
-            index = SpoolIndex(self._index_path, remember=self._remember)
-        else:
-            counters, notes = {}, {}
-        if index.fresh:
-            self._restore_counters(index, counters, notes)
-        return index
-
-    def _restore_counters(self, index: SpoolIndex, counters: Mapping[str, int], notes: Mapping[str, str]) -> None:
-        saved: dict[str, int] = {}
-        with contextlib.suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
-            read = json.loads(self._snapshot_path.read_text(encoding="utf-8"))
-            saved = {str(name): int(value) for name, value in read["counters"].items()}
-            notes = {**{str(name): str(value) for name, value in read["notes"].items()}, **notes}
-        # Counters only grow: of two readings the larger is the newer one.
-        best = {name: max(counters.get(name, 0), saved.get(name, 0)) for name in {*counters, *saved}}
-        # What was in the spool is counted again as its files are found.
-        settled = ledger_of(best, {}).settled
-        spooled = best.get(SPOOLED, 0)
-        with index.transaction():
-            for name, value in best.items():
-                index.set_counter(name, value)
-            for name, text in notes.items():
-                index.set_note(name, text)
-            index.set_counter(_REBUILDING, 1)
-            index.set_counter(_REBUILD_EXPECTS, max(0, spooled - settled))
-            index.set_counter(SPOOLED, settled)
-
-    def _reconcile(self) -> None:
-        """Bring files and rows together after whatever ended the last run."""
-        rebuilding = self._index.counter(_REBUILDING) == 1  # kept in the index: a rebuild may be cut short as well
-        rows = self._index.states()
-        found: set[str] = set()
-        for frame_id, candidate in list(self._files.scan()):
-            if frame_id in found:
-                continue  # both names of one frame: the rename below leaves one
-            found.add(frame_id)
-            if frame_id in rows:
-                self._files.rename(frame_id, candidate=rows[frame_id] == FrameState.CANDIDATE.value)
-            elif self._index.outcome(frame_id) is not None:
-                self._files.delete(frame_id)  # settled, but the crash came before the file was gone
-            else:
-                self._adopt(frame_id, candidate=candidate, count_promoted=not rebuilding)
-        missing = [frame_id for frame_id in rows if frame_id not in found]
-        if missing:
-            log.warning("spool %s: %d frames have no file any more; dropped and counted", self.root, len(missing))
-            self._settle([(frame_id, Outcome.DROPPED, "file_missing") for frame_id in missing])
-        with self._index.transaction():
-            self._index.wake()
-            if rebuilding:
-                # Frames that left after the last copy of the counters: most were committed, but nobody knows any more.
-                lost = max(0, self._index.counter(_REBUILD_EXPECTS) - len(found))
-                self._index.count({SPOOLED: lost, f"spool.{Outcome.DROPPED.value}:index_lost": lost})
-                chosen = len(self._index.frames(FrameState.NEW))
-                self._index.set_counter(PROMOTED, max(chosen, self._index.counter(PROMOTED)))
-                self._index.set_counter(_REBUILDING, 0)
-
-    def _adopt(self, frame_id: str, *, candidate: bool, count_promoted: bool) -> None:
-        """A whole file without a row: the crash came between the two, or the index was lost."""
-        try:
-            payload = self._files.read(frame_id) or b""
-            header = codec.decode_frame(payload).header
-            if header.frame_id != frame_id:
-                raise WireError("the file has another frame's name")
-        except WireError as error:
-            log.warning("frame %s: its spool file is damaged (%s); deleted and counted", frame_id[:12], error)
-            self._files.delete(frame_id)
-            with self._index.transaction():
-                self._index.count({SPOOLED: 1, f"spool.{Outcome.DROPPED.value}:file_damaged": 1})
-            return
-        frame = SpooledFrame(
-            frame_id,
-            FrameState.CANDIDATE if candidate else FrameState.NEW,
-            header.arm,
-            header.score,
-            len(payload),
-            header.camera,
-            header.sequence,
-            header.captured_at_ms,
-        )
-        with self._index.transaction(durable=False):
-            self._index.insert(frame, on_disk_bytes(len(payload)), count_promoted=count_promoted)
+        write_snapshot(self.root, self._index)
 
 
 __all__ = ["FrameState", "Ledger", "ReceiptCounts", "Spool", "SpoolFault", "SpoolFull", "SpooledFrame"]
