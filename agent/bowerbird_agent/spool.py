@@ -405,7 +405,7 @@ class Spool:
             victims.append((frame_id, Outcome.EVICTED, f"{why}.{arm}.{min(int(score * 10), 9) / 10:.1f}"))
             to_free -= size
         if to_free > 0:
-            what = "spool.max_bytes is reached" if why == "spool_full" else "the disk has less free than spool.min_free_bytes"
+            what = "spool.max_bytes is reached" if why == "spool_full" else "the disk is full down to spool.min_free_bytes"
             raise SpoolFull(
                 f"frame {frame.frame_id[:12]}: {what} and all that waits is worth more; raise the limit or free space"
             )
