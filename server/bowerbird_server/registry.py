@@ -18,7 +18,7 @@ from bowerbird_models.package import PackageOnDisk, build_package, load_package
 from bowerbird_server.catalogue import Row, utc_now
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import class_names as known_classes
-from bowerbird_server.errors import BadInput, Conflict
+from bowerbird_server.errors import BadInput
 from bowerbird_server.repository import Repository
 from bowerbird_server.site import Site
 
@@ -123,12 +123,8 @@ def publish(site: Site, digest: str, actor: str) -> int:
     """Sign a model's package into the repository; returns its release number (the old one when it was published before).
 
     Raises:
-        Conflict: the signing mode needs a person's signature first.
+        AwaitingSignature: mode `approved`; `bowerbird models sign` finishes it.
     """
     release = open_repository(site).publish(package_of(site, digest))
-    if release is None:
-        raise Conflict(
-            f"model {digest[:12]} awaits a signature: run `bowerbird models sign {digest[:12]} --keys FOLDER` where the offline key is"
-        )
     model_rows.set_release(site.catalogue, digest, release, actor)
     return release

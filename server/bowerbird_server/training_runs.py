@@ -132,7 +132,7 @@ def _judge(site: Site, run: Row, result: TrainingResult, on_progress: OnProgress
         )
     challenger = evaluate_model(site.blobs.path(row["onnx_sha256"]), frames, names, on_progress=_stage(on_progress, "evaluating"))
     if champion is None:
-        verdict = _first_verdict(challenger, site.config.gate.profile)
+        verdict = first_verdict(challenger, site.config.gate.profile)
     else:
         before = evaluate_model(
             site.blobs.path(champion["onnx_sha256"]), frames, names, on_progress=_stage(on_progress, "evaluating the champion")
@@ -148,7 +148,8 @@ def _stage(on_progress: OnProgress, stage: str) -> Callable[[int, int], None]:
     return lambda done, total: on_progress(stage, done, total)
 
 
-def _first_verdict(run: EvaluationRun, profile: str) -> Verdict:
+def first_verdict(run: EvaluationRun, profile: str) -> Verdict:
+    """What the gate says of a site's first model."""
     return Verdict(
         promoted=True,
         undecided=False,

@@ -1,0 +1,160 @@
+"""`bowerbird serve`, and each of its processes alone: `ingest`, `delivery`, `web`, `scheduler`."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, err, open_site
+from bowerbird_server.endpoint import WebEndpoint
+from bowerbird_server.errors import ConfigError
+from bowerbird_server.provision import broker_of, server_address
+from bowerbird_server.site import Site
+from bowerbird_server.supervisor import ChildSpec, Supervisor
+
+logger = logging.getLogger(__name__)
+
+PROCESSES = ("ingest", "delivery", "web", "scheduler")
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands at the root."""
+    app.command()(serve)
+    for command in (ingest, delivery, web, scheduler):
+        app.command(rich_help_panel="One process of the server alone")(command)
+
+
+def stop_event() -> threading.Event:
+    """Set by SIGTERM or SIGINT: finish what is under way, then end."""
+    stop = threading.Event()
+
+    def on_signal(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    return stop
+
+
+def serve(
+    data: Data = DATA,
+    config: Config = None,
+    host: Annotated[str | None, typer.Option(help="Address for the pages, instead of the configured one.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port for the pages; 0 takes a free one.")] = None,
+) -> None:
+    """Run the whole server: broker, ingest, delivery, pages and scheduler; each is started again when it dies.
+
+    Works without any configuration and says what it chose. Example: bowerbird serve --data /srv/bowerbird
+    """
+    stop = stop_event()
+    configure_logging()
+    with open_site(data, config) as site:
+        chosen = site.config.web.model_copy(
+            update={key: value for key, value in (("host", host), ("port", port)) if value is not None}
+        )
+        _refuse_open_address(chosen.host)
+        endpoint = WebEndpoint.choose(site.folder, chosen)
+        children = _children(site, config)
+        _say_what_was_chosen(site, endpoint)
+        supervisor = Supervisor(children, site.folder.logs, state_path=site.folder.root / "serve.json")
+    supervisor.run(stop)
+
+
+def _refuse_open_address(host: str) -> None:
+    try:
+        loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = host == "localhost"
+    if not loopback:
+        err.print(
+            f"The pages listen on {host} without TLS: anyone on that network can read the token. "
+            "Put a reverse proxy with TLS in front, or keep to 127.0.0.1 and use ssh -L.",
+            highlight=False,
+        )
+
+
+def _children(site: Site, config: Path | None) -> list[ChildSpec]:
+    server_address(site)  # writes the broker's configuration, or checks the external one
+    broker = broker_of(site)
+    children = [] if broker is None else [ChildSpec("broker", tuple(broker.argv()), ready=broker.ready)]
+    options = ["--data", str(site.folder.root), *([] if config is None else ["--config", str(config.resolve())])]
+    for name in PROCESSES:
+        children.append(ChildSpec(name, (sys.executable, "-m", "bowerbird_server.cli", name, *options)))
+    return children
+
+
+def _say_what_was_chosen(site: Site, endpoint: WebEndpoint) -> None:
+    address = server_address(site)
+    own = "of its own" if broker_of(site) is not None else "yours"
+    err.print(f"data       {site.folder.root}", highlight=False, soft_wrap=True)
+    err.print(f"broker     {address.host}:{address.port} ({own})", highlight=False)
+    err.print(f"dashboard  {endpoint.url}  token {endpoint.token}", highlight=False, soft_wrap=True)
+    err.print(f"devices    bowerbird devices add cam-01 --data {site.folder.root}", highlight=False, soft_wrap=True)
+
+
+def ingest(data: Data = DATA, config: Config = None) -> None:
+    """Take frames from the broker into blobs and catalogue."""
+    from bowerbird_server import ingest as process
+
+    stop = stop_event()
+    configure_logging()
+    with open_site(data, config) as site:
+        address = server_address(site)
+        folder = site.folder
+    process.run(folder, address, stop)
+
+
+def delivery(data: Data = DATA, config: Config = None) -> None:
+    """Talk to devices: status, health, wishes, jobs, model blocks."""
+    from bowerbird_server import delivery as process
+
+    stop = stop_event()
+    configure_logging()
+    with open_site(data, config) as site:
+        address = server_address(site)
+        folder = site.folder
+    process.run(folder, address, stop)
+
+
+def web(data: Data = DATA, config: Config = None) -> None:
+    """Serve the dashboard, the review page and the JSON API."""
+    import uvicorn
+
+    from bowerbird_server.web.app import create_app
+
+    configure_logging()
+    with open_site(data, config) as site:
+        endpoint, folder = WebEndpoint.load(site.folder), site.folder
+        _check_port(endpoint)
+    # uvicorn handles SIGTERM and SIGINT itself.
+    uvicorn.run(
+        create_app(folder, endpoint.token),
+        host=endpoint.host,
+        port=endpoint.port,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=2,
+    )
+
+
+def _check_port(endpoint: WebEndpoint) -> None:
+    if not endpoint.token:
+        raise ConfigError("web.json holds no token; delete it and start `bowerbird serve` again")
+
+
+def scheduler(data: Data = DATA, config: Config = None) -> None:
+    """Batches, trainings, the gate and rollouts."""
+    from bowerbird_server import scheduler as process
+
+    stop = stop_event()
+    configure_logging()
+    with open_site(data, config) as site:
+        process.run(site, stop)

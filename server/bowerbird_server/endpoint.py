@@ -1,0 +1,76 @@
+"""Where the web server of a site is: address, port and token, kept from one start to the next.
+
+In: the configuration and what an earlier start chose. Out: `WebEndpoint`, in `web.json` (mode 0600) of the data folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from bowerbird_server.config import WebConfig
+from bowerbird_server.errors import EnvironmentFault, NotFound
+from bowerbird_server.layout import DataFolder
+
+NAME = "web.json"
+TOKEN_BYTES = 24
+
+
+@dataclass(frozen=True)
+class WebEndpoint:
+    """How to reach the pages and the API."""
+
+    host: str
+    port: int
+    token: str
+
+    @property
+    def url(self) -> str:
+        """The base URL for a browser on this machine."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - read, not bound
+        return f"http://{host}:{self.port}"
+
+    @classmethod
+    def load(cls, folder: DataFolder) -> WebEndpoint:
+        """What the last start chose.
+
+        Raises:
+            NotFound: the server was never started on this data folder.
+        """
+        path = folder.root / NAME
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise NotFound(f"{path} is missing or damaged; start the server once with `bowerbird serve --data {folder.root}`") from error
+
+    @classmethod
+    def choose(cls, folder: DataFolder, config: WebConfig) -> WebEndpoint:
+        """The endpoint for this start: configured values first, then those of the last start, then new ones."""
+        try:
+            last: WebEndpoint | None = cls.load(folder)
+        except NotFound:
+            last = None
+        port = config.port or (last.port if last is not None and last.host == config.host else _free_port(config.host))
+        endpoint = cls(config.host, port, last.token if last is not None else secrets.token_urlsafe(TOKEN_BYTES))
+        endpoint._save(folder.root / NAME)
+        return endpoint
+
+    def _save(self, path: Path) -> None:
+        temporary = path.with_suffix(f".{os.getpid()}")
+        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(asdict(self), file)
+        temporary.replace(path)
+
+
+def _free_port(host: str) -> int:
+    try:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.bind((host, 0))
+            return int(probe.getsockname()[1])
+    except OSError as error:
+        raise EnvironmentFault(f"cannot listen on {host}: {error.strerror}; set web.host to an address of this machine") from error
