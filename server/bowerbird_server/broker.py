@@ -7,6 +7,7 @@ its disk needless, and what is retained is published again on every connect. It 
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -16,7 +17,8 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -24,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
 from bowerbird_wire.codec import MAX_FRAME_BYTES
 from bowerbird_wire.errors import TopicError
-from bowerbird_wire.topics import DOWN, ROOT, UP, VERSION, check_name
+from bowerbird_wire.topics import DOWN, ROOT, UP, VERSION, FrameTopic, check_name
 
 SERVER_USER = "bowerbird-server"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -153,16 +155,22 @@ class EmbeddedBroker:
         Raises:
             EnvironmentFault: `mosquitto_passwd` is missing or fails, or the folder is not writable.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._changing():
+            return self._prepare(devices)
+
+    def _prepare(self, devices: Mapping[str, str]) -> BrokerAddress:
         old = BrokerAddress.load(self.address_path) if self.address_path.is_file() else None
         port = self._port or (old.port if old else _free_port(self.host))
         password = old.password if old else secrets.token_urlsafe(24)
         address = BrokerAddress(self.host, port, SERVER_USER, password)
         address.save(self.address_path)
         self._port = port
-        if SERVER_USER not in self._read_passwords():
+        known = self._read_passwords()
+        if SERVER_USER not in known:
             self._store_password(SERVER_USER, password)
-        self._write_config(devices)
+        # Another process may have added a device since the caller asked the catalogue: who has a password keeps its rules.
+        others = {device: site for device, site in self._read_rules().items() if device in known}
+        self._write_config({**others, **devices})
         return address
 
     def add_device(self, name: str, devices: Mapping[str, str]) -> str:
@@ -181,19 +189,20 @@ class EmbeddedBroker:
             raise BadInput(str(error)) from error
         if name == SERVER_USER:
             raise Conflict(f"{name} is the server's own name at the broker; choose another")
-        self.prepare(devices)
         password = secrets.token_urlsafe(24)
-        self._store_password(name, password)
-        self._write_config(devices)
+        with self._changing():
+            self._store_password(name, password)
+            self._prepare(devices)
         self.reload()
         return password
 
     def remove_device(self, name: str, devices: Mapping[str, str]) -> None:
         """Forget a device's password and rules; `devices` are those that remain."""
-        known = self._read_passwords()
-        if known.pop(name, None) is not None:
-            self._write_passwords(known)
-        self._write_config({device: site for device, site in devices.items() if device != name})
+        with self._changing():
+            known = self._read_passwords()
+            if known.pop(name, None) is not None:
+                self._write_passwords(known)
+            self._prepare({device: site for device, site in devices.items() if device != name})
         self.reload()
 
     def argv(self) -> list[str]:
@@ -225,6 +234,29 @@ class EmbeddedBroker:
         except (OSError, ValueError):
             return False
         return True
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One process changes passwords and rules at a time."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write {self.folder}: {error.strerror}. Check space and permissions.") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def _read_rules(self) -> dict[str, str]:
+        """Devices (name -> site) that the rules on disk know."""
+        try:
+            lines = (self.folder / "acl").read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        topics = [line.removeprefix("topic write ") for line in lines if line.endswith(f"/{FrameTopic.LEAF}")]
+        return {topic.device: topic.site for topic in map(FrameTopic.parse, topics)}
 
     def _read_passwords(self) -> dict[str, str]:
         try:
@@ -265,9 +297,9 @@ class EmbeddedBroker:
 
     def _write_config(self, devices: Mapping[str, str]) -> None:
         if self.program == "mosquitto":
-            _write_private(self.folder / "acl", access_rules(devices))
             _write_private(self.config_path, self._mosquitto_config())
-        else:
+        _write_private(self.folder / "acl", access_rules(devices))
+        if self.program == "iotcore":
             _write_private(self.config_path, self._rumqttd_config())
 
     def _mosquitto_config(self) -> str:

@@ -149,15 +149,16 @@ class Delivery:
             self._publisher.publish(str(BlocksTopic(due.site, due.device)), encode(due.block), qos=0)
 
 
-def run(folder: DataFolder, broker: BrokerAddress, stop: threading.Event) -> None:
+def run(folder: DataFolder, broker: BrokerAddress, stop: threading.Event, *, site: str = "+") -> None:
     """Converse until `stop`; waits for the broker as long as it takes.
 
     Args:
         folder: the data folder, made already, with an update repository once there is a rollout.
         broker: where the devices are.
         stop: ends it within a second.
+        site: whose devices; all sites by default.
     """
-    session = MqttSession(broker, CLIENT_ID, [kind.filter("+") for kind in UP_TOPICS])
+    session = MqttSession(broker, CLIENT_ID, [kind.filter(site) for kind in UP_TOPICS])
     repository = Repository(folder.repository, folder.keys)
     with Catalogue(folder.catalogue) as cat:
         blocks = BlockQueue(folder.repository)

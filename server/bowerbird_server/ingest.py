@@ -173,7 +173,12 @@ def groups(session: Session, stop: threading.Event) -> Iterator[list[Arrived]]:
 
 
 def run(
-    folder: DataFolder, broker: BrokerAddress, stop: threading.Event, *, passed: Callable[[str], None] = lambda _point: None
+    folder: DataFolder,
+    broker: BrokerAddress,
+    stop: threading.Event,
+    *,
+    site: str = "+",
+    passed: Callable[[str], None] = lambda _point: None,
 ) -> None:
     """Take frames until `stop`. Waits for the broker and for space on the disk as long as it takes.
 
@@ -181,10 +186,11 @@ def run(
         folder: the data folder, made already.
         broker: where the frames come from.
         stop: ends it within a second.
+        site: whose frames; all sites by default.
         passed: see `Ingest`.
     """
     blobs = LocalBlobs(folder.blobs)
-    session = MqttSession(broker, CLIENT_ID, [FrameTopic.filter("+")])
+    session = MqttSession(broker, CLIENT_ID, [FrameTopic.filter(site)])
     with Catalogue(folder.catalogue) as cat:
         ingest = Ingest(cat, blobs, DeadLetters(folder.root / "dead-letters"), session, passed)
         session.start()
