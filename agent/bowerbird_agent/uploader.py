@@ -336,7 +336,8 @@ class Uploader:
             return Wait(math.inf)
         if now_s < self._pause_until_s:
             return Wait(self._pause_until_s)
-        wake_s = min((e.due_s for e in self._entries.values() if e.flight in (Flight.SENT, Flight.IN_DOUBT)), default=math.inf)
+        dues = (e.due_s for e in self._entries.values() if e.flight in (Flight.SENT, Flight.IN_DOUBT))
+        wake_s = min((due_s for due_s in dues if due_s > now_s), default=math.inf)
         for frame_id in self._order(now_s):
             wait_s = self._may_send(frame_id, now_s)
             if self._newly_parked:

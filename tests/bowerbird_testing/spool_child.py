@@ -1,8 +1,8 @@
 """A process that works a spool until it is killed, saying on stdout what it has been promised.
 
 In: `python -m bowerbird_testing.spool_child FOLDER SEED KILL_AT`. Out: lines `put ID` after a put has returned, `receipt ID` and
-`drop ID` before the call, `done ID` after a receipt was recorded. KILL_AT names a place in `KILL_AT` where the process kills itself with
-SIGKILL, or is `random`: then somebody else does it.
+`drop ID` before the call, `done ID` after a receipt was recorded. KILL_AT names a place in the table below where the process kills
+itself with SIGKILL, or is `random`: then somebody else does it.
 """
 
 from __future__ import annotations
