@@ -125,12 +125,22 @@ def rollouts(cat: Catalogue, limit: int = 100) -> list[Row]:
     return rows
 
 
-def events(cat: Catalogue, *, limit: int = 100, after: str | None = None, subject: str | None = None) -> list[Row]:
-    """The event log, newest first; `after` is the id of the last event already seen."""
+def events(
+    cat: Catalogue, *, limit: int = 100, after: str | None = None, subject: str | None = None, each_frame: bool = True
+) -> list[Row]:
+    """The event log, newest first.
+
+    Args:
+        after: id of the last event already seen.
+        subject: only events about this row.
+        each_frame: False leaves out what happens to every single frame, so that the rest can be seen.
+    """
     rows = cat.rows(
-        "SELECT * FROM event WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR subject = ?2) ORDER BY id DESC LIMIT ?3",
+        "SELECT * FROM event WHERE (?1 IS NULL OR id < ?1) AND (?2 IS NULL OR subject = ?2) "
+        "AND (?3 OR NOT (kind LIKE 'frame %' OR kind = 'label added')) ORDER BY id DESC LIMIT ?4",
         after,
         subject,
+        each_frame,
         limit,
     )
     return [_decoded(row) for row in rows]

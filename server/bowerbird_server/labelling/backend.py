@@ -87,7 +87,7 @@ def prelabels(cat: Catalogue, frame_id: str, confidence: float) -> list[Box]:
     ]
 
 
-def submit_label(  # noqa: PLR0917 - the contract with imports and scripts, which pass the first six by place
+def submit_label(
     cat: Catalogue,
     blobs: BlobStore,
     frame_id: str,

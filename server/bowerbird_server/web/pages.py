@@ -141,7 +141,7 @@ def _dashboard(request: Request) -> dict[str, Any]:
         "champion": next((model for model in models if model["state"] == "champion"), None),
         "datasets": overview.datasets(cat, 6),
         "rollouts": overview.rollouts(cat, 4),
-        "events": overview.events(cat, limit=20),
+        "events": overview.events(cat, limit=15, each_frame=False),
     }
 
 

@@ -68,7 +68,8 @@ function show(index) {
   image.width = frame.width;
   image.height = frame.height;
   // Small pictures are enlarged, up to four times.
-  image.style.width = `min(100%, ${frame.width * 4}px, calc((100vh - 12rem) * ${frame.width / frame.height}))`;
+  $("stage").style.setProperty("--ratio", frame.width / frame.height);
+  $("stage").style.setProperty("--widest", `${frame.width * 4}px`);
   lastActive = performance.now();
   $("stage").hidden = false;
   canvas.show(state());
