@@ -32,13 +32,13 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
 )
 
 
-def _only_entropy() -> Mapping[str, float]:
-    return MappingProxyType({"entropy": 1.0})
+def _balanced() -> Mapping[str, float]:
+    return MappingProxyType({"entropy": 1.0, "missed_object": 0.5, "novelty": 0.05})
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Which frames to keep, and how many. The defaults are the template `balanced`' numbers with entropy alone.
+    """Which frames to keep, and how many. The defaults are the template `balanced`.
 
     Args:
         window_frames: frames per camera that are compared with each other before the best are sent; at least 1.
@@ -71,13 +71,13 @@ class Policy:
     window_frames: int = 600
     window_s: float | None = None
     frames_per_window: int | None = None
-    strategies: Mapping[str, float] = field(default_factory=_only_entropy)
+    strategies: Mapping[str, float] = field(default_factory=_balanced)
     epsilon: float = 0.2
     cold_epsilon: float = 0.5
     min_gap_s: float = 1.0
     spread: float = 0.35
     novelty_share: float = 0.75
-    quiet_discount: float = 0.0
+    quiet_discount: float = 0.5
     typicality: float = 0.0
     shortlist: int = 4
     near_duplicates: bool = True
@@ -136,22 +136,39 @@ class Policy:
 TEMPLATES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         # Uncertain, missed and new frames, spread over time and content, with a random audit. The default.
-        "balanced": {"strategies": {"entropy": 1.0, "missed_object": 0.5, "novelty": 0.05}, "quiet_discount": 0.5},
+        "balanced": {},
         # The classic: only the model's doubt, best first, with a time gap.
-        "uncertain_only": {"strategies": {"entropy": 1.0}, "novelty_share": 0.0, "shortlist": 1, "spread": 0.0, "epsilon": 0.1},
-        # Hunts for what the model does not see.
-        "missed_objects": {
-            "strategies": {"missed_object": 1.0, "close_to_threshold": 0.3, "novelty": 0.05},
-            "quiet_discount": 0.5,
+        "uncertain_only": {
+            "strategies": {"entropy": 1.0},
+            "epsilon": 0.1,
+            "spread": 0.0,
+            "novelty_share": 0.0,
+            "quiet_discount": 0.0,
+            "shortlist": 1,
         },
+        # Hunts for what the model does not see.
+        "missed_objects": {"strategies": {"missed_object": 1.0, "close_to_threshold": 0.3, "novelty": 0.05}},
         # Frames unlike those already kept, whatever the model says.
-        "novel": {"strategies": {"novelty": 1.0}, "novelty_share": 0.0},
+        "novel": {"strategies": {"novelty": 1.0}, "novelty_share": 0.0, "quiet_discount": 0.0},
         # The first labels of a new camera or class: typical frames teach more than odd ones.
         "first_labels": {"strategies": {"random": 1.0}, "epsilon": 0.5, "novelty_share": 0.5, "typicality": 0.5},
         # Nothing but chance, one frame in each equal stretch of time: the baseline to beat, and an honest evaluation set.
-        "random_audit": {"strategies": {"random": 1.0}, "epsilon": 1.0, "novelty_share": 0.0, "shortlist": 1},
+        "random_audit": {
+            "strategies": {"random": 1.0},
+            "epsilon": 1.0,
+            "novelty_share": 0.0,
+            "quiet_discount": 0.0,
+            "shortlist": 1,
+        },
         # The field's rule of thumb, with a time gap and a random pick among the flagged.
-        "seed_rule": {"strategies": {"rule_max": 1.0}, "novelty_share": 0.0, "shortlist": 1, "spread": 0.0, "epsilon": 0.0},
+        "seed_rule": {
+            "strategies": {"rule_max": 1.0},
+            "epsilon": 0.0,
+            "spread": 0.0,
+            "novelty_share": 0.0,
+            "quiet_discount": 0.0,
+            "shortlist": 1,
+        },
     }
 )
 
