@@ -38,12 +38,14 @@ async function load() {
     key = page.next;
     const known = new Set(frames.map((frame) => frame.frame.id));
     for (const item of page.items) if (!known.has(item.id)) frames.push(new FrameState(item));
-    if (at < 0 && frames.length) show(0);
-    else render();
+    const wasEmpty = $("stage").hidden;
+    if (at < 0) at = 0;
+    if (wasEmpty && state()) show(at);
   } catch (error) {
     if (error.status === 401) problem("Your session is over: log in again in another tab.");
   } finally {
     loading = false;
+    render();
     prefetch();
   }
 }
