@@ -4,8 +4,8 @@ In: boxes that a model found and boxes that people drew, frame by frame. Out: a 
 overlap) and from it the average precision of each class. The numbers equal pycocotools' for boxes without crowd regions: 101
 recall points, IoU 0.50 to 0.95 by 0.05, the 100 best detections of a class in a frame.
 
-Matching is the slow half and happens once; `average_precision` accepts a weight for every frame, so that a bootstrap over
-scenes re-weights the same table instead of matching again. It reads no files and knows no scenes.
+Matching is the slow half and happens once; `PrecisionCurves` accepts a weight for every group of frames, so that a bootstrap
+over scenes re-weights the same table instead of matching again. It reads no files and knows no scenes.
 Source: cocodataset/cocoapi PythonAPI/pycocotools/cocoeval.py (definition); Lin et al., "Microsoft COCO" (2014).
 """
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 IOU_THRESHOLDS: NDArray[np.float64] = np.linspace(0.5, 0.95, 10)
 RECALL_POINTS: NDArray[np.float64] = np.linspace(0.0, 1.0, 101)
 MAX_DETECTIONS_A_CLASS = 100
+_VALUES_AT_ONCE = 1_000_000  # bounds the memory of a bootstrap at some tens of megabytes
 
 
 @dataclass(frozen=True)
@@ -146,40 +147,71 @@ def match_frames(found: Sequence[FrameBoxes], drawn: Sequence[FrameBoxes], class
 
 
 class PrecisionCurves:
-    """A match table sorted once, for asking its average precision many times under different frame weights.
+    """A match table sorted once, for asking its average precision many times while whole groups of frames are re-weighted.
+
+    Precision counts only where a detection is right, so between two right ones the wrong ones are kept as numbers: what is
+    stored for a class is, at each right detection, how many detections and how many right ones each group has shown so far. A
+    thousand resamples are then two matrix products.
 
     Args:
         table: the matches of all frames.
+        group_ids: (frames,) group of each frame, 0 to groups - 1; None puts all into one group.
+        inside: (frames,) bool, the frames that count at all; None for all.
     """
 
-    def __init__(self, table: MatchTable) -> None:
-        self._table = table
-        self._by_class: list[tuple[NDArray[np.int64], NDArray[np.float64]]] = []
-        for class_id in range(table.class_count):
-            rows = np.flatnonzero(table.class_ids == class_id)
-            rows = rows[np.argsort(-table.scores[rows], kind="stable")]
-            # What comes after the last right detection only lowers a precision that no recall point asks for.
-            right = np.flatnonzero(table.true_positive[rows].any(axis=1))
-            rows = rows[: right[-1] + 1] if len(right) else rows[:0]
-            self._by_class.append((table.frame_ids[rows], table.true_positive[rows].T.astype(np.float64)))
+    def __init__(
+        self, table: MatchTable, group_ids: NDArray[np.int64] | None = None, inside: NDArray[np.bool_] | None = None
+    ) -> None:
+        groups_of = np.zeros(table.frame_count, np.int64) if group_ids is None else group_ids
+        counted = np.ones(table.frame_count, np.bool_) if inside is None else inside
+        self.group_count = int(groups_of.max()) + 1 if table.frame_count else 0
+        self._class_count = table.class_count
+        self._table, self._groups_of, self._counted = table, groups_of, counted
+        # (groups, classes) drawn boxes
+        self._drawn = np.zeros((self.group_count, table.class_count))
+        np.add.at(self._drawn, groups_of[counted], table.ground_truth[counted])
 
-    def average_precision(self, frame_weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
-        """Average precision of each class at each overlap.
+    def average_precision(self, group_weights: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+        """Average precision of each class at each overlap, under each row of weights.
 
         Args:
-            frame_weights: (frames,) how often each frame counts, 0 or more; None for once each. An integer weight is the same
-                as repeating the frame.
+            group_weights: (resamples, groups), how often each group counts, 0 or more; None for one resample of once each. An
+                integer weight is the same as repeating the group's frames.
 
         Returns:
-            (classes, 10) in [0, 1]; NaN for a class of which the counted frames hold no drawn box.
+            (resamples, classes, 10) in [0, 1]; NaN for a class of which the counted frames hold no drawn box.
         """
-        weights = np.ones(self._table.frame_count) if frame_weights is None else frame_weights
-        drawn = weights @ self._table.ground_truth
-        result = np.full((self._table.class_count, len(IOU_THRESHOLDS)), np.nan)
-        for class_id, (frame_ids, right) in enumerate(self._by_class):
-            if drawn[class_id] > 0:
-                result[class_id] = _areas(weights[frame_ids], right, float(drawn[class_id]))
+        weights = np.ones((1, self.group_count)) if group_weights is None else group_weights
+        drawn = weights @ self._drawn
+        result = np.full((len(weights), self._class_count, len(IOU_THRESHOLDS)), np.nan)
+        for class_id in range(self._class_count):
+            known = np.flatnonzero(drawn[:, class_id] > 0)
+            if len(known):
+                result[known, class_id] = self._areas_of_class(class_id, weights[known], drawn[known, class_id])
         return result
+
+    def _areas_of_class(self, class_id: int, weights: NDArray[np.float64], drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        table = self._table
+        rows = np.flatnonzero((table.class_ids == class_id) & self._counted[table.frame_ids])
+        rows = rows[np.argsort(-table.scores[rows], kind="stable")]
+        groups = self._groups_of[table.frame_ids[rows]]
+        areas = np.zeros((len(weights), len(IOU_THRESHOLDS)))
+        for column in range(len(IOU_THRESHOLDS)):
+            right = np.flatnonzero(table.true_positive[rows, column])
+            if len(right) == 0:
+                continue
+            # How many detections, and how many right ones, each group has shown up to and including each right one.
+            shown = np.zeros((len(right), self.group_count))
+            up_to = right[-1] + 1
+            np.add.at(shown, (np.searchsorted(right, np.arange(up_to)), groups[:up_to]), 1.0)
+            hits = np.zeros_like(shown)
+            hits[np.arange(len(right)), groups[right]] = 1.0
+            shown, hits = shown.cumsum(axis=0).T, hits.cumsum(axis=0).T
+            step = max(1, _VALUES_AT_ONCE // len(right))
+            for start in range(0, len(weights), step):
+                part = slice(start, start + step)
+                areas[part, column] = _areas(weights[part] @ shown, weights[part] @ hits, drawn[part])
+        return areas
 
 
 def mean_average_precision(per_class: NDArray[np.float64]) -> float:
@@ -192,19 +224,21 @@ def mean_average_precision(per_class: NDArray[np.float64]) -> float:
     return float(known.mean()) if len(known) else float("nan")
 
 
-def _areas(weights: NDArray[np.float64], right: NDArray[np.float64], drawn: float) -> NDArray[np.float64]:
-    """Mean precision over the recall points: `weights` (d,), `right` (10, d), both by falling score -> (10,)."""
-    if right.shape[1] == 0:
-        return np.zeros(len(right))
-    counted = np.cumsum(weights)
-    true_positives = np.cumsum(right * weights, axis=1)
-    recall = true_positives / drawn
+def _areas(
+    counted: NDArray[np.float64], true_positives: NDArray[np.float64], drawn: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Mean precision over the recall points.
+
+    Args:
+        counted: (resamples, n) detections up to each right one.
+        true_positives: (resamples, n) right ones up to and including it.
+        drawn: (resamples,) drawn boxes, above 0.
+    """
     precision = true_positives / (counted + np.spacing(1))  # the reference's guard against 0 / 0
     # The best precision at this recall or a higher one.
     envelope = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
-    areas = np.zeros(len(right))
-    for row in range(len(right)):
-        reached = np.searchsorted(recall[row], RECALL_POINTS, side="left")
-        reached = reached[reached < recall.shape[1]]
-        areas[row] = envelope[row, reached].sum() / len(RECALL_POINTS)
+    # The reference reads the envelope where a recall point is first reached: count the points that each step newly reaches.
+    reached = np.searchsorted(RECALL_POINTS, true_positives / drawn[:, None], side="right")
+    newly = np.diff(reached, axis=1, prepend=0)
+    areas: NDArray[np.float64] = (envelope * newly).sum(axis=1) / len(RECALL_POINTS)
     return areas

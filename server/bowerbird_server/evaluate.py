@@ -212,12 +212,11 @@ def summarise(
     seconds: float,
 ) -> Evaluation:
     """The numbers of a match table, overall, per class and per slice."""
-    curves = PrecisionCurves(matches)
-    overall = curves.average_precision()
+    overall = PrecisionCurves(matches).average_precision()[0]
     per_slice: dict[str, float] = {}
     for name in sorted({name for frame in frames for name in frame.slices}):
-        inside = np.array([name in frame.slices for frame in frames], np.float64)
-        value = mean_average_precision(curves.average_precision(inside))
+        inside = np.array([name in frame.slices for frame in frames], np.bool_)
+        value = mean_average_precision(PrecisionCurves(matches, inside=inside).average_precision()[0])
         if not np.isnan(value):
             per_slice[name] = value
     return Evaluation(

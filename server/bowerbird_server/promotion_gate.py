@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from bowerbird_server.average_precision import PrecisionCurves, mean_average_precision
+from bowerbird_server.average_precision import PrecisionCurves
 from bowerbird_server.errors import Conflict
 
 if TYPE_CHECKING:
@@ -229,27 +229,34 @@ def _bootstrap(
     """
     names, scene_ids = np.unique(np.array(champion.scenes), return_inverse=True)
     rng = np.random.default_rng(seed)
-    repeats = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=profile.resamples)
-    curves = [PrecisionCurves(run.matches) for run in (champion, challenger)]
-    judged = list(_judged(champion, profile))
+    weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=profile.resamples).astype(np.float64)
+
+    def resample(inside: NDArray[np.bool_] | None = None) -> NDArray[np.float64]:
+        """(resamples, classes) challenger minus champion, mAP50-95; NaN where a resample holds no box of the class."""
+        before, after = (
+            PrecisionCurves(run.matches, scene_ids, inside).average_precision(weights).mean(axis=2)
+            for run in (champion, challenger)
+        )
+        difference: NDArray[np.float64] = after - before
+        return difference
+
+    by_class = resample()
     slice_frames = champion.slice_frames()
-    overall = np.empty(profile.resamples)
-    parts = np.full((profile.resamples, len(judged)), np.nan)
     class_ids = {name: class_id for class_id, name in enumerate(champion.class_names)}
-    for row, counts in enumerate(repeats):
-        weights = counts[scene_ids].astype(np.float64)
-        before, after = (each.average_precision(weights) for each in curves)
-        overall[row] = mean_average_precision(after) - mean_average_precision(before)
-        for column, (kind, name, _) in enumerate(judged):
-            if kind == "class":
-                class_id = class_ids[name]
-                parts[row, column] = after[class_id].mean() - before[class_id].mean()
-            else:
-                inside = weights * slice_frames[name]
-                if inside.any():
-                    old, new = (mean_average_precision(each.average_precision(inside)) for each in curves)
-                    parts[row, column] = new - old
-    return _interval(overall), {f"{kind} {name}": _interval(parts[:, column]) for column, (kind, name, _) in enumerate(judged)}
+    parts: dict[str, tuple[float, float]] = {}
+    for kind, name, _ in _judged(champion, profile):
+        values = by_class[:, class_ids[name]] if kind == "class" else _mean_of_known(resample(slice_frames[name]))
+        parts[f"{kind} {name}"] = _interval(values)
+    return _interval(_mean_of_known(by_class)), parts
+
+
+def _mean_of_known(by_class: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(resamples, classes) -> (resamples,) mean over the classes that have boxes; NaN where none has."""
+    known = ~np.isnan(by_class)
+    count = known.sum(axis=1)
+    total = np.where(known, by_class, 0.0).sum(axis=1)
+    means: NDArray[np.float64] = np.divide(total, count, out=np.full(len(by_class), np.nan), where=count > 0)
+    return means
 
 
 def _interval(values: NDArray[np.float64]) -> tuple[float, float]:

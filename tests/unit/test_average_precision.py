@@ -96,7 +96,7 @@ def test_equals_pycocotools(seed: int) -> None:
     rng = np.random.default_rng(seed)
     classes = 1 + seed % 4
     found, drawn = random_frames(rng, frames=5 + 4 * seed, classes=classes, ties=seed % 3 == 0)
-    ours = PrecisionCurves(match_frames(found, drawn, classes)).average_precision()
+    ours = PrecisionCurves(match_frames(found, drawn, classes)).average_precision()[0]
     np.testing.assert_allclose(ours, coco_average_precision(found, drawn, classes), atol=1e-6)
     assert 0.05 < mean_average_precision(ours) < 0.95, "the case is too easy or too hard to tell anything"
 
@@ -112,26 +112,42 @@ def test_only_the_hundred_best_of_a_class_in_a_frame_count() -> None:
     drawn = [FrameBoxes(boxes, ids)]
     table = match_frames(found, drawn, 1)
     assert len(table.scores) == 100
-    np.testing.assert_allclose(PrecisionCurves(table).average_precision(), coco_average_precision(found, drawn, 1), atol=1e-6)
+    np.testing.assert_allclose(
+        PrecisionCurves(table).average_precision()[0], coco_average_precision(found, drawn, 1), atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_weight_is_a_repetition(seed: int) -> None:
-    """Weighting frames 0 to 3 times gives what matching the repeated frames gives."""
+@pytest.mark.parametrize("frames_a_group", [1, 4])
+def test_a_weight_is_a_repetition(seed: int, frames_a_group: int) -> None:
+    """Weighting groups of frames 0 to 3 times gives what matching the repeated frames gives."""
     rng = np.random.default_rng(100 + seed)
     found, drawn = random_frames(rng, frames=20, classes=3)
-    weights = rng.integers(0, 4, 20)
-    weighted = PrecisionCurves(match_frames(found, drawn, 3)).average_precision(weights.astype(np.float64))
-    order = np.repeat(np.arange(20), weights)
-    repeated = match_frames([found[i] for i in order], [drawn[i] for i in order], 3)
-    np.testing.assert_allclose(weighted, PrecisionCurves(repeated).average_precision(), atol=1e-9)
+    groups = np.arange(20) // frames_a_group
+    weights = rng.integers(0, 4, (3, groups.max() + 1))
+    weighted = PrecisionCurves(match_frames(found, drawn, 3), groups).average_precision(weights.astype(np.float64))
+    for row, times in enumerate(weights):
+        order = np.repeat(np.arange(20), times[groups])
+        repeated = match_frames([found[i] for i in order], [drawn[i] for i in order], 3)
+        np.testing.assert_allclose(weighted[row], PrecisionCurves(repeated).average_precision()[0], atol=1e-9)
+
+
+def test_frames_outside_count_neither_as_hits_nor_as_misses() -> None:
+    """Restricting to some frames equals evaluating only those."""
+    rng = np.random.default_rng(8)
+    found, drawn = random_frames(rng, frames=30, classes=2)
+    inside = rng.random(30) < 0.5
+    some = [i for i in range(30) if inside[i]]
+    alone = match_frames([found[i] for i in some], [drawn[i] for i in some], 2)
+    restricted = PrecisionCurves(match_frames(found, drawn, 2), inside=inside).average_precision()
+    np.testing.assert_allclose(restricted, PrecisionCurves(alone).average_precision(), atol=1e-12)
 
 
 def test_a_class_that_was_never_drawn_has_no_average_precision() -> None:
     """No ground truth is NaN, not 0, and does not enter the mean."""
     box = np.array([[0.0, 0.0, 10.0, 10.0]])
     found = [FrameBoxes(box, np.array([0]), np.array([0.9]))]
-    per_class = PrecisionCurves(match_frames(found, [FrameBoxes(box, np.array([0]))], 2)).average_precision()
+    per_class = PrecisionCurves(match_frames(found, [FrameBoxes(box, np.array([0]))], 2)).average_precision()[0]
     assert per_class[0].tolist() == pytest.approx([1.0] * len(IOU_THRESHOLDS))
     assert np.isnan(per_class[1]).all()
     assert mean_average_precision(per_class) == pytest.approx(1.0)
@@ -141,7 +157,7 @@ def test_a_drawn_class_that_is_never_found_scores_zero() -> None:
     """Silence on a labelled object is a miss."""
     nothing = FrameBoxes(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0))
     drawn = FrameBoxes(np.array([[0.0, 0.0, 10.0, 10.0]]), np.array([0]))
-    per_class = PrecisionCurves(match_frames([nothing], [drawn], 1)).average_precision()
+    per_class = PrecisionCurves(match_frames([nothing], [drawn], 1)).average_precision()[0]
     assert per_class.tolist() == [[0.0] * 10]
 
 
