@@ -31,6 +31,7 @@ BLOCK_BYTES = 32 * 1024
 FIRST_WINDOW, MAX_WINDOW = 4, 16  # blocks in flight
 REORDER = 4  # a block that was asked for this many blocks before one that came is lost
 NOT_FOUND = "not_found"
+QUIET_S = 3.0
 
 
 class FetchStopped(DownloadError):
@@ -45,10 +46,17 @@ class Transfer:
         max_bytes: longest file that is believed.
         present: indices of blocks that are already here (they were verified by their digests).
         total_bytes: length of the file if `present` is known from before, else None.
+        quiet_s: silence after which everything in flight counts as lost; doubles up to 10 times this while it lasts.
     """
 
     def __init__(
-        self, path: str, max_bytes: int, *, present: frozenset[int] = frozenset(), total_bytes: int | None = None
+        self,
+        path: str,
+        max_bytes: int,
+        *,
+        present: frozenset[int] = frozenset(),
+        total_bytes: int | None = None,
+        quiet_s: float = QUIET_S,
     ) -> None:
         self.path = path
         self.total_bytes = total_bytes
@@ -58,7 +66,7 @@ class Transfer:
         self._order = 0
         self._window = FIRST_WINDOW
         self._arrived_in_window = 0
-        self._quiet_s = 3.0  # silence after which everything in flight counts as lost
+        self._shortest_quiet_s = self._quiet_s = quiet_s
         self._last_s: float | None = None
 
     @property
@@ -78,7 +86,7 @@ class Transfer:
         if self._in_flight and now_s - self._last_s > self._quiet_s:
             self._in_flight.clear()
             self._window = max(1, self._window // 2)
-            self._quiet_s = min(30.0, self._quiet_s * 2)
+            self._quiet_s = min(10 * self._shortest_quiet_s, self._quiet_s * 2)
             self._last_s = now_s
         count = self.block_count
         if count is None:
@@ -122,7 +130,7 @@ class Transfer:
         if block.total_bytes != self.total_bytes or not self._fits(block):
             return False
         self._last_s = now_s
-        self._quiet_s = max(3.0, self._quiet_s / 2)
+        self._quiet_s = max(self._shortest_quiet_s, self._quiet_s / 2)
         place = self._in_flight.pop(block.index, None)
         if place is not None:
             for index in [index for index, older in self._in_flight.items() if older + REORDER <= place]:
@@ -202,6 +210,7 @@ class BlockFetcher(FetcherInterface):
         send: hands a request to the link; must not block.
         folder: for files under way.
         patience_s: seconds without a new block, while the link is up, after which a download gives up.
+        quiet_s: as in `Transfer`.
         should_stop: asked a few times a second; True ends the download.
         monotonic_s: the clock of all timeouts.
     """
@@ -212,12 +221,14 @@ class BlockFetcher(FetcherInterface):
         folder: Path,
         *,
         patience_s: float = 120.0,
+        quiet_s: float = QUIET_S,
         should_stop: Callable[[], bool] = lambda: False,
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
         self._send = send
         self._folder = folder
         self._patience_s = patience_s
+        self._quiet_s = quiet_s
         self._should_stop = should_stop
         self._monotonic_s = monotonic_s
         self._blocks: queue.Queue[Block] = queue.Queue(maxsize=4 * MAX_WINDOW)
@@ -278,7 +289,7 @@ class BlockFetcher(FetcherInterface):
             yield file.read()
 
     def _collect(self, url: str, max_length: int, part: _Part) -> None:
-        transfer = Transfer(url, max_length, present=part.present, total_bytes=part.total_bytes)
+        transfer = Transfer(url, max_length, present=part.present, total_bytes=part.total_bytes, quiet_s=self._quiet_s)
         mode = "r+b" if part.present else "wb"
         progress_s = self._monotonic_s()
         with part.data.open(mode) as data, part.journal.open("a", encoding="utf-8") as journal:

@@ -22,7 +22,7 @@ from bowerbird_agent import updater
 from bowerbird_agent.errors import UpdateError
 from bowerbird_agent.model_store import ACTIVE, ModelSlot, ModelStore
 from bowerbird_agent.selftest import MEMORY_BYTES, TIMEOUT_S, run_selftest
-from bowerbird_agent.update_fetcher import BlockFetcher, FetchStopped
+from bowerbird_agent.update_fetcher import QUIET_S, BlockFetcher, FetchStopped
 from bowerbird_agent.update_source import Trust, UpdateRefused, UpdateSource
 from bowerbird_agent.update_state import RELEASE_FLOOR, UpdateState
 from bowerbird_agent.updater import Event, Record, Refusal, State, Trial, TrialLimits
@@ -42,6 +42,7 @@ class RunnerSettings:
 
     Args:
         patience_s: silence of the server, link up, after which a download is given up and tried again.
+        quiet_s: silence after which blocks that were asked for count as lost.
         retry_s: first wait before a step is tried again; doubles up to 16 times this.
         selftest_s, selftest_memory_bytes: limits of the child.
         probation: replaces the package's own trial limits where given.
@@ -49,6 +50,7 @@ class RunnerSettings:
     """
 
     patience_s: float = 120.0
+    quiet_s: float = QUIET_S
     retry_s: float = 5.0
     selftest_s: float = TIMEOUT_S
     selftest_memory_bytes: int = MEMORY_BYTES
@@ -117,7 +119,12 @@ class UpdateRunner:
         self._trust: Trust | None = None
         folder = state_dir / "update"
         self._fetcher = BlockFetcher(
-            send, folder / "blocks", patience_s=self._settings.patience_s, should_stop=self._is_over, monotonic_s=monotonic_s
+            send,
+            folder / "blocks",
+            patience_s=self._settings.patience_s,
+            quiet_s=self._settings.quiet_s,
+            should_stop=self._is_over,
+            monotonic_s=monotonic_s,
         )
         self._state = UpdateState(folder)
         self._source = UpdateSource(trusted_root, folder, self._fetcher, self._state, store, device=device, wall_ms=wall_ms)
@@ -215,7 +222,7 @@ class UpdateRunner:
             self._state.save(self._record, bad=bad)
         self._align()
         if self._record.state in updater.TERMINAL:
-            self._store.collect_garbage()
+            self._tidy()
 
     def _align(self) -> None:
         """Make the slots agree with the record: the process may have died between the two."""
@@ -422,10 +429,14 @@ class UpdateRunner:
             self._running = active
             if self._thread is not None:
                 self._swap_back(active)
+        self._tidy()
+        self._report()
+
+    def _tidy(self) -> None:
+        """Nothing is under way: keep what the slots name and nothing else."""
         self._store.drop_candidate()
         self._store.collect_garbage()
         self._source.clean()
-        self._report()
 
     def _swap_back(self, slot: ModelSlot | None) -> None:
         try:
