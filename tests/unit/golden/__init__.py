@@ -1,0 +1,78 @@
+"""Messages of every kind whose bytes are kept beside this file: they must mean the same in every later release.
+
+`python -m unit.golden` in `tests/` writes the files of kinds that have none yet; it never changes an existing one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from bowerbird_wire import codec
+from bowerbird_wire.messages import (
+    Block,
+    BlockRequest,
+    Desired,
+    FrameHeader,
+    FrameMessage,
+    Health,
+    Job,
+    Message,
+    Receipt,
+    Refusal,
+    Report,
+    Status,
+    WireDetection,
+)
+
+FOLDER = Path(__file__).parent
+IMAGE = bytes(range(64))
+_DIGEST = hashlib.sha256(IMAGE).hexdigest()
+
+FRAME = FrameMessage(
+    FrameHeader(
+        frame_id=codec.frame_id(
+            image_sha256=_DIGEST, device="cam-01", camera="gate", sequence=41, captured_at_ms=1_790_000_000_123
+        ),
+        image_sha256=_DIGEST,
+        device="cam-01",
+        camera="gate",
+        sequence=41,
+        captured_at_ms=1_790_000_000_123,
+        width=640,
+        height=360,
+        quality=90,
+        source_width=1920,
+        source_height=1080,
+        boot_id="b1",
+        monotonic_ns=5_000_000_001,
+        clock_ok=False,
+        model_digest="ab" * 32,
+        arm="explore",
+        reasons=("margin", "audit"),
+        score=0.5,
+        strategy_scores={"margin": 0.5},
+        inclusion_probability=0.25,
+        detections=(WireDetection((1.5, 2.0, 30.25, 40.0), 0.75, "person"),),
+        extra={"later": [1, 2]},
+    ),
+    IMAGE,
+)
+
+MESSAGES: dict[str, Message] = {
+    "receipt": Receipt(committed=("aa" * 32,), refused=(Refusal("bb" * 32, "bad_image", "not a JPEG"),)),
+    "status": Status("online", "b1", "0.1.0", "ab" * 32, 1_790_000_000_123),
+    "health": Health("b1", 1_790_000_000_123, frames_seen=10, spool={"new": 2}, cameras={"gate": "ok"}, fps=9.5),
+    "desired": Desired(7, 40),
+    "job": Job("j1", "cd" * 32, 3, created_at_ms=5, signature=b"\x01\x02", key_id="k"),
+    "report": Report("j1", "committed", "cd" * 32, running_file_digest="ef" * 32, at_ms=9),
+    "block-request": BlockRequest("metadata/timestamp.json", 2, 8, 4096),
+    "block": Block("metadata/timestamp.json", 0, 4096, 3, b"abc", extra={"z9": True}),
+}
+
+
+def encoded() -> dict[str, bytes]:
+    """File name -> bytes as this release writes them."""
+    files = {f"{name}.bin": codec.encode(message) for name, message in MESSAGES.items()}
+    files["frame.bin"] = codec.encode_frame(FRAME)
+    return files
