@@ -33,7 +33,8 @@ class GroundTruth(Protocol):
 class MotTruth:
     """Ground truth of a film in MOTChallenge form: lines `frame, track, left, top, width, height, flag, ...`, frame from 1.
 
-    Frame number n is the film's n-th decoded frame, that is sequence n - 1. Lines with flag 0 are not counted, as the format says.
+    Frame number n is the film's n-th decoded frame, that is sequence n - 1. Lines with flag 0 are left out of
+    tracking scores, but the object is there and in plain view (checked on PETS09-S2L1), so an annotator draws it: they are taken.
 
     Args:
         path: the file.
@@ -69,7 +70,6 @@ class MotTruth:
         parts = line.replace(",", " ").split()
         try:
             frame, left, top, width, height = int(parts[0]), *map(float, parts[2:6])
-            flag = float(parts[6]) if len(parts) > 6 else 1.0
         except (ValueError, IndexError):
             return f"not a MOT line: {line[:60]!r}"
         if frame < 1:
@@ -81,7 +81,7 @@ class MotTruth:
         if source_wh is not None:
             left, right = (min(max(x, 0.0), float(source_wh[0])) for x in (left, right))
             top, bottom = (min(max(y, 0.0), float(source_wh[1])) for y in (top, bottom))
-        if flag != 0 and right > left and bottom > top:
+        if right > left and bottom > top:
             boxes.append((left, top, right, bottom))
         return None
 

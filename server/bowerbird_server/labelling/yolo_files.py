@@ -170,6 +170,19 @@ def read_yolo_dataset(data_yaml: Path) -> Iterator[YoloImage]:
     return iter(images)
 
 
+def read_class_names(data_yaml: Path) -> tuple[str, ...]:
+    """A data set's class names, by class id.
+
+    Raises:
+        BadLabelFiles: the file cannot be read or its names cannot be used.
+    """
+    faults: list[Fault] = []
+    names = _read_names(data_yaml, faults)
+    if names is None:
+        raise BadLabelFiles(faults)
+    return tuple(names.values())
+
+
 def _line(class_id: int, box: Box, width: int, height: int) -> str:
     left, top, right, bottom = box.box_xyxy
     shares = ((left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height)
