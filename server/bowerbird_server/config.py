@@ -51,7 +51,12 @@ class TrainingConfig(_Part):
     epochs: int = Field(60, ge=1, description="Passes over the training split.")
     batch: int = Field(16, ge=1, description="Images a step.")
     learning_rate: float = Field(0.002, gt=0, description="First learning rate of AdamW.")
+    final_rate_share: float = Field(0.01, gt=0, le=1, description="Where the learning rate ends, as a share of the first.")
+    warmup_epochs: float = Field(3.0, ge=0, description="Passes during which the rate rises.")
     mosaic: float = Field(0.0, ge=0, le=1, description="Share of training pictures put together from four.")
+    scale_jitter: float = Field(0.5, ge=0, lt=1, description="Pictures are scaled up or down by up to this share.")
+    frozen_layers: int = Field(0, ge=0, description="The first layers that keep the weights of the model trained from.")
+    pretrained_dir: str = Field("", description="Folder where `<model>.pt` may lie, for a first model.")
     seed: int = Field(0, ge=0, description="The same seed, data and versions give the same training.")
     threads: int = Field(1, ge=1, description="CPU threads.")
 

@@ -45,7 +45,9 @@ class WebEndpoint:
         try:
             return cls(**json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
-            raise NotFound(f"{path} is missing or damaged; start the server once with `bowerbird serve --data {folder.root}`") from error
+            raise NotFound(
+                f"{path} is missing or damaged; start the server once with `bowerbird serve --data {folder.root}`"
+            ) from error
 
     @classmethod
     def choose(cls, folder: DataFolder, config: WebConfig) -> WebEndpoint:
@@ -73,4 +75,6 @@ def _free_port(host: str) -> int:
             probe.bind((host, 0))
             return int(probe.getsockname()[1])
     except OSError as error:
-        raise EnvironmentFault(f"cannot listen on {host}: {error.strerror}; set web.host to an address of this machine") from error
+        raise EnvironmentFault(
+            f"cannot listen on {host}: {error.strerror}; set web.host to an address of this machine"
+        ) from error

@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bowerbird_wire.errors import TopicError
-from bowerbird_wire.topics import check_name
-
 from bowerbird_server.broker import BrokerAddress, EmbeddedBroker
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.errors import BadInput
 from bowerbird_server.registry import open_repository
 from bowerbird_server.site import Site
+from bowerbird_wire.errors import TopicError
+from bowerbird_wire.topics import check_name
 
 EXAMPLE_CAMERA: Mapping[str, Any] = {"name": "gate", "source": "rtsp://192.0.2.10/stream1", "pace": "realtime"}
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from bowerbird_models.errors import ModelError
 from bowerbird_models.onnx_detector import OnnxDetector
 from bowerbird_models.package import PackageOnDisk, build_package, load_package
-
 from bowerbird_server.catalogue import Row, utc_now
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import class_names as known_classes
 from bowerbird_server.errors import BadInput
+from bowerbird_server.export import export_weights
 from bowerbird_server.repository import Repository
 from bowerbird_server.site import Site
 
@@ -92,6 +93,31 @@ def register_model(
         actor,
     )
     return model_rows.model(site.catalogue, package.digest)
+
+
+def import_model(site: Site, file: Path, *, trust: bool, actor: str) -> Row:
+    """Take in a model that a user has.
+
+    Args:
+        file: an ONNX file, or a `.pt` if `trust`: a checkpoint is a program, and it runs, in a child process, when it is read.
+
+    Raises:
+        BadInput: no such file, not a model, or a `.pt` without `trust`.
+    """
+    if not file.is_file():
+        raise BadInput(f"there is no file {file}; give the path of a .onnx or a .pt")
+    if file.suffix == ".onnx":
+        return register_model(site, file, weights=None, origin="imported", actor=actor)
+    if file.suffix != ".pt":
+        raise BadInput(f"{file.name} is neither .onnx nor .pt; export it first: yolo export model={file.name} format=onnx")
+    if not trust:
+        raise BadInput(
+            f"{file.name} is a pickle: reading it runs what is in it. If you know where it comes from, say --trust; "
+            "otherwise import the exported .onnx"
+        )
+    with tempfile.TemporaryDirectory(dir=site.folder.training) as scratch:
+        result = export_weights(file, Path(scratch))
+        return register_model(site, result.onnx, weights=file, origin="imported", actor=actor)
 
 
 def _check_classes(site: Site, names: Sequence[str]) -> None:

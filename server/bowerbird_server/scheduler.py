@@ -83,7 +83,8 @@ def read_facts(site: Site) -> LoopFacts:
 
 
 def _batch_done(site: Site, current: Row) -> bool:
-    return site.catalogue.value("SELECT state FROM batch WHERE id = ?", current["batch"]) == "done"
+    state: str | None = site.catalogue.value("SELECT state FROM batch WHERE id = ?", current["batch"])
+    return state == "done"
 
 
 def _rollout_state(site: Site, current: Row) -> str | None:

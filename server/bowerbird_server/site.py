@@ -37,7 +37,9 @@ class Site:
         try:
             folder.make()
         except OSError as error:
-            raise EnvironmentFault(f"cannot make the data folder {folder.root}: {error.strerror}; choose another with --data") from error
+            raise EnvironmentFault(
+                f"cannot make the data folder {folder.root}: {error.strerror}; choose another with --data"
+            ) from error
         return cls(folder, config, Catalogue(folder.catalogue), LocalBlobs(folder.blobs))
 
     def close(self) -> None:

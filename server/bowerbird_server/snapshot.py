@@ -95,7 +95,7 @@ def materialise(blobs: BlobStore, version: Row, folder: Path) -> Path:
 
     The folder can be thrown away at any time. A finished one is used again; a half-written one is made anew.
     """
-    target = folder / version["id"]
+    target = folder / str(version["id"])
     data_yaml = target / "data.yaml"
     if data_yaml.exists():
         return data_yaml

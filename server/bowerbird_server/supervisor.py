@@ -30,7 +30,6 @@ POLL_S = 0.1
 FIRST_RETRY_S = 0.2
 RETRY_MAX_S = 30.0
 LONG_LIFE_S = 20.0  # a child that lived so long starts again without delay
-STOP_WAIT_S = 10.0
 LOG_LIMIT_BYTES = 10_000_000
 _PR_SET_PDEATHSIG = 1
 
@@ -47,6 +46,7 @@ class ChildSpec:
         restart: `always`; `on_failure` lets a child that ends with 0 rest; `never`.
         cwd: working folder, this process's own by default.
         fatal_codes: exit codes after which starting again is useless (a configuration that cannot be used); all is stopped then.
+        stop_wait_s: time to end after SIGTERM, before it is killed; longer for a supervisor of its own.
     """
 
     name: str
@@ -56,6 +56,7 @@ class ChildSpec:
     restart: Literal["always", "on_failure", "never"] = "always"
     cwd: Path | None = None
     fatal_codes: frozenset[int] = frozenset()
+    stop_wait_s: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -203,18 +204,17 @@ class Supervisor:
         self._write_state()
 
     def _stop_all(self) -> None:
-        for child in reversed(self._children):
-            process = child.process
-            if process is None:
-                continue
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(STOP_WAIT_S)
-                except subprocess.TimeoutExpired:
-                    log.warning("%s does not end; killing it", child.spec.name)
-                    process.kill()
-                    process.wait()
+        alive = [(child, child.process) for child in reversed(self._children) if child.process is not None]
+        for _, process in alive:
+            process.terminate()
+        began_s = time.monotonic()
+        for child, process in alive:
+            try:
+                process.wait(max(0.0, child.spec.stop_wait_s - (time.monotonic() - began_s)))
+            except subprocess.TimeoutExpired:
+                log.warning("%s does not end; killing it", child.spec.name)
+                process.kill()
+                process.wait()
             self._tell(child, "stopped", _how_it_ended(process.returncode))
             child.process = None
         self._write_state()

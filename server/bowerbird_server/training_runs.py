@@ -77,18 +77,10 @@ def _train(site: Site, run: Row, on_progress: OnProgress) -> TrainingResult:
         data_yaml=data_yaml,
         out_dir=out,
         base_weights=_base_weights(site, run, out),
-        model=settings.model,
-        image_size=settings.image_size,
-        epochs=settings.epochs,
-        batch=settings.batch,
-        learning_rate=settings.learning_rate,
-        mosaic=settings.mosaic,
-        seed=settings.seed,
-        threads=settings.threads,
+        pretrained_dir=Path(settings.pretrained_dir) if settings.pretrained_dir else None,
+        **settings.model_dump(exclude={"pretrained_dir"}),
     )
-    return run_training(
-        request, progress, lambda: run_rows.run(site.catalogue, run["id"])["state"] == "cancelled"
-    )
+    return run_training(request, progress, lambda: run_rows.run(site.catalogue, run["id"])["state"] == "cancelled")
 
 
 def _base_weights(site: Site, run: Row, out: Path) -> Path | None:
@@ -130,7 +122,9 @@ def _judge(site: Site, run: Row, result: TrainingResult, on_progress: OnProgress
             "the data set has no held-out frames, so nothing can be proved; label frames of more scenes, or import an "
             "evaluation set with `bowerbird dataset import`"
         )
-    challenger = evaluate_model(site.blobs.path(row["onnx_sha256"]), frames, names, on_progress=_stage(on_progress, "evaluating"))
+    challenger = evaluate_model(
+        site.blobs.path(row["onnx_sha256"]), frames, names, on_progress=_stage(on_progress, "evaluating")
+    )
     if champion is None:
         verdict = first_verdict(challenger, site.config.gate.profile)
     else:

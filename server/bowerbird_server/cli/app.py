@@ -7,8 +7,8 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from bowerbird_models.errors import ModelError
 
+from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import dataset, demo, devices, doctor, frames, labels, models, rollout, serve, train
 from bowerbird_server.cli.common import err
 from bowerbird_server.errors import ServerError
@@ -31,7 +31,9 @@ def _show_version(value: bool) -> None:
 
 @app.callback()
 def root(
-    _version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     """Cameras send the frames worth a label; this labels, retrains, proves the new model better and sends it back."""
 

@@ -24,9 +24,7 @@ from bowerbird_server.site import Site
 out = Console()
 err = Console(stderr=True)
 
-Data = Annotated[
-    Path, typer.Option("--data", envvar="BOWERBIRD_DATA", help="The server's data folder.", show_default=True)
-]
+Data = Annotated[Path, typer.Option("--data", envvar="BOWERBIRD_DATA", help="The server's data folder.", show_default=True)]
 Config = Annotated[Path | None, typer.Option("--config", help="bowerbird.toml; by default the one in the data folder.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for a script instead of a table.")]
 DATA = Path("bowerbird-data")

@@ -32,7 +32,11 @@ def import_(
     with open_site(data) as site, progress_bars() as bars:
         task = bars.add_task("importing", total=None)
         result = import_dataset(
-            site, data_yaml, groups=groups, actor=actor(), on_progress=lambda done, total: bars.update(task, completed=done, total=total)
+            site,
+            data_yaml,
+            groups=groups,
+            actor=actor(),
+            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
         )
     if as_json:
         show_json(result.to_map())
@@ -52,7 +56,9 @@ def snapshot(data: Data = DATA, as_json: AsJson = False) -> None:
         if as_json:
             show_json({**row, "splits": split_counts(site.catalogue, row["id"])})
         else:
-            out.print(f"version {row['number']}: {row['frames']} frames, {row['boxes']} boxes, {row['id'][:12]}", highlight=False)
+            out.print(
+                f"version {row['number']}: {row['frames']} frames, {row['boxes']} boxes, {row['id'][:12]}", highlight=False
+            )
 
 
 @app.command("list")
@@ -64,7 +70,14 @@ def list_versions(data: Data = DATA, as_json: AsJson = False) -> None:
             row["splits"] = ", ".join(f"{n} {split}" for split, n in sorted(split_counts(site.catalogue, row["id"]).items()))
         show_rows(
             rows,
-            {"number": "version", "frames": "frames", "boxes": "boxes", "splits": "splits", "created_at": "made", "id": "digest"},
+            {
+                "number": "version",
+                "frames": "frames",
+                "boxes": "boxes",
+                "splits": "splits",
+                "created_at": "made",
+                "id": "digest",
+            },
             as_json=as_json,
             none="no versions yet; label frames and run `bowerbird dataset snapshot`, or import a data set",
         )
@@ -79,4 +92,8 @@ def export(
     """Lay a version out as an Ultralytics data set; prints the path of its data.yaml."""
     with open_site(data) as site:
         folder.mkdir(parents=True, exist_ok=True)
-        out.print(str(materialise(site.blobs, dataset_version(site.catalogue, version), folder.resolve())), highlight=False, soft_wrap=True)
+        out.print(
+            str(materialise(site.blobs, dataset_version(site.catalogue, version), folder.resolve())),
+            highlight=False,
+            soft_wrap=True,
+        )

@@ -109,7 +109,7 @@ class _Screen:
 
     def progress(self, text: str, done: int, total: int) -> None:
         # The count of frames seen changes all the time; what is done now is what stands before it.
-        kind = text.split(" (")[0]
+        kind = text.partition(" (")[0]
         if kind != self._text:
             if self._task is not None and self._progress.tasks:
                 task = self._progress.tasks[-1]
@@ -163,17 +163,22 @@ def _show(facts: dict[str, Any], report: Path, facts_path: Path) -> None:
         gate = "promoted" if one["promoted"] else f"rejected: {'; '.join(one.get('reasons') or [one['error']])}"
         row(f"round {one['number']} {(one['digest'] or '')[:12]}", f"+{one['labels']}", one, gate)
     if facts["random"]:
-        row("random picks, same training", f"+{facts['random']['labels']}", facts["random"], facts["random"]["error"] or "for comparison")
+        row(
+            "random picks, same training",
+            f"+{facts['random']['labels']}",
+            facts["random"],
+            facts["random"]["error"] or "for comparison",
+        )
     out.print()
     out.print(table)
     frames, sent = facts["frames"], facts["bytes"]
     out.print(
         f"""
-frames   {frames['seen']} seen, {frames['scored']} scored, {frames['sent']} sent; the rule max conf < 0.6 would have sent {frames['rule']}
-bytes    {sent['sent']:,} sent; everything would be {sent['everything']:,}, the rule {sent['rule']:,}
-devices  {", ".join(f"{d['id']} runs {d['digest'][:12]}" for d in facts['devices'])}
-gate     {facts['gate']['profile']}: {facts['gate']['note']}; {facts['held_out']['scenes']} held-out scenes
-time     {facts['seconds']:.0f} s
+frames   {frames["seen"]} seen, {frames["scored"]} scored, {frames["sent"]} sent; the rule max conf < 0.6 would have sent {frames["rule"]}
+bytes    {sent["sent"]:,} sent; everything would be {sent["everything"]:,}, the rule {sent["rule"]:,}
+devices  {", ".join(f"{d['id']} runs {d['digest'][:12]}" for d in facts["devices"])}
+gate     {facts["gate"]["profile"]}: {facts["gate"]["note"]}; {facts["held_out"]["scenes"]} held-out scenes
+time     {facts["seconds"]:.0f} s
 
 report   {report}
 facts    {facts_path}

@@ -12,7 +12,9 @@ from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_
 from bowerbird_server.errors import BadInput
 from bowerbird_server.provision import add_device, broker_of
 
-app = typer.Typer(no_args_is_help=True, help="Devices of this site. Example: bowerbird devices add cam-01 --camera rtsp://10.0.0.7/1")
+app = typer.Typer(
+    no_args_is_help=True, help="Devices of this site. Example: bowerbird devices add cam-01 --camera rtsp://10.0.0.7/1"
+)
 
 
 @app.command()
@@ -39,16 +41,16 @@ def add(
     cameras = [{"name": f"camera-{n}", "source": source} for n, source in enumerate(camera or [], start=1)]
     with open_site(data, config) as site:
         made = {
-            name: str(
-                add_device(site, name, actor=actor(), cameras=list(cameras), broker_host=broker_host, password=password)
-            )
+            name: str(add_device(site, name, actor=actor(), cameras=list(cameras), broker_host=broker_host, password=password))
             for name in names
         }
     if as_json:
         show_json(made)
         return
     for name, folder in made.items():
-        out.print(f"{name}: copy {folder} to the device, set its cameras in agent.toml, then there:", highlight=False, soft_wrap=True)
+        out.print(
+            f"{name}: copy {folder} to the device, set its cameras in agent.toml, then there:", highlight=False, soft_wrap=True
+        )
         out.print("  bowerbird-agent run --config agent.toml", highlight=False)
 
 
@@ -68,7 +70,15 @@ def list_devices(data: Data = DATA, as_json: AsJson = False) -> None:
         )
     show_rows(
         rows,
-        {"id": "device", "state": "state", "status": "status", "model": "model", "seen": "seen", "sent": "sent", "kilobytes": "kB sent"},
+        {
+            "id": "device",
+            "state": "state",
+            "status": "status",
+            "model": "model",
+            "seen": "seen",
+            "sent": "sent",
+            "kilobytes": "kB sent",
+        },
         as_json=as_json,
         none="no devices yet; `bowerbird devices add cam-01` makes the first",
     )

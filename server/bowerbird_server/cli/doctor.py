@@ -56,13 +56,19 @@ def _examine(data: Path, config: Path | None) -> Iterator[Finding]:
         yield Finding("broker", "fault", "no broker: apt-get install mosquitto, or set broker.url to one of your own")
     missing = [name for name in ("torch", "torchvision", "ultralytics", "onnx") if find_spec(name) is None]
     if missing:
-        yield Finding("training", "note", f"{', '.join(missing)} missing, so this machine cannot train: pip install 'bowerbird[train]'")
+        yield Finding(
+            "training", "note", f"{', '.join(missing)} missing, so this machine cannot train: pip install 'bowerbird[train]'"
+        )
     else:
         yield Finding("training", "ok", "torch and ultralytics are installed (ultralytics is AGPL-3.0, in its own process)")
     place = data if data.exists() else data.resolve().parent
     free = shutil.disk_usage(place if place.exists() else Path.cwd()).free
     state = "ok" if free > _LEAST_FREE_BYTES else "fault"
-    yield Finding("disk", state, f"{free / 1e9:.1f} GB free for {data}" + ("" if state == "ok" else "; make room, or use --data elsewhere"))
+    yield Finding(
+        "disk",
+        state,
+        f"{free / 1e9:.1f} GB free for {data}" + ("" if state == "ok" else "; make room, or use --data elsewhere"),
+    )
     try:
         loaded = load_config(data, config)
     except ServerError as error:
@@ -80,13 +86,19 @@ def _examine_data(data: Path, config: Path | None) -> Iterator[Finding]:
         with Site.open(data, config) as site:
             damage = site.catalogue.value("PRAGMA quick_check")
             frames = site.catalogue.value("SELECT count(*) FROM frame")
-            lost = [row["id"] for row in site.catalogue.rows("SELECT id, blob FROM frame") if not site.blobs.exists(row["blob"])]
+            lost = [
+                row["id"] for row in site.catalogue.rows("SELECT id, blob FROM frame") if not site.blobs.exists(row["blob"])
+            ]
             loose = [path.name for path in site.folder.keys.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
     except ServerError as error:
         yield Finding("data", "fault", str(error))
         return
-    yield Finding("catalogue", "ok" if damage == "ok" else "fault", f"{frames} frames" if damage == "ok" else f"damaged: {damage}")
+    yield Finding(
+        "catalogue", "ok" if damage == "ok" else "fault", f"{frames} frames" if damage == "ok" else f"damaged: {damage}"
+    )
     if lost:
-        yield Finding("blobs", "fault", f"{len(lost)} frames have no image, {lost[0][:12]} first; restore {data}/blobs from a backup")
+        yield Finding(
+            "blobs", "fault", f"{len(lost)} frames have no image, {lost[0][:12]} first; restore {data}/blobs from a backup"
+        )
     if loose:
         yield Finding("keys", "fault", f"others can read {', '.join(loose[:5])}: chmod 600 {data}/keys/*")

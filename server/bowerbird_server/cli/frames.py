@@ -32,7 +32,14 @@ def list_frames(
         row["short"], row["shown_score"] = row["id"][:12], f"{row['score']:.3f}"
     show_rows(
         rows,
-        {"short": "frame", "camera": "camera", "captured_at": "captured", "state": "state", "shown_score": "score", "reason": "reason"},
+        {
+            "short": "frame",
+            "camera": "camera",
+            "captured_at": "captured",
+            "state": "state",
+            "shown_score": "score",
+            "reason": "reason",
+        },
         as_json=as_json,
         none="no such frames; they come from devices, or with `bowerbird frames import FOLDER`",
     )
@@ -78,9 +85,7 @@ def import_(
 
 
 @app.command()
-def queue(
-    data: Data = DATA, count: Annotated[int, typer.Option("--frames", min=1, help="At most so many.")] = 100
-) -> None:
+def queue(data: Data = DATA, count: Annotated[int, typer.Option("--frames", min=1, help="At most so many.")] = 100) -> None:
     """Hand received frames to annotators as a batch: the best first, none twice."""
     with open_site(data) as site:
         batch = build_batch(site.catalogue, frames=count, actor=actor())

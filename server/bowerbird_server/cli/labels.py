@@ -52,14 +52,18 @@ def classes(
     if as_json:
         show_json(names)
     else:
-        out.print("\n".join(f"{i} {name}" for i, name in enumerate(names)) or "no classes yet; add one with --add", highlight=False)
+        out.print(
+            "\n".join(f"{i} {name}" for i, name in enumerate(names)) or "no classes yet; add one with --add", highlight=False
+        )
 
 
 @app.command()
 def export(
     folder: Annotated[Path, typer.Argument(help="Where to write; must be empty or new.")],
     data: Data = DATA,
-    form: Annotated[Format, typer.Option("--format", help="yolo: images, labels and data.yaml. coco: images and one JSON.")] = Format.YOLO,
+    form: Annotated[
+        Format, typer.Option("--format", help="yolo: images, labels and data.yaml. coco: images and one JSON.")
+    ] = Format.YOLO,
 ) -> None:
     """Write labelled frames with their newest labels, to look at or to work on elsewhere."""
     with open_site(data) as site:

@@ -55,7 +55,14 @@ def list_models(data: Data = DATA, as_json: AsJson = False) -> None:
             row["map50_95"] = "" if score is None else f"{score:.3f}"
         show_rows(
             rows,
-            {"short": "model", "state": "state", "origin": "origin", "map50_95": "mAP50-95", "release": "release", "created_at": "made"},
+            {
+                "short": "model",
+                "state": "state",
+                "origin": "origin",
+                "map50_95": "mAP50-95",
+                "release": "release",
+                "created_at": "made",
+            },
             as_json=as_json,
             none="no models yet; `bowerbird models import best.onnx` or `bowerbird train start`",
         )
@@ -70,9 +77,15 @@ def show(model: str, data: Data = DATA, as_json: AsJson = False) -> None:
             show_json({**row, **{key: json.loads(row[key]) for key in ("metrics", "verdict", "class_names", "manifest")}})
             return
         metrics, verdict = json.loads(row["metrics"]), json.loads(row["verdict"])
-        out.print(f"model   {row['digest']}\nstate   {row['state']}\nclasses {', '.join(json.loads(row['class_names']))}", highlight=False)
+        out.print(
+            f"model   {row['digest']}\nstate   {row['state']}\nclasses {', '.join(json.loads(row['class_names']))}",
+            highlight=False,
+        )
         if metrics:
-            out.print(f"mAP50-95 {metrics['map50_95']:.4f} on {metrics['frames']} frames of {metrics['scenes']} scenes", highlight=False)
+            out.print(
+                f"mAP50-95 {metrics['map50_95']:.4f} on {metrics['frames']} frames of {metrics['scenes']} scenes",
+                highlight=False,
+            )
             for name, value in {**metrics["per_slice"], **metrics["per_class"]}.items():
                 out.print(f"  {name}: {'never drawn' if value is None else f'{value:.4f}'}", highlight=False)
         for reason in verdict.get("reasons", []):
@@ -92,9 +105,7 @@ def evaluate(
 
 
 @app.command()
-def promote(
-    model: str, why: Annotated[str, typer.Option(help="Kept in the event log for ever.")], data: Data = DATA
-) -> None:
+def promote(model: str, why: Annotated[str, typer.Option(help="Kept in the event log for ever.")], data: Data = DATA) -> None:
     """Make a model the champion by hand, past the gate. Example: bowerbird models promote 3f2a --why "gate set too small" """
     if not why.strip():
         raise BadInput("say why the gate is passed over, with --why")

@@ -35,7 +35,9 @@ def start(
         if as_json:
             show_json(rollouts.get(site.catalogue, rollout))
         else:
-            out.print(f"rollout {rollout}: model {row['digest'][:12]}, release {release}, {len(devices)} devices", highlight=False)
+            out.print(
+                f"rollout {rollout}: model {row['digest'][:12]}, release {release}, {len(devices)} devices", highlight=False
+            )
 
 
 @app.command("list")
@@ -50,7 +52,14 @@ def list_rollouts(data: Data = DATA, as_json: AsJson = False) -> None:
         )
         show_rows(
             rows,
-            {"id": "rollout", "short": "model", "release": "release", "state": "state", "succeeded": "succeeded", "devices": "of"},
+            {
+                "id": "rollout",
+                "short": "model",
+                "release": "release",
+                "state": "state",
+                "succeeded": "succeeded",
+                "devices": "of",
+            },
             as_json=as_json,
             none="no rollouts yet; `bowerbird rollout start` offers the champion to all devices",
         )

@@ -9,7 +9,19 @@ import typer
 
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.catalogue.datasets import dataset_version
-from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, err, open_site, out, progress_bars, show_json, show_rows
+from bowerbird_server.cli.common import (
+    DATA,
+    AsJson,
+    Config,
+    Data,
+    actor,
+    err,
+    open_site,
+    out,
+    progress_bars,
+    show_json,
+    show_rows,
+)
 from bowerbird_server.snapshot import take_snapshot
 from bowerbird_server.training_runs import carry_out, queue_run
 
@@ -63,7 +75,9 @@ def _show(row: dict[str, object], *, as_json: bool) -> None:
     result = json.loads(str(row["result"]))
     out.print(f"run {row['id']}: {row['state']}", highlight=False)
     if result.get("model"):
-        out.print(f"model {result['model'][:12]}; `bowerbird models show {result['model'][:12]}` has the figures", highlight=False)
+        out.print(
+            f"model {result['model'][:12]}; `bowerbird models show {result['model'][:12]}` has the figures", highlight=False
+        )
     if row["error"]:
         err.print(str(row["error"]), highlight=False, markup=False)
 

@@ -40,7 +40,7 @@ def line_chart(series: Sequence[Series], *, x_title: str, y_title: str, y_max: f
         return "<p>No measurements.</p>"
     x_low, x_high = min(x for x, _ in points), max(x for x, _ in points)
     x_high = max(x_high, x_low + 1e-9)
-    y_high = y_max if y_max is not None else max(max(y for _, y in points), 1e-9) * 1.05
+    y_high = y_max if y_max is not None else max(1e-9, *(y for _, y in points)) * 1.05
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - x_low) / (x_high - x_low)
@@ -67,9 +67,8 @@ def line_chart(series: Sequence[Series], *, x_title: str, y_title: str, y_max: f
         parts.append(f'<text x="{_WIDTH - _RIGHT + 32}" y="{legend_y + 1}">{escape(one.name)}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle:.0f}" y="{_HEIGHT - 6}" text-anchor="middle">{escape(x_title)}</text>')
-    parts.append(
-        f'<text transform="translate(14 {(_HEIGHT - _BOTTOM + _TOP) / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y_title)}</text>'
-    )
+    turned = f"translate(14 {(_HEIGHT - _BOTTOM + _TOP) / 2:.0f}) rotate(-90)"
+    parts.append(f'<text transform="{turned}" text-anchor="middle">{escape(y_title)}</text>')
     return "".join(parts) + "</svg>"
 
 

@@ -80,7 +80,7 @@ class Control(threading.Thread):
             found(site, self._first, take_snapshot(site.catalogue, site.blobs, holdout_share=0.0, actor=ACTOR))
             folder = self._data / "picked"
             write_yolo(self._world.pictures(picked), self._world.class_names, folder, lambda: None)
-            import_dataset(site, folder / "data.yaml", groups=folder / "groups.csv", actor=ACTOR, train_only=True)
+            import_dataset(site, folder / "data.yaml", groups=folder / "groups.csv", actor=ACTOR)
             dataset = take_snapshot(site.catalogue, site.blobs, holdout_share=0.0, actor=ACTOR)
             run_id = queue_run(site, dataset, self._config.loop.training, ACTOR)
             row = carry_out(site, run_rows.run(site.catalogue, run_id), self._on_progress)

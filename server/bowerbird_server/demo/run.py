@@ -173,7 +173,10 @@ def server_config(world: World) -> ServerConfig:
 
 def write_config(folder: Path, config: ServerConfig) -> None:
     """The same as a file, which is what the server's processes read."""
-    lines = ["# Written by `bowerbird demo`; the gate's profile `point_estimate` is not a significance test.", f'site = "{config.site}"']
+    lines = [
+        "# Written by `bowerbird demo`; the gate's profile `point_estimate` is not a significance test.",
+        f'site = "{config.site}"',
+    ]
     for name in ("loop", "gate", "signing"):
         lines += _toml_table(name, getattr(config, name).model_dump(exclude_none=True))
     folder.mkdir(parents=True, exist_ok=True)
@@ -197,9 +200,11 @@ def running_demo(options: DemoOptions, mark: dict[str, Any], screen: Screen) -> 
     with Site.open(data) as site:
         founding = options.folder / "first"
         dataset = import_world(site, world, founding, screen.progress)
-        first = first_model(site, dataset, TrainingConfig.model_validate(world.recipe.first_training), options.cache, screen.progress)
+        first = first_model(
+            site, dataset, TrainingConfig.model_validate(world.recipe.first_training), options.cache, screen.progress
+        )
         first_row = _founded(site) or found(site, first, dataset)
-        agents = _agents(site, world, options)
+        agents = _agents(site, world)
         if not rollouts.list_rollouts(site.catalogue):
             release = publish(site, first_row["digest"], ACTOR)
             rollouts.start_rollout(site.catalogue, first_row["digest"], release, sorted(agents), ACTOR)
@@ -210,10 +215,12 @@ def running_demo(options: DemoOptions, mark: dict[str, Any], screen: Screen) -> 
 
 def _founded(site: Site) -> Row | None:
     """The first model's row when this site has one: the one without a parent."""
-    return site.catalogue.row("SELECT * FROM model WHERE parent IS NULL AND state IN ('champion', 'retired') ORDER BY created_at")
+    return site.catalogue.row(
+        "SELECT * FROM model WHERE parent IS NULL AND state IN ('champion', 'retired') ORDER BY created_at"
+    )
 
 
-def _agents(site: Site, world: World, options: DemoOptions) -> dict[str, Path]:
+def _agents(site: Site, world: World) -> dict[str, Path]:
     """Device id -> its agent.toml, made on the first start."""
     made = {}
     for device, camera in world.cameras().items():
@@ -234,7 +241,7 @@ def _processes(options: DemoOptions, site: Site, agents: dict[str, Path], screen
         children.append(ChildSpec(device, (sys.executable, "-m", "bowerbird_agent", "run", "--config", str(config))))
     stop = threading.Event()
     logs = options.folder / "logs"
-    supervisor = Supervisor(children, logs, state_file=options.folder / "processes.json")
+    supervisor = Supervisor(children, logs, state_path=options.folder / "processes.json")
     threads = [threading.Thread(target=supervisor.run, args=(stop,), name="supervisor")]
     if options.video is None or options.ground_truth is not None:
         threads.append(threading.Thread(target=_annotate, args=(options, site.folder.root, stop), name="simulated annotator"))
@@ -382,9 +389,9 @@ def queue_for_people(options: DemoOptions, screen: Screen) -> Path:
             imwrite(str(pictures / f"{picture.name}.png"), picture.image_bgr)
             screen.progress("taking frames from the film", done, len(world_frames))
         add_classes(site.catalogue, [options.class_name], ACTOR)
-        import_frames(site, pictures, screen.progress)
+        import_frames(site, pictures, lambda done, total: screen.progress("taking them in", done, total))
         build_batch(site.catalogue, frames=len(world_frames))
-        _agents(site, world, options)
+        _agents(site, world)
     return data
 
 

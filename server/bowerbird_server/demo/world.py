@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import yaml
-from bowerbird_models.scenes import CLASS_NAMES, SceneStream, Truth
 from numpy.typing import NDArray
 
+from bowerbird_models.scenes import CLASS_NAMES, SceneStream, Truth
 from bowerbird_server.errors import BadInput
 from bowerbird_server.labelling.boxes import Xyxy
 from bowerbird_server.labelling.ground_truth import MotTruth, TruthBox
@@ -53,8 +53,15 @@ class LabelledPicture:
 class World(Protocol):
     """A thing to look at."""
 
-    class_names: tuple[str, ...]
-    recipe: Recipe
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """By class id."""
+        ...
+
+    @property
+    def recipe(self) -> Recipe:
+        """The numbers of this demo."""
+        ...
 
     def cameras(self) -> dict[str, dict[str, Any]]:
         """Device id -> its one `[[cameras]]` table of agent.toml."""
@@ -85,7 +92,9 @@ class World(Protocol):
         ...
 
 
-def write_yolo(pictures: Iterable[LabelledPicture], class_names: tuple[str, ...], folder: Path, on_done: Callable[[], None]) -> Path:
+def write_yolo(
+    pictures: Iterable[LabelledPicture], class_names: tuple[str, ...], folder: Path, on_done: Callable[[], None]
+) -> Path:
     """Write pictures as a YOLO data set with a `groups.csv` of scenes and slices; returns the path of `data.yaml`."""
     class_id = {name: i for i, name in enumerate(class_names)}
     rows = []
@@ -95,15 +104,15 @@ def write_yolo(pictures: Iterable[LabelledPicture], class_names: tuple[str, ...]
         labels.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(images / f"{picture.name}.jpg"), picture.image_bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         height, width = picture.image_bgr.shape[:2]
-        (labels / f"{picture.name}.txt").write_text("".join(_yolo_line(class_id[name], box, width, height) for name, box in picture.boxes))
+        (labels / f"{picture.name}.txt").write_text(
+            "".join(_yolo_line(class_id[name], box, width, height) for name, box in picture.boxes)
+        )
         rows.append({"image": f"{picture.name}.jpg", "scene": picture.scene, "slices": ";".join(picture.slices)})
         on_done()
     data_yaml = folder / "data.yaml"
-    splits = {picture_split for picture_split in ("train", "test") if (folder / "images" / picture_split).exists()}
-    described: dict[str, Any] = {"path": str(folder.resolve()), "train": "images/train", "val": "images/train"}
-    if "test" in splits:
+    described = {"path": str(folder.resolve()), "train": "images/train"}
+    if (folder / "images" / "test").exists():
         described["test"] = "images/test"
-    described["val"] = described.pop("test", "images/train")
     data_yaml.write_text(yaml.safe_dump({**described, "names": dict(enumerate(class_names))}, sort_keys=False))
     with (folder / "groups.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, ["image", "scene", "slices"])
@@ -156,7 +165,7 @@ class SyntheticWorld:
         return {"window_frames": self.recipe.window_frames, **self.recipe.selection}
 
     def count_first_and_held_out(self) -> int:
-        return self.recipe.first_frames + self.recipe.held_out_frames
+        return int(self.recipe.first_frames + self.recipe.held_out_frames)
 
     def first_and_held_out(self) -> Iterator[LabelledPicture]:
         for device, indices in _share(self._devices, self.recipe.first_frames, self._live_from):
@@ -170,11 +179,11 @@ class SyntheticWorld:
                     yield self._picture(streams[device], device, _HELD_OUT_FROM + offset + index, "test")
 
     def truth(self, camera: str, sequence: int) -> list[TruthBox] | None:
-        return _boxes(self._live[camera.split("/")[0]].truth(sequence))
+        return _boxes(self._live[camera.partition("/")[0]].truth(sequence))
 
     def pictures(self, frames: Iterable[StreamFrame]) -> Iterator[LabelledPicture]:
         for frame in frames:
-            device = frame.camera.split("/")[0]
+            device = frame.camera.partition("/")[0]
             yield self._picture(self._live[device], device, frame.sequence, "train")
 
     def stream(self, seen: dict[str, int]) -> list[StreamFrame]:
@@ -235,9 +244,13 @@ class FilmWorld:
         self.width, self.height = (int(capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
         capture.release()
         if self.frames <= 0:
-            raise BadInput(f"{film} is not a film that OpenCV can read; check the path, or convert it: ffmpeg -i {film.name} film.mp4")
+            raise BadInput(
+                f"{film} is not a film that OpenCV can read; check the path, or convert it: ffmpeg -i {film.name} film.mp4"
+            )
         if self.frames < 200:
-            raise BadInput(f"{film} has {self.frames} frames; the demo needs at least 200 to keep training and evaluation apart")
+            raise BadInput(
+                f"{film} has {self.frames} frames; the demo needs at least 200 to keep training and evaluation apart"
+            )
         self.mot = None if truth is None else MotTruth(truth, class_name, (self.width, self.height))
         self.first_end = self.frames // 10
         self.held_out_from = self.frames * 3 // 4
@@ -264,7 +277,7 @@ class FilmWorld:
         return {"window_frames": (self.live_end - self.first_end) // 2, **self.recipe.selection}
 
     def count_first_and_held_out(self) -> int:
-        return self.recipe.first_frames + len(self._held_out())
+        return int(self.recipe.first_frames) + len(self._held_out())
 
     def _held_out(self) -> range:
         step = max(1, (self.frames - self.held_out_from) // self.recipe.held_out_frames)
@@ -286,9 +299,7 @@ class FilmWorld:
     def stream(self, seen: dict[str, int]) -> list[StreamFrame]:
         segment = round(self.SEGMENT_S * self.fps)
         devices = sorted(seen)
-        return [
-            StreamFrame(f"{devices[(index // segment) % 2]}/film", index) for index in range(self.first_end, self.live_end)
-        ]
+        return [StreamFrame(f"{devices[(index // segment) % 2]}/film", index) for index in range(self.first_end, self.live_end)]
 
     def _read(self, wanted: set[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         capture = cv2.VideoCapture(str(self.film))

@@ -1,0 +1,209 @@
+"""Starting from what a user has: a labelled YOLO data set, or a folder of pictures.
+
+In: `data.yaml` and perhaps `groups.csv`, or a folder. Out: frames in the catalogue, labelled ones with their side of the split. All
+label files are checked before anything is written; the same import twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bowerbird_server.catalogue import frames as frame_rows
+from bowerbird_server.catalogue.classes import add_classes, class_names
+from bowerbird_server.catalogue.datasets import assign_scene, scene_splits
+from bowerbird_server.errors import BadInput
+from bowerbird_server.image_header import ImageSize, NotAnImage, image_size
+from bowerbird_server.labelling.backend import submit_label
+from bowerbird_server.labelling.file_faults import IMAGE_SUFFIXES
+from bowerbird_server.labelling.files import YoloImage, read_yolo_dataset
+from bowerbird_server.labelling.yolo_files import read_class_names
+from bowerbird_server.site import Site
+
+OnProgress = Callable[[int, int], None]
+
+# Ultralytics' names for the sides; ours has no use for a validation set that training looks at, so both are held out.
+_SIDE = {"train": "train", "val": "holdout", "test": "holdout"}
+# Images of one import without groups: so many neighbours in name order count as one scene.
+_UNGROUPED_SCENE_IMAGES = 10
+
+
+@dataclass(frozen=True)
+class DatasetImport:
+    """What an import brought: frames in all, new ones, boxes, frames held out, the data set's classes."""
+
+    frames: int
+    new: int
+    boxes: int
+    held_out: int
+    class_names: tuple[str, ...]
+
+    def to_map(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class FrameImport:
+    """What a folder brought; `skipped` says of each unusable file why."""
+
+    new: int
+    known: int
+    skipped: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Group:
+    scene: str
+    slices: tuple[str, ...]
+
+
+def import_dataset(
+    site: Site,
+    data_yaml: Path,
+    *,
+    actor: str,
+    groups: Path | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> DatasetImport:
+    """Take in a labelled data set.
+
+    Args:
+        data_yaml: `train` is for training; `val` and `test` are held out for the gate and never trained on.
+        groups: CSV with columns `image` (file name), `scene`, and optionally `slices` (separated by `;`).
+            Without it ten neighbours in name order make a scene.
+
+    Raises:
+        BadInput: faults in the label files or in `groups` (all are listed), or a scene that is on the other side already; then
+            nothing was imported.
+    """
+    images = list(read_yolo_dataset(data_yaml))
+    names = read_class_names(data_yaml)
+    known_groups = _read_groups(groups) if groups is not None else _neighbours(images, data_yaml)
+    missing = [image.path.name for image in images if image.path.name not in known_groups]
+    if missing:
+        raise BadInput(f"{groups} says nothing about {len(missing)} images, {missing[0]} first; add a line for each")
+    _check_sides(site, images, known_groups)
+    add_classes(site.catalogue, [name for name in names if name not in class_names(site.catalogue)], actor)
+    new = 0
+    for done, image in enumerate(images, start=1):
+        group = known_groups[image.path.name]
+        assign_scene(site.catalogue, group.scene, _SIDE[image.split], group.slices)
+        new += _import_labelled(site, image, group.scene, done, names, actor)
+        on_progress(done, len(images))
+    return DatasetImport(
+        frames=len(images),
+        new=new,
+        boxes=sum(len(image.boxes) for image in images),
+        held_out=sum(_SIDE[image.split] == "holdout" for image in images),
+        class_names=tuple(names),
+    )
+
+
+def _import_labelled(site: Site, image: YoloImage, scene: str, number: int, names: tuple[str, ...], actor: str) -> bool:
+    """One image with its label; whether the frame was new. A frame that is labelled keeps its label."""
+    data = image.path.read_bytes()
+    header = _header_of(data, image.path)
+    blob = site.blobs.put(data)
+    with site.catalogue.transaction():
+        frame, new = frame_rows.add_imported_frame(
+            site.catalogue,
+            blob=blob,
+            image_format=header.image_format,
+            image_bytes=len(data),
+            width=header.width,
+            height=header.height,
+            captured_at_ms=int(image.path.stat().st_mtime * 1000),
+            sequence=number,
+            source=image.path.name,
+            scene=scene,
+        )
+        if frame_rows.get(site.catalogue, frame)["state"] == "received":
+            submit_label(site.catalogue, site.blobs, frame, actor, "labelled", image.boxes, classes_reviewed=names)
+    return new
+
+
+def _read_groups(path: Path) -> dict[str, _Group]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            absent = {"image", "scene"} - set(reader.fieldnames or ())
+            if absent:
+                raise BadInput(f"{path}: the first line must name the columns image and scene (and may name slices)")
+            found = {}
+            for row in reader:
+                slices = tuple(part for part in (row.get("slices") or "").split(";") if part)
+                found[row["image"]] = _Group(row["scene"], slices)
+            return found
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise BadInput(f"cannot read {path}: {error}") from error
+
+
+def _neighbours(images: list[YoloImage], data_yaml: Path) -> dict[str, _Group]:
+    groups: dict[str, _Group] = {}
+    for split in _SIDE:
+        inside = sorted(image.path.name for image in images if image.split == split)
+        for place, name in enumerate(inside):
+            scene = f"import/{data_yaml.resolve().parent.name}/{split}/{place // _UNGROUPED_SCENE_IMAGES:05d}"
+            groups[name] = _Group(scene, ())
+    return groups
+
+
+def _check_sides(site: Site, images: list[YoloImage], groups: Mapping[str, _Group]) -> None:
+    """A scene is on one side for ever, within this data set and with what is here already."""
+    sides = {scene: side for scene, (side, _) in scene_splits(site.catalogue).items()}
+    faults = []
+    for image in images:
+        scene, side = groups[image.path.name].scene, _SIDE[image.split]
+        if sides.setdefault(scene, side) != side:
+            faults.append(f"{image.path.name}: scene {scene} is in {sides[scene]} already, so it cannot be in {side}")
+    if faults:
+        raise BadInput(
+            "near-duplicates would be on both sides:\n  " + "\n  ".join(faults[:20]) + "\nPut each scene on one side."
+        )
+
+
+def import_frames(site: Site, folder: Path, on_progress: OnProgress = lambda *_: None) -> FrameImport:
+    """Take in every picture of a folder, unlabelled; files that are none are skipped and told.
+
+    Raises:
+        BadInput: the folder does not exist or holds no picture.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder; name one with JPEG, PNG or WebP pictures")
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not paths:
+        raise BadInput(f"{folder} holds no picture ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    new, skipped = 0, []
+    for done, path in enumerate(paths, start=1):
+        on_progress(done, len(paths))
+        try:
+            data = path.read_bytes()
+            header = _header_of(data, path)
+        except (OSError, BadInput) as error:
+            skipped.append(str(error))
+            continue
+        _, added = frame_rows.add_imported_frame(
+            site.catalogue,
+            blob=site.blobs.put(data),
+            image_format=header.image_format,
+            image_bytes=len(data),
+            width=header.width,
+            height=header.height,
+            captured_at_ms=int(path.stat().st_mtime * 1000),
+            sequence=done,
+            source=folder.resolve().name,
+            scene=f"import/{folder.resolve().name}/{(done - 1) // _UNGROUPED_SCENE_IMAGES:05d}",
+        )
+        new += added
+    return FrameImport(new, len(paths) - new - len(skipped), tuple(skipped))
+
+
+def _header_of(data: bytes, path: Path) -> ImageSize:
+    try:
+        return image_size(data)
+    except NotAnImage as error:
+        raise BadInput(f"{path}: {error}") from error
