@@ -49,6 +49,12 @@ class MqttDevice:
         with self._lock:
             self.messages.append((message.topic, bytes(message.payload), message.retain))
 
+    def subscribe(self, *filters: str) -> None:
+        """Subscribe and wait for the SUBACK."""
+        self._subscribed.clear()
+        self.client.subscribe([(text, 1) for text in filters])
+        assert self._subscribed.wait(20), "no SUBACK"
+
     def send_frame(self, message: FrameMessage) -> None:
         """Publish a frame and wait for the PUBACK."""
         self.publish(str(FrameTopic(self.site, self.device)), encode_frame(message))
