@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Literal, TypeVar
 
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
+from bowerbird_agent.spool_eviction import EXPLORE_SHARE, choose
 from bowerbird_agent.spool_files import FrameFiles, on_disk_bytes
 from bowerbird_agent.spool_index import (
     PROMOTED,
@@ -45,7 +46,6 @@ INDEX_RESERVE_BYTES = 1024 * 1024
 MIN_SPOOL_BYTES = 2 * INDEX_RESERVE_BYTES
 # Given up for a moment when the disk is full, so that receipts can still be recorded and thereby free space.
 _BALLAST_BYTES = 256 * 1024
-_EXPLORE_SHARE = 0.5  # above this part of the room the random sample gives way to itself only
 _SNAPSHOT_EVERY = 64
 
 
@@ -398,35 +398,14 @@ class Spool:
         if to_free <= 0:
             return
         why = "spool_full" if over_cap > 0 else "disk_floor"
-        victims: list[tuple[str, Outcome, str]] = []
-        for frame_id, score, arm, size in self._worth_less(frame, explore_may_grow=explore_used < room * _EXPLORE_SHARE):
-            if to_free <= 0:
-                break
-            victims.append((frame_id, Outcome.EVICTED, f"{why}.{arm}.{min(int(score * 10), 9) / 10:.1f}"))
-            to_free -= size
-        if to_free > 0:
+        waiting = [self._index.evictable(arm_is_explore=is_explore) for is_explore in (False, True)]
+        chosen, freed = choose(frame, *waiting, to_free=to_free, explore_may_grow=explore_used < room * EXPLORE_SHARE)
+        if freed < to_free:
             what = "spool.max_bytes is reached" if why == "spool_full" else "the disk is full down to spool.min_free_bytes"
             raise SpoolFull(
                 f"frame {frame.frame_id[:12]}: {what} and all that waits is worth more; raise the limit or free space"
             )
-        self._settle(victims)
-
-    def _worth_less(self, frame: SpooledFrame, *, explore_may_grow: bool) -> Iterator[tuple[str, float, str, int]]:
-        """What may be evicted for `frame`, worst first: the random sample never for a frame that was chosen by score."""
-        if frame.arm != "explore":
-            density = frame.score / max(frame.message_bytes, 1)
-            for frame_id, score, other_density, size in list(self._index.evictable(arm_is_explore=False)):
-                if other_density >= density:
-                    return
-                yield frame_id, score, frame.arm, size
-            return
-        if explore_may_grow:
-            for frame_id, score, _, size in list(self._index.evictable(arm_is_explore=False)):
-                yield frame_id, score, "policy", size
-        for frame_id, score, _, size in list(self._index.evictable(arm_is_explore=True)):
-            if frame_id > frame.frame_id:  # ids are hashes: the smallest ones given up is a random choice
-                return
-            yield frame_id, score, "explore", size
+        self._settle([(victim.frame_id, Outcome.EVICTED, f"{why}.{victim.arm}.{victim.score_bin}") for victim in chosen])
 
     def _index_bytes(self) -> int:
         return max(INDEX_RESERVE_BYTES, self._index.size_bytes() + _BALLAST_BYTES)

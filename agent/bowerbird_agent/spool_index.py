@@ -288,16 +288,17 @@ class SpoolIndex:
         rows = self._frames("WHERE state = ? ORDER BY send_order", (FrameState.NEW.value,))
         return next((frame for frame in rows if not skip(frame.frame_id)), None)
 
-    def evictable(self, arm_is_explore: bool) -> Iterator[tuple[str, float, float, int]]:
+    def evictable(self, *, arm_is_explore: bool) -> Iterator[tuple[str, float, float, int]]:
         """(frame id, score, score per byte, bytes on disk) of what may be given up, worst first.
 
         The explore arm is a random sample: its order is that of the ids, which are hashes, so what remains stays a random sample.
         """
+        # Read at once: an open cursor would hold up the transaction that evicts.
         yield from self._db.execute(
             "SELECT frame_id, score, density, disk_bytes FROM frame WHERE state IN (?, ?) AND (arm = 'explore') = ? "
             "ORDER BY CASE WHEN arm = 'explore' THEN 0 ELSE density END, frame_id",
             (FrameState.CANDIDATE.value, FrameState.NEW.value, int(arm_is_explore)),
-        )
+        ).fetchall()
 
     def disk_bytes(self) -> tuple[int, int]:
         """(all frames, those of the explore arm) in bytes on disk."""

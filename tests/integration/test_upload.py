@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import queue
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -264,3 +266,31 @@ def test_the_byte_budget_holds_on_the_wire(tmp_path: Path, broker: Mosquitto) ->
         idle_until = time.monotonic() + 1.0
         again.run(lambda: time.monotonic() > idle_until)
         assert len(server.committed) < 10, "a restart gives no new budget"
+
+
+def test_a_connection_on_which_no_byte_moves_is_given_up_and_made_again(tmp_path: Path, broker: Mosquitto) -> None:
+    """The broker is frozen, not dead: its sockets stay open and silent."""
+    with device(tmp_path / "spool", broker, keepalive_s=60, stall_s=1.0, connect_timeout_s=1.0) as agent:
+        agent.run(lambda: agent.link.connected)
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            agent.run(lambda: any(isinstance(e, LinkDown) and "no byte" in e.reason for e in agent.seen))
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        agent.run(lambda: agent.link.connected)
+
+
+def test_an_exception_in_the_status_callback_does_not_keep_the_device_off_the_air(tmp_path: Path, broker: Mosquitto) -> None:
+    def broken() -> Status:
+        raise KeyError("model")
+
+    events: queue.Queue[LinkEvent] = queue.Queue()
+    link = MqttLink(
+        BrokerSettings(broker.host, broker.port), "demo", "cam-01", events, online=broken, offline=Status("offline")
+    )
+    link.start()
+    try:
+        assert isinstance(events.get(timeout=10), LinkUp)
+    finally:
+        link.stop()
