@@ -29,6 +29,7 @@ _SAMPLE_EVERY, _SAMPLE_EVERY_AT_FIRST = 20, 5
 WARM_UP_FRAMES = _LEAST_SAMPLES * _SAMPLE_EVERY_AT_FIRST
 _LEAST_STEP = 10.0  # gray levels; smaller differences are compression and flicker
 _NOISE_FACTOR = 5.0
+_LARGEST_STEP = 30.0  # beyond, no mean of sixteen pixels is noise: half of the picture has changed, and nothing tells the noise
 _LIGHT_SHARE = 0.4  # more of the picture than this does not move at once: the light changed or the camera moved
 _LIGHT_STEP = 8.0  # half of the cells differ by more gray levels, overall brightness apart: likewise
 _HASH_GRID = (17, 16)
@@ -160,7 +161,7 @@ def _coherent(difference: NDArray[np.float32], flicker: NDArray[np.float32] | No
     """Cells that differ by more than noise together with at least half of their 3x3 neighbourhood."""
     size = np.abs(difference)
     noise = _middle(size) / 0.6745  # of a normal distribution with this median of absolute values
-    threshold: float | NDArray[np.float32] = max(_LEAST_STEP, _NOISE_FACTOR * noise)
+    threshold: float | NDArray[np.float32] = min(_LARGEST_STEP, max(_LEAST_STEP, _NOISE_FACTOR * noise))
     if flicker is not None:
         threshold = np.maximum(threshold, flicker)
     over = (size > threshold).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The frames that wait for a window's end: at most one in each minimum gap, and no more than are worth writing to disk.
+"""The frames that wait for a window's end: at most one in each short stretch, and no more than are worth writing to disk.
 
 In: admitted frames as they are judged, and again once they are stored. Out: the candidates, and the ids of those that gave way.
 A frame takes its place when it is judged, not when the disk is done with it, so that the outcome does not hang on how fast the

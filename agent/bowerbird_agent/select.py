@@ -185,9 +185,9 @@ class Selector:
         """
         self.expect(frames_left)
         candidates = self._pool.candidates
-        limit = len(candidates)
-        for cap in (self._frames_left, self.policy.frames_per_window):
-            limit = limit if cap is None else min(limit, cap)
+        caps = [cap for cap in (self._frames_left, self.policy.frames_per_window) if cap is not None]
+        # Without a cap every candidate may go; the audit's share is then of what the window was expected to give.
+        limit = min(caps) if caps else max(len(candidates), _USUAL_BUDGET_FRAMES)
         result = choose(
             candidates,
             self.policy,
@@ -245,7 +245,8 @@ class Selector:
 
     def _begin_window(self) -> None:
         self._windows += 1
-        self._pool = Pool(self.policy.min_gap_s * 1000.0, self._capacity)
+        # Half the gap leaves the choice alternatives: frames in places a whole gap apart would seldom all fit.
+        self._pool = Pool(self.policy.min_gap_s * 500.0, self._capacity)
         self._seen: dict[str, int] = {}
         self._first_ns = self._newest_ns = 0
         self._cold = False

@@ -69,6 +69,10 @@ def test_a_change_of_light_is_told_as_such_and_the_background_is_learned_again()
     assert not background.observe(thumbnail(other)).known
 
 
+def test_unrelated_pictures_are_no_duplicates() -> None:
+    assert changed_cells(thumbnail(textured(1)), thumbnail(textured(2))).mean() > 0.2
+
+
 def test_overall_brightness_is_no_change() -> None:
     assert not changed_cells(thumbnail(STREET), thumbnail(np.clip(STREET.astype(int) + 25, 0, 255).astype(np.uint8))).any()
 
