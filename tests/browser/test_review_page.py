@@ -181,7 +181,8 @@ def test_a_class_is_added_and_help_is_shown(page: Page, site: SceneSite) -> None
 
 def test_every_page_opens_without_a_violation(page: Page, site: SceneSite) -> None:
     """Dashboard, frames, a frame, an unknown frame: no script error and nothing that the policy forbids."""
-    (frame,) = site.send(0)
+    frame, _ = site.send(0, 10)
+    build_batch(site.cat, frames=1)
     for path in ("/", "/frames", "/frames?state=received", f"/frames/{frame}", "/frames/" + "0" * 64, "/review"):
         page.goto(path)
         expect(page.locator("main")).to_be_visible()
@@ -189,6 +190,8 @@ def test_every_page_opens_without_a_violation(page: Page, site: SceneSite) -> No
     for path in ("/", "/frames", f"/frames/{frame}", "/review"):
         page.goto(path)
         page.wait_for_load_state("networkidle")
+        accept = page.locator("#accept").bounding_box() if path == "/review" else None
+        assert accept is None or accept["x"] + accept["width"] <= 390
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), f"{path} scrolls sideways on a phone"
 
 
@@ -211,3 +214,37 @@ def test_new_frames_appear_by_themselves_when_the_queue_was_empty(page: Page, si
     expect(page.locator("#boxes")).to_contain_text("person")
     page.keyboard.press("a")
     until(lambda: newest_label(site.cat, frame))
+
+
+def test_a_class_that_only_the_model_knows_is_offered_for_the_list(page: Page, site: SceneSite) -> None:
+    """A pre-label of a class that is not in the list is not saved silently nor lost: one button adds it."""
+    (frame,) = site.send(0, detections=(WireDetection((40.0, 50.0, 90.0, 80.0), 0.9, "zebra"),))
+    build_batch(site.cat, frames=1)
+    open_review(page)
+    page.keyboard.press("a")
+    expect(page.locator("#problems")).to_contain_text("zebra is not in the class list")
+    page.get_by_role("button", name="Add zebra").click()
+    expect(page.locator("#classes")).to_contain_text("zebra")
+    page.get_by_role("button", name="Accept").click()
+    until(lambda: newest_label(site.cat, frame))
+    label = newest_label(site.cat, frame)
+    assert label is not None
+    assert label["classes_reviewed"][-1] == "zebra"
+
+
+def test_the_next_frame_is_shown_from_memory_while_the_save_hangs(page: Page, site: SceneSite) -> None:
+    """Four frames are fetched ahead, and no answer is waited for: with the link cut, four more frames are shown whole."""
+    site.send(*range(0, 60, 10), detections=(CAR,))
+    build_batch(site.cat, frames=6)
+    open_review(page)
+    page.wait_for_load_state("networkidle")
+    page.route("**/*", lambda route: None)
+    for _ in range(4):
+        before = page.locator("#image").get_attribute("src")
+        page.keyboard.press("a")
+        expect(page.locator("#image")).not_to_have_attribute("src", before or "")
+        page.wait_for_function(
+            "document.getElementById('image').complete && document.getElementById('image').naturalWidth === 320"
+        )
+    expect(page.locator("#save-state")).to_have_text("Saving 4…")
+    page.unroute_all(behavior="ignoreErrors")

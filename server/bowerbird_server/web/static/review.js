@@ -23,7 +23,12 @@ const colour = (name) => {
   return `hsl(${HUES[index % HUES.length]} 90% ${60 - 12 * (Math.floor(index / HUES.length) % 3)}%)`;
 };
 
-const canvas = new Canvas($("canvas"), { colour, drawClass: () => drawClass ?? classes[0], changed: render });
+const canvas = new Canvas($("canvas"), {
+  colour,
+  drawClass: () => drawClass ?? classes[0],
+  changed: render,
+  noClass: () => problem("Add a class first, then draw."),
+});
 const outbox = new Outbox(showOutbox, (entry, message) => problem(`Frame ${entry.frameId.slice(0, 10)}: ${message}`, entry.frameId));
 
 // ---- frames: fetch, prefetch, show
@@ -102,6 +107,11 @@ function finish(verdict) {
   const current = state();
   if (!current) return;
   countTime();
+  const unknown = verdict === "labelled" ? [...new Set(current.kept.map((box) => box.className))].filter((name) => !classes.includes(name)) : [];
+  if (unknown.length) {
+    return problem(`Not saved: ${unknown.join(", ")} ${unknown.length > 1 ? "are" : "is"} not in the class list. Give those boxes another class, or add:`,
+      null, { [`Add ${unknown.join(", ")}`]: () => addClasses(unknown) });
+  }
   outbox.put(current.frame.id, current.label(verdict, classes));
   current.saved = true;
   current.verdict = verdict;
@@ -192,11 +202,24 @@ function showOutbox(box) {
   else shown.textContent = `Saving ${box.waiting.length}…`;
 }
 
-function problem(message, frameId = null) {
+async function addClasses(names) {
+  try {
+    for (const name of names) classes = await addClass(name);
+    render();
+    return true;
+  } catch (error) {
+    problem(error.status ? error.message : "The class was not added: the server does not answer. Try again.");
+    return false;
+  }
+}
+
+function problem(message, frameId = null, more = {}) {
+  if ([...$("problems").children].some((old) => old.firstChild.textContent === message)) return;
   const shown = node("div", {}, message);
   const close = node("button", { onclick: () => shown.remove() }, "Dismiss");
   const back = frameId ? [node("button", { onclick: () => { shown.remove(); reopen(frameId); } }, "Go to the frame")] : [];
-  shown.append(node("div", { class: "inline" }, ...back, close));
+  const others = Object.entries(more).map(([words, act]) => node("button", { class: "primary", onclick: () => { shown.remove(); act(); } }, words));
+  shown.append(node("div", { class: "inline" }, ...others, ...back, close));
   $("problems").append(shown);
 }
 
@@ -232,7 +255,7 @@ function pickClass(name) {
 function newBox() {
   const { width, height } = state().frame;
   const className = drawClass ?? classes[0];
-  if (!className) return problem("Add a class first.");
+  if (!className) return problem("Add a class first, then draw.");
   state().add(className, [width * 0.4, height * 0.4, width * 0.6, height * 0.6]);
   select(state().selected);
 }
@@ -327,13 +350,9 @@ $("add-class").addEventListener("submit", async (event) => {
   event.preventDefault();
   const name = $("class-name").value.trim();
   if (!name) return;
-  try {
-    classes = await addClass(name);
-    $("class-name").value = "";
-    pickClass(name);
-  } catch (error) {
-    problem(error.status ? error.message : "The class was not added: the server does not answer. Try again.");
-  }
+  if (!(await addClasses([name]))) return;
+  $("class-name").value = "";
+  pickClass(name);
 });
 
 function countTime() {

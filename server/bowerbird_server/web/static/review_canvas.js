@@ -12,11 +12,12 @@ function element(name, attributes, parent) {
 }
 
 export class Canvas {
-  constructor(svg, { colour, drawClass, changed }) {
+  constructor(svg, { colour, drawClass, changed, noClass }) {
     this.svg = svg;
     this.colour = colour;
     this.drawClass = drawClass;
     this.changed = changed;
+    this.noClass = noClass;
     this.state = null;
     this.forceDraw = false;
     this.showHints = true;
@@ -68,7 +69,7 @@ export class Canvas {
     const handle = event.target.dataset?.handle;
     this.svg.setPointerCapture(event.pointerId);
     this.runs += 1;
-    if (key && !(this.forceDraw || event.shiftKey) ) {
+    if (key && !(this.forceDraw || event.shiftKey)) {
       this.state.selected = key;
       this.drag = { kind: handle ? "resize" : "move", handle, key, start, box: [...this.state.find(key).box], run: `drag ${this.runs}` };
     } else {
@@ -116,6 +117,7 @@ export class Canvas {
       const far = Math.abs(event.clientX - drag.screen[0]) >= SMALLEST_DRAG_PX && Math.abs(event.clientY - drag.screen[1]) >= SMALLEST_DRAG_PX;
       const className = this.drawClass();
       if (far && drag.box && className) this.state.add(className, drag.box);
+      else if (far && !className) this.noClass();
     }
     this.changed();
     (this.groupOf(this.state.selected) ?? this.svg).focus({ preventScroll: true });
