@@ -19,6 +19,7 @@ from bowerbird_agent.capture_worker import CaptureWorker
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
 from bowerbird_agent.counters import Counters, SeenFrames
+from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import AgentError, NoModelError, SpoolError, StageDied
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.health import Vitals
@@ -78,14 +79,10 @@ class Device:
         self._stop_asked = threading.Event()
         self._exchange = FrameExchange(lambda _camera: self._counters.add(names.FRAMES_DROPPED))
         boot_id = machine_boot_id()
-        self._storing = StoringThread(
-            self._spool,
-            self._counters,
-            config.image,
-            device=device.id,
-            boot_id=boot_id,
-            clock_ok=lambda: time.time() >= _CLOCK_OK_FROM_S,
+        encoder = FrameEncoder(
+            config.image, device=device.id, boot_id=boot_id, clock_ok=lambda: time.time() >= _CLOCK_OK_FROM_S
         )
+        self._storing = StoringThread(self._spool, self._counters, encoder)
         seen = {camera.name: SeenFrames(camera, self._counters) for camera in config.cameras}
         self._workers = [
             CaptureWorker(camera, self._exchange, resume_after=seen[camera.name].resume_after) for camera in config.cameras
@@ -95,8 +92,9 @@ class Device:
             self._exchange,
             self._storing,
             self._make_selector(),
-            self._counters,
-            seen,
+            encoder=encoder,
+            counters=self._counters,
+            seen=seen,
             decode_confidence=config.selection.decode_confidence,
             encode_everything=config.accounting.encode_everything,
             bytes_left=lambda: self._control.bytes_left_today,

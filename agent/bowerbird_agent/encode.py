@@ -17,11 +17,12 @@ from bowerbird_wire.codec import frame_id
 from bowerbird_wire.messages import FrameHeader, WireDetection
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
     from bowerbird_agent.capture import Frame
+    from bowerbird_agent.config import ImageConfig
     from bowerbird_agent.select import Judgement
     from bowerbird_models.detections import Detections
 
@@ -70,47 +71,72 @@ def wire_detections(
     return tuple(out)
 
 
-def build_header(
-    frame: Frame,
-    encoded: Encoded,
-    judgement: Judgement,
-    *,
-    device: str,
-    detections: tuple[WireDetection, ...],
-    quality: int,
-    boot_id: str,
-    clock_ok: bool,
-    model_digest: str,
-) -> FrameHeader:
-    """The header of a frame about to enter the spool."""
-    digest = hashlib.sha256(encoded.jpeg).hexdigest()
-    identity = frame_id(
-        image_sha256=digest,
-        device=device,
-        camera=frame.camera,
-        sequence=frame.sequence,
-        captured_at_ms=frame.captured_at_ms,
-    )
-    return FrameHeader(
-        frame_id=identity,
-        image_sha256=digest,
-        device=device,
-        camera=frame.camera,
-        sequence=frame.sequence,
-        captured_at_ms=frame.captured_at_ms,
-        width=encoded.width,
-        height=encoded.height,
-        quality=quality,
-        source_width=frame.image_bgr.shape[1],
-        source_height=frame.image_bgr.shape[0],
-        boot_id=boot_id,
-        monotonic_ns=frame.monotonic_ns,
-        clock_ok=clock_ok,
-        model_digest=model_digest,
-        arm=judgement.arm,
-        reasons=judgement.reasons,
-        score=float(judgement.score),
-        strategy_scores={name: round(float(value), 4) for name, value in judgement.strategy_scores.items()},
-        inclusion_probability=float(judgement.inclusion_probability),
-        detections=detections,
-    )
+class FrameEncoder:
+    """Turns judged frames into what the spool keeps. Thread-safe: it has no state.
+
+    Args:
+        image: size and quality.
+        device, boot_id: for headers.
+        clock_ok: whether wall time may be trusted now.
+    """
+
+    def __init__(self, image: ImageConfig, *, device: str, boot_id: str, clock_ok: Callable[[], bool] = lambda: True) -> None:
+        self._image, self._device, self._boot_id, self._clock_ok = image, device, boot_id, clock_ok
+
+    def image(self, image_bgr: NDArray[np.uint8]) -> Encoded:
+        """A picture at the sending resolution, (H, W, 3) uint8 in."""
+        return encode_image(image_bgr, long_side=self._image.long_side, quality=self._image.quality)
+
+    def frame(
+        self,
+        frame: Frame,
+        judgement: Judgement,
+        detections: Detections | None,
+        *,
+        class_names: Sequence[str],
+        model_digest: str,
+    ) -> tuple[FrameHeader, bytes]:
+        """Header and JPEG of a frame; a few milliseconds, so only for frames that are kept.
+
+        Args:
+            detections: in source pixels, None when the model failed on it.
+        """
+        encoded = self.image(frame.image_bgr)
+        source_height, source_width = frame.image_bgr.shape[:2]
+        sent: tuple[WireDetection, ...] = ()
+        if detections is not None:
+            sent = wire_detections(
+                detections, class_names, source_wh=(source_width, source_height), sent_wh=(encoded.width, encoded.height)
+            )
+        digest = hashlib.sha256(encoded.jpeg).hexdigest()
+        identity = frame_id(
+            image_sha256=digest,
+            device=self._device,
+            camera=frame.camera,
+            sequence=frame.sequence,
+            captured_at_ms=frame.captured_at_ms,
+        )
+        header = FrameHeader(
+            frame_id=identity,
+            image_sha256=digest,
+            device=self._device,
+            camera=frame.camera,
+            sequence=frame.sequence,
+            captured_at_ms=frame.captured_at_ms,
+            width=encoded.width,
+            height=encoded.height,
+            quality=self._image.quality,
+            source_width=source_width,
+            source_height=source_height,
+            boot_id=self._boot_id,
+            monotonic_ns=frame.monotonic_ns,
+            clock_ok=self._clock_ok(),
+            model_digest=model_digest,
+            arm=judgement.arm,
+            reasons=judgement.reasons,
+            score=float(judgement.score),
+            strategy_scores={name: round(float(value), 4) for name, value in judgement.strategy_scores.items()},
+            inclusion_probability=float(judgement.inclusion_probability),
+            detections=sent,
+        )
+        return header, encoded.jpeg

@@ -1,8 +1,8 @@
 """The inference thread: it owns the model and the selector, and waits for neither disk nor network.
 
-In: frames from the exchange, results from the spool thread, models and limits from the control thread. Out: tasks for the spool
-thread. A model is swapped between two frames. A detector that fails is reported to the updater and never ends the process; without
-detections the selector still takes its random share. It encodes and stores nothing.
+In: frames from the exchange, models and limits from the control thread. Out: encoded frames and decisions for the spool thread.
+A model is swapped between two frames. A detector that fails is reported to the updater and never ends the process; without
+detections the selector still takes its random share. It writes nothing.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import numpy as np
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.errors import AgentError
-from bowerbird_agent.select import rule_would_send
-from bowerbird_agent.storing import HOLD_AT, Promote, StoreFrame
+from bowerbird_agent.select import Candidate, rule_would_send
+from bowerbird_agent.storing import HOLD_AT, CountBytes, Promote, StoreFrame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.counters import Counters, SeenFrames
+    from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange
-    from bowerbird_agent.select import Candidate, Judgement, Selector
+    from bowerbird_agent.select import Judgement, Selector
     from bowerbird_agent.storing import StoringThread
     from bowerbird_models.detections import Detections
     from bowerbird_models.detector import Detector
@@ -68,6 +69,7 @@ class Inference:
         exchange: frames come from here.
         storing: tasks go there.
         selector: judges; owned by this thread.
+        encoder: makes headers and JPEGs of the frames that are kept.
         counters: totals that survive.
         seen: camera -> which of its frames were counted before.
         decode_confidence: lowest score asked of the detector, in (0, 1).
@@ -83,9 +85,10 @@ class Inference:
         exchange: FrameExchange,
         storing: StoringThread,
         selector: Selector,
+        *,
+        encoder: FrameEncoder,
         counters: Counters,
         seen: Mapping[str, SeenFrames],
-        *,
         decode_confidence: float,
         encode_everything: bool,
         bytes_left: Callable[[], int | None] = lambda: None,
@@ -94,7 +97,7 @@ class Inference:
         on_promoted: Callable[[], None] = lambda: None,
     ) -> None:
         self._exchange, self._storing, self._selector = exchange, storing, selector
-        self._counters, self._seen = counters, seen
+        self._encoder, self._counters, self._seen = encoder, counters, seen
         self._decode_confidence = decode_confidence
         self._encode_everything = encode_everything
         self._bytes_left, self._sources_done = bytes_left, sources_done
@@ -106,11 +109,6 @@ class Inference:
         self._next_model: tuple[LoadedModel | None, threading.Event] | None = None
         self._restart_why = ""
         self._stop = threading.Event()
-        self._task_number = 0
-        self._settled_number = 0
-        self._round_from = 0  # tasks before this number belong to a round that is over
-        self._barrier: int | None = None
-        self._held_back: list[Candidate] = []
         self._reserved = 0
         self._window_frames = 0
         self._is_flushed = False
@@ -190,10 +188,10 @@ class Inference:
 
     def step(self, *, timeout_s: float) -> bool:
         """One round of the loop; False when no frame came in `timeout_s` seconds."""
-        self._take_results()
         self._take_model()
         self._take_restart()
-        self._close_window_if_due()
+        if self._selector.window_closed():
+            self._close_window()
         self._exchange.hold(self._model is None or self._storing.backlog >= HOLD_AT)
         frame = self._exchange.take(timeout_s)
         if frame is None:
@@ -220,17 +218,26 @@ class Inference:
         would_send = is_new and detections is not None and rule_would_send(detections)
         if would_send:
             self._counters.add(names.RULE_FRAMES)
-        admitted = judgement if judgement is not None and judgement.admit else None
         counts = is_new and self._encode_everything
-        if admitted is None and not counts:
-            return
-        task = StoreFrame(
-            self._task_number + 1, frame, admitted, detections, model.detector.class_names, model.digest, would_send, counts
+        if judgement is not None and judgement.admit:
+            size_bytes = self._keep(model, frame, detections, judgement)
+            if counts:
+                self._storing.count(size_bytes, rule_would_send=would_send)
+        elif counts:
+            self._storing.submit(CountBytes(frame.image_bgr, would_send))
+
+    def _keep(self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement) -> int:
+        """Make an admitted frame a candidate; returns the size of its JPEG."""
+        header, jpeg = self._encoder.frame(
+            frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
         )
-        if not self._storing.submit(task):
+        if not self._storing.submit(StoreFrame(header, jpeg)):
             self._counters.add(names.FRAMES_DROPPED)
-        elif admitted is not None:
-            self._task_number += 1
+            return len(jpeg)
+        dropped = self._selector.add(Candidate(header.frame_id, frame.camera, frame.captured_at_ms, judgement, len(jpeg)))
+        if dropped:
+            self._storing.submit(Promote((), dropped, closes_window=False))
+        return len(jpeg)
 
     def _detect(self, model: LoadedModel, frame: Frame) -> Detections | None:
         """Detections, or None when the model failed; either is told to the observer."""
@@ -280,30 +287,6 @@ class Inference:
 
     # --- windows -------------------------------------------------------------------------------------------------------
 
-    def _take_results(self) -> None:
-        for result in self._storing.take_results():
-            self._settled_number = result.number
-            if result.candidate is None:
-                continue
-            if result.number <= self._round_from:
-                self._storing.submit(Promote((), {result.candidate.frame_id: _STALE_ROUND}, closes_window=False))
-            elif self._barrier is not None and result.number > self._barrier:
-                self._held_back.append(result.candidate)
-            else:
-                self._add(result.candidate)
-
-    def _add(self, candidate: Candidate) -> None:
-        dropped = self._selector.add(candidate)
-        if dropped:
-            self._storing.submit(Promote((), dropped, closes_window=False))
-
-    def _close_window_if_due(self) -> None:
-        """Close in two steps: frames on their way to the disk at the window's end still belong to it."""
-        if self._barrier is None and self._selector.window_closed():
-            self._barrier = self._task_number
-        if self._barrier is not None and self._settled_number >= self._barrier:
-            self._close_window()
-
     def _close_window(self) -> None:
         result = self._selector.close_window(frames_left=self._frames_left(), bytes_left=self._bytes_left())
         with self._lock:
@@ -312,16 +295,10 @@ class Inference:
         if result.chosen:
             logger.info("window of %d frames closed: %d chosen", self._window_frames, len(result.chosen))
         self._window_frames = 0
-        self._barrier = None
-        held_back, self._held_back = self._held_back, []
-        for candidate in held_back:
-            self._add(candidate)
 
     def _flush_if_done(self) -> None:
         """Once no frame can come any more, the last window ends before it is full."""
         if self._is_flushed or not self._sources_done() or not self._exchange.is_empty or self._model is None:
-            return
-        if self._settled_number < self._task_number:
             return
         self._close_window()
         self._is_flushed = True
@@ -365,11 +342,8 @@ class Inference:
 
     def _start_round(self, why: str, *, new_model: bool = False) -> None:
         """Ranks, candidates and the round's counters begin again."""
-        dropped = [*self._selector.restart(why, new_model=new_model), *(candidate.frame_id for candidate in self._held_back)]
-        self._held_back.clear()
+        dropped = self._selector.restart(why, new_model=new_model)
         self._selector.expect(self._frames_left())
-        self._barrier = None
-        self._round_from = self._task_number
         self._window_frames = 0
         self._is_flushed = False
         self._counters.set_to(names.ROUND_FRAMES_SEEN, 0)

@@ -1,9 +1,8 @@
 """The spool thread: everything that touches the disk on behalf of frames.
 
-In: tasks from the inference thread (store this frame, promote these, drop those). Out: the spool's files and counters, and one
-result per stored frame back to the inference thread. The hand-over never blocks the inference thread: when the disk is behind,
-frames of live cameras are dropped and counted, cameras that may wait are held. A disk that refuses (full, read-only) is counted
-and told; the agent goes on.
+In: tasks from the inference thread (store this frame, promote these, drop those, count those bytes). Out: the spool's files and
+counters. The hand-over never blocks the inference thread: when the disk is behind, frames of live cameras are dropped and
+counted, cameras that may wait are held. A disk that refuses (full, read-only) is counted and told; the agent goes on.
 """
 
 from __future__ import annotations
@@ -18,19 +17,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from bowerbird_agent import counters as names
-from bowerbird_agent.encode import build_header, encode_image
 from bowerbird_agent.errors import AgentError
-from bowerbird_agent.select import Candidate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from bowerbird_agent.capture import Frame
-    from bowerbird_agent.config import ImageConfig
+    import numpy as np
+    from numpy.typing import NDArray
+
     from bowerbird_agent.counters import Counters
-    from bowerbird_agent.select import Judgement
-    from bowerbird_models.detections import Detections
-    from bowerbird_wire.messages import FrameHeader, WireDetection
+    from bowerbird_agent.encode import FrameEncoder
+    from bowerbird_wire.messages import FrameHeader
 
 logger = logging.getLogger(__name__)
 
@@ -52,22 +49,23 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class StoreFrame:
-    """Encode a frame, count its bytes, and keep it as a candidate when it was admitted.
+    """Keep a frame as a candidate."""
+
+    header: FrameHeader
+    jpeg: bytes
+
+
+@dataclass(frozen=True)
+class CountBytes:
+    """Encode a frame only to know what sending it would have cost.
 
     Args:
-        number: of the task, rising by one; results carry it.
-        judgement: None for a frame that is only counted.
-        detections, class_names: of the model that judged it.
+        image_bgr: (H, W, 3) uint8.
+        rule_would_send: count it for the rule `max conf < 0.6` as well.
     """
 
-    number: int
-    frame: Frame
-    judgement: Judgement | None
-    detections: Detections | None
-    class_names: tuple[str, ...]
-    model_digest: str
+    image_bgr: NDArray[np.uint8]
     rule_would_send: bool
-    count_bytes: bool
 
 
 @dataclass(frozen=True)
@@ -83,12 +81,7 @@ class Promote:
     selector_state: bytes | None = None
 
 
-@dataclass(frozen=True)
-class Stored:
-    """What became of a `StoreFrame`: the candidate, or None when the spool did not take it."""
-
-    number: int
-    candidate: Candidate | None
+Task = StoreFrame | CountBytes | Promote
 
 
 class StoringThread:
@@ -97,24 +90,12 @@ class StoringThread:
     Args:
         spool: where frames go.
         counters: totals, flushed at least every second and at each window's end.
-        device, boot_id: for headers.
-        clock_ok: whether wall time may be trusted now.
+        encoder: for frames that are only counted.
     """
 
-    def __init__(
-        self,
-        spool: Store,
-        counters: Counters,
-        image: ImageConfig,
-        *,
-        device: str,
-        boot_id: str,
-        clock_ok: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self._spool, self._counters, self._image = spool, counters, image
-        self._device, self._boot_id, self._clock_ok = device, boot_id, clock_ok
-        self._tasks: deque[StoreFrame | Promote] = deque()
-        self._results: deque[Stored] = deque()
+    def __init__(self, spool: Store, counters: Counters, encoder: FrameEncoder) -> None:
+        self._spool, self._counters, self._encoder = spool, counters, encoder
+        self._tasks: deque[Task] = deque()
         self._changed = threading.Condition()
         self._is_stopping = False
         self._flushed_s = 0.0
@@ -122,21 +103,14 @@ class StoringThread:
         self.on_promoted: Callable[[int], None] = _nobody
         self.trouble = ""
 
-    def submit(self, task: StoreFrame | Promote) -> bool:
+    def submit(self, task: Task) -> bool:
         """Queue a task without blocking; False when the disk is so far behind that a frame is dropped (commands never are)."""
         with self._changed:
-            if isinstance(task, StoreFrame) and len(self._tasks) >= MAX_WAITING:
+            if not isinstance(task, Promote) and len(self._tasks) >= MAX_WAITING:
                 return False
             self._tasks.append(task)
             self._changed.notify()
             return True
-
-    def take_results(self) -> list[Stored]:
-        """Results since the last call, in the order of their tasks."""
-        out = []
-        while self._results:
-            out.append(self._results.popleft())
-        return out
 
     @property
     def backlog(self) -> int:
@@ -158,6 +132,8 @@ class StoringThread:
                 is_last = task is None and self._is_stopping
             if isinstance(task, StoreFrame):
                 self._store(task)
+            elif isinstance(task, CountBytes):
+                self.count(len(self._encoder.image(task.image_bgr).jpeg), rule_would_send=task.rule_would_send)
             elif isinstance(task, Promote):
                 self._promote(task)
             if is_last or time.monotonic() - self._flushed_s >= _FLUSH_EVERY_S:
@@ -177,50 +153,21 @@ class StoringThread:
             self._counters.give_back(changes)
             self._failed("the counters cannot be written", error)
 
+    def count(self, size_bytes: int, *, rule_would_send: bool) -> None:
+        """Add a frame to what sending everything, and perhaps the rule, would have cost."""
+        self._counters.add(names.ALL_BYTES, size_bytes)
+        if rule_would_send:
+            self._counters.add(names.RULE_BYTES, size_bytes)
+
     def _store(self, task: StoreFrame) -> None:
-        candidate = None
+        header = task.header
         try:
-            candidate = self._encode_and_put(task)
+            if not self._spool.put(header, task.jpeg, "candidate"):
+                logger.debug("frame %s is already known to the spool", header.frame_id[:12])
+            self._is_failing, self.trouble = False, ""
         except (OSError, sqlite3.Error, AgentError) as error:
             self._counters.add(names.STORE_REFUSED)
-            self._failed(f"frame {task.frame.sequence} of camera {task.frame.camera} cannot be stored", error)
-        else:
-            self._is_failing, self.trouble = False, ""
-        if task.judgement is not None:
-            self._results.append(Stored(task.number, candidate))
-
-    def _encode_and_put(self, task: StoreFrame) -> Candidate | None:
-        from bowerbird_agent.encode import wire_detections
-
-        frame = task.frame
-        encoded = encode_image(frame.image_bgr, long_side=self._image.long_side, quality=self._image.quality)
-        if task.count_bytes:
-            self._counters.add(names.ALL_BYTES, len(encoded.jpeg))
-            if task.rule_would_send:
-                self._counters.add(names.RULE_BYTES, len(encoded.jpeg))
-        if task.judgement is None:
-            return None
-        detections: tuple[WireDetection, ...] = ()
-        if task.detections is not None:
-            height, width = frame.image_bgr.shape[:2]
-            detections = wire_detections(
-                task.detections, task.class_names, source_wh=(width, height), sent_wh=(encoded.width, encoded.height)
-            )
-        header = build_header(
-            frame,
-            encoded,
-            task.judgement,
-            device=self._device,
-            detections=detections,
-            quality=self._image.quality,
-            boot_id=self._boot_id,
-            clock_ok=self._clock_ok(),
-            model_digest=task.model_digest,
-        )
-        if not self._spool.put(header, encoded.jpeg, "candidate"):
-            logger.debug("frame %s is already known to the spool", header.frame_id[:12])
-            return None
-        return Candidate(header.frame_id, frame.camera, frame.captured_at_ms, task.judgement, len(encoded.jpeg))
+            self._failed(f"frame {header.sequence} of camera {header.camera} cannot be stored", error)
 
     def _promote(self, task: Promote) -> None:
         promoted = 0

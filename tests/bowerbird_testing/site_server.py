@@ -1,0 +1,129 @@
+"""A whole server reduced to its MQTT side, over a real broker: receipts, wishes, jobs and blocks for agents that run as they are.
+
+In: the broker's address. Out: what devices sent, decoded (`frames`, `health`, `status`, `reports`), and retained messages to them.
+Frames are verified as the real ingest does. With an `UpdateServer` it also serves that repository's files. It stores nothing on disk.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import paho.mqtt.client as mqtt
+from paho.mqtt.enums import CallbackAPIVersion
+
+from bowerbird_wire.codec import decode, decode_frame, encode
+from bowerbird_wire.messages import Block, BlockRequest, Desired, FrameMessage, Health, Job, Receipt, Report, Status
+from bowerbird_wire.topics import (
+    BlockRequestTopic,
+    BlocksTopic,
+    DesiredTopic,
+    DeviceTopic,
+    FrameTopic,
+    HealthTopic,
+    JobTopic,
+    ReceiptTopic,
+    ReportTopic,
+    StatusTopic,
+    parse_topic,
+)
+
+if TYPE_CHECKING:
+    from bowerbird_testing.update_server import UpdateServer
+
+
+class SiteServer:
+    """Runs from `with` to its end, reconnecting when the broker dies.
+
+    Args:
+        updates: a repository whose blocks are served, None for none.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        site: str = "demo",
+        username: str = "",
+        password: str = "",
+        updates: UpdateServer | None = None,
+    ) -> None:
+        self.site = site
+        self.frames: dict[str, FrameMessage] = {}
+        self.arrivals: Counter[str] = Counter()
+        self.health: list[Health] = []
+        self.status: list[Status] = []
+        self.reports: list[Report] = []
+        self._changed = threading.Condition()
+        self._ready = threading.Event()
+        self._updates = updates
+        self._block_device = ""
+        if updates is not None:
+            updates.connect(self._send_block)
+        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="site-server", protocol=mqtt.MQTTv5)
+        if username:
+            self._client.username_pw_set(username, password)
+        self._client.reconnect_delay_set(1, 1)
+        self._client.on_connect = lambda client, *_: client.subscribe(f"bowerbird/v1/{site}/up/+/+", qos=1)
+        self._client.on_subscribe = lambda *_: self._ready.set()
+        self._client.on_message = self._on_message
+        self._address = (host, port)
+
+    def __enter__(self) -> SiteServer:
+        self._client.connect(*self._address)
+        self._client.loop_start()
+        if not self._ready.wait(15):
+            raise TimeoutError("the broker did not answer the site server")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._client.disconnect()
+        self._client.loop_stop()
+
+    def desire(self, device: str, version: int, frames_total: int | None) -> None:
+        """Say how many frames are wanted of a device in all."""
+        self._retain(DesiredTopic(self.site, device), encode(Desired(version, frames_total)))
+
+    def offer(self, device: str, job: Job) -> None:
+        """Offer a model to a device."""
+        self._retain(JobTopic(self.site, device), encode(job))
+
+    def wait(self, condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
+        """Return as soon as `condition()` holds; fail with `what` when it never does."""
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not condition():
+                left = deadline - time.monotonic()
+                assert left > 0, f"timed out: {what}; last health: {self.health[-1:]}"
+                self._changed.wait(min(left, 0.2))
+
+    def _retain(self, topic: DeviceTopic, payload: bytes) -> None:
+        self._client.publish(str(topic), payload, qos=1, retain=True)
+
+    def _send_block(self, block: Block) -> None:
+        self._client.publish(str(BlocksTopic(self.site, self._block_device)), encode(block), qos=0)
+
+    def _on_message(self, client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
+        topic, payload = parse_topic(message.topic), message.payload
+        with self._changed:
+            if isinstance(topic, FrameTopic):
+                frame = decode_frame(payload)
+                self.frames[frame.header.frame_id] = frame
+                self.arrivals[frame.header.frame_id] += 1
+                receipt = Receipt(committed=(frame.header.frame_id,))
+                client.publish(str(ReceiptTopic(self.site, topic.device)), encode(receipt), qos=1)
+            elif isinstance(topic, HealthTopic):
+                self.health.append(decode(Health, payload))
+            elif isinstance(topic, StatusTopic):
+                self.status.append(decode(Status, payload))
+            elif isinstance(topic, ReportTopic):
+                self.reports.append(decode(Report, payload))
+            elif isinstance(topic, BlockRequestTopic) and self._updates is not None:
+                self._block_device = topic.device
+                self._updates.send(decode(BlockRequest, payload))
+            self._changed.notify_all()
