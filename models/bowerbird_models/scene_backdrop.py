@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 # Noise is cut from a larger tile at a place drawn for each frame: drawing fresh normal numbers costs ten times the rest.
 _NOISE_MARGIN = 64
 _DAY_NOISE = 4.0
-_NIGHT_NOISE = 11.0
+_NIGHT_NOISE = 10.0
 # Blue stays longest in the dark, as in moonlight and cheap sensors: gains of blue, green and red.
-_NIGHT_GAIN_BGR = (0.34, 0.26, 0.23)
+_NIGHT_GAIN_BGR = (0.42, 0.33, 0.30)
 _LAMP_GAIN_BGR = (0.10, 0.22, 0.28)
 
 

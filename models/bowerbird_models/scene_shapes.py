@@ -21,7 +21,7 @@ CLASS_NAMES: tuple[str, ...] = ("car", "person", "cyclist", "truck", "fox")
 CAR, PERSON, CYCLIST, TRUCK, FOX = range(5)
 
 # Width and height in pixels of each class at scale 1 in a picture 240 pixels high.
-NOMINAL_SIZE: tuple[tuple[float, float], ...] = ((92.0, 42.0), (25.0, 66.0), (52.0, 62.0), (128.0, 66.0), (58.0, 34.0))
+NOMINAL_SIZE: tuple[tuple[float, float], ...] = ((112.0, 52.0), (42.0, 88.0), (72.0, 84.0), (148.0, 80.0), (76.0, 48.0))
 
 _SUBPIXEL_BITS = 4
 _GLASS = (96, 80, 66)
@@ -138,9 +138,7 @@ def _ellipse(colour: Colour, cx: float, cy: float, rx: float, ry: float) -> Part
     return Part(np.array([[cx, cy], [rx, ry]], np.float32), colour, ellipse=True)
 
 
-def _bar(  # noqa: PLR0917 -- two points and a width, in the order one draws them
-    colour: Colour, x0: float, y0: float, x1: float, y1: float, half: float
-) -> Part:
+def _bar(colour: Colour, x0: float, y0: float, x1: float, y1: float, half: float) -> Part:
     """A limb: a bar with horizontal ends, `half` its half width."""
     return _poly(colour, (x0 - half, y0), (x0 + half, y0), (x1 + half, y1), (x1 - half, y1))
 
