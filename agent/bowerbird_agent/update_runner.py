@@ -358,6 +358,8 @@ class UpdateRunner:
             try:
                 self._swap(slot)
             except Exception as error:  # whatever loading a model raises is a reason to roll back
+                if self._stopping.is_set():
+                    return  # the inference thread has gone; the next process goes on with the trial
                 logger.debug("swap failed", exc_info=True)
                 self._end(Event.FAILED, "swap_failed", f"{type(error).__name__}: {error}")
                 return
