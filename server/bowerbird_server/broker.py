@@ -213,11 +213,11 @@ class EmbeddedBroker:
 
     def ready(self) -> bool:
         """Whether something accepts connections where the broker should be."""
-        if self._port is None:
-            return False
         try:
-            socket.create_connection((self.host, self._port), timeout=0.5).close()
-        except OSError:
+            # From the file, since another `EmbeddedBroker` may have prepared this folder.
+            address = BrokerAddress.load(self.address_path)
+            socket.create_connection((address.host, address.port), timeout=0.5).close()
+        except (OSError, EnvironmentFault):
             return False
         return True
 

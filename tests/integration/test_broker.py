@@ -35,7 +35,8 @@ class Started:
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(self.broker.argv(), preexec_fn=die_with_parent())  # noqa: PLW1509 - see supervisor.py
-        wait_until(self.broker.ready, "the broker")
+        # Another object of the same folder: a supervisor need not be what prepared it.
+        wait_until(EmbeddedBroker(self.broker.folder, program=self.broker.program).ready, "the broker")
         return process
 
     def restart(self) -> None:
