@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -21,49 +21,21 @@ from tuf.api.exceptions import DownloadError, LengthOrHashMismatchError, Reposit
 from bowerbird_agent import updater
 from bowerbird_agent.errors import UpdateError
 from bowerbird_agent.model_store import ACTIVE, ModelSlot, ModelStore
-from bowerbird_agent.selftest import MEMORY_BYTES, TIMEOUT_S, run_selftest
-from bowerbird_agent.update_fetcher import QUIET_S, BlockFetcher, FetchStopped
+from bowerbird_agent.selftest import run_selftest
+from bowerbird_agent.update_fetcher import BlockFetcher, FetchStopped
+from bowerbird_agent.update_jobs import JobQueue
+from bowerbird_agent.update_settings import RunnerSettings, machine_boot_id
 from bowerbird_agent.update_source import Trust, UpdateRefused, UpdateSource
 from bowerbird_agent.update_state import RELEASE_FLOOR, UpdateState
-from bowerbird_agent.updater import Event, Record, Refusal, State, Trial, TrialLimits
-from bowerbird_models.manifest import PackageError, Probation
-from bowerbird_models.signing import SigningError
+from bowerbird_agent.updater import Event, Record, Refusal, State, Trial
+from bowerbird_models.manifest import PackageError
 from bowerbird_wire.messages import Block, BlockRequest, Job, Report
+
+__all__ = ["RunnerSettings", "UpdateRunner", "machine_boot_id"]
 
 logger = logging.getLogger(__name__)
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _MISMATCHES = 2  # files in a row that are not what was signed, before the job is refused
-
-
-@dataclass(frozen=True)
-class RunnerSettings:
-    """Times and limits of the runner.
-
-    Args:
-        patience_s: silence of the server, link up, after which a download is given up and tried again.
-        quiet_s: silence after which blocks that were asked for count as lost.
-        retry_s: first wait before a step is tried again; doubles up to 16 times this.
-        selftest_s, selftest_memory_bytes: limits of the child.
-        probation: replaces the package's own trial limits where given.
-        limits: health limits of the trial.
-    """
-
-    patience_s: float = 120.0
-    quiet_s: float = QUIET_S
-    retry_s: float = 5.0
-    selftest_s: float = TIMEOUT_S
-    selftest_memory_bytes: int = MEMORY_BYTES
-    probation: Probation | None = None
-    limits: TrialLimits = field(default_factory=TrialLimits)
-
-
-def machine_boot_id() -> str:
-    """Changes with every boot of the machine; "" where the system does not say, which counts every restart as a crash."""
-    try:
-        return _BOOT_ID.read_text().strip()
-    except OSError:
-        return ""
 
 
 class UpdateRunner:
@@ -105,12 +77,9 @@ class UpdateRunner:
         self._on_state = on_state
         self._wall_ms = wall_ms
         self._monotonic_s = monotonic_s
-        self._lock = threading.Lock()
         self._wakeup = threading.Event()
         self._stopping = threading.Event()
         self._resend = False
-        self._jobs: deque[Job] = deque(maxlen=32)
-        self._cancels: deque[Job] = deque(maxlen=8)
         self._thread: threading.Thread | None = None
         self._trial: Trial | None = None
         self._latencies_ms: deque[float] = deque(maxlen=200)
@@ -128,6 +97,7 @@ class UpdateRunner:
         )
         self._state = UpdateState(folder)
         self._source = UpdateSource(trusted_root, folder, self._fetcher, self._state, store, device=device, wall_ms=wall_ms)
+        self._jobs = JobQueue(self._source.verify_director)
         self._record = self._state.record()
         self._wake()
         self._running = store.active()
@@ -182,8 +152,7 @@ class UpdateRunner:
 
     def job(self, job: Job) -> None:
         """A job came, perhaps not for the first time."""
-        with self._lock:
-            (self._cancels if job.action == "cancel" else self._jobs).append(job)
+        self._jobs.put(job)
         self._wakeup.set()
 
     def block(self, block: Block) -> None:
@@ -269,10 +238,7 @@ class UpdateRunner:
 
     def _idle(self) -> None:
         self._resend_if_asked()
-        with self._lock:
-            job = self._jobs.popleft() if self._jobs else None
-            waiting = {each.job_id for each in (job, *self._jobs) if each is not None}
-            self._cancels = deque((each for each in self._cancels if each.job_id in waiting), maxlen=8)
+        job = self._jobs.take()
         if job is None:
             self._wakeup.wait(0.5)
             self._wakeup.clear()
@@ -381,7 +347,7 @@ class UpdateRunner:
             while verdict is False:
                 if self._stopping.is_set():
                     return
-                if self._over_because() is not None:
+                if self._jobs.over_because(self._record) is not None:
                     break
                 reached = reached or self._reach_server(trial)
                 if reached:
@@ -471,27 +437,10 @@ class UpdateRunner:
         self._retries += 1
 
     def _is_over(self) -> bool:
-        return self._stopping.is_set() or self._over_because() is not None
-
-    def _over_because(self) -> tuple[str, str] | None:
-        """Why the job under way ends early: a cancel or a newer job, either signed by the director."""
-        current = self._record.job
-        with self._lock:
-            cancels = [job for job in self._cancels if current is not None and job.job_id == current.job_id]
-            newer = [job for job in self._jobs if current is not None and job.release > current.release]
-        if self._record.state is State.TRIAL:
-            newer = []  # a trial is short: let it tell what it tells
-        for job, code in [*((job, "cancelled") for job in cancels), *((job, "superseded") for job in newer)]:
-            try:
-                self._source.verify_director(job)
-            except SigningError as error:
-                logger.debug("job %s does not count: %s", job.job_id[:40], error)
-                continue
-            return code, f"by job {job.job_id}"
-        return None
+        return self._stopping.is_set() or self._jobs.over_because(self._record) is not None
 
     def _end_if_over(self) -> bool:
-        why = None if self._stopping.is_set() else self._over_because()
+        why = None if self._stopping.is_set() else self._jobs.over_because(self._record)
         if why is None:
             return False
         self._end(Event.CANCELLED, *why)
