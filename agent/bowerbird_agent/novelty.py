@@ -76,6 +76,7 @@ class Bank:
         self._hashes = np.zeros((0, HASH_BYTES), np.uint8)
         # Rows of entries without an embedding are zero: their cosine is 0, so they never look near.
         self._embeddings: NDArray[np.float32] | None = None
+        self._embedded = 0  # the newest so many have been added since embeddings came
 
     def __len__(self) -> int:
         return len(self._hashes)
@@ -84,10 +85,13 @@ class Bank:
         """Remember a kept frame; the oldest is forgotten when the bank is full."""
         embedding = fingerprint.embedding
         if embedding is not None and (self._embeddings is None or self._embeddings.shape[1] != len(embedding)):
+            # Made when the first embedding comes, so that it always holds one that says something.
             self._embeddings = np.zeros((len(self._hashes), len(embedding)), np.float32)
+            self._embedded = 0
         if self._embeddings is not None:
             row = np.zeros((1, self._embeddings.shape[1]), np.float32) if embedding is None else embedding[None, :]
             self._embeddings = np.concatenate([self._embeddings, row])[-self._size :]
+            self._embedded = min(self._size, self._embedded + 1)
         self._hashes = np.concatenate([self._hashes, fingerprint.hash_bits[None, :]])[-self._size :]
 
     def distance(self, fingerprint: Fingerprint) -> float:
@@ -96,21 +100,30 @@ class Bank:
             return 1.0
         embedding = fingerprint.embedding
         known = self._embeddings
-        if embedding is not None and known is not None and known.shape[1] == len(embedding) and known.any():
-            return float(np.clip(1.0 - float((known @ embedding).max()), 0.0, 1.0))
-        nearest_bits = int(_BITS[self._hashes ^ fingerprint.hash_bits].sum(axis=1, dtype=np.int64).min())
+        if embedding is not None and known is not None and known.shape[1] == len(embedding):
+            nearest = 1.0 - float((known @ embedding).max())
+            without = len(self._hashes) - self._embedded
+            if without:  # kept before this model: the oldest, since the model changed once
+                nearest = min(nearest, self._nearest_hash(fingerprint, self._hashes[:without]))
+            return float(np.clip(nearest, 0.0, 1.0))
+        return self._nearest_hash(fingerprint, self._hashes)
+
+    @staticmethod
+    def _nearest_hash(fingerprint: Fingerprint, hashes: NDArray[np.uint8]) -> float:
+        nearest_bits = int(_BITS[hashes ^ fingerprint.hash_bits].sum(axis=1, dtype=np.int64).min())
         return float(min(1.0, nearest_bits / _FARTHEST_BITS))
 
     def forget_embeddings(self) -> None:
         """The model changed: its embeddings mean something else now."""
         self._embeddings = None
+        self._embedded = 0
 
     def to_state(self) -> bytes:
         """For `from_state`; about 1 kB per kept frame with an embedding of 448 numbers (half precision), 32 bytes without."""
         embeddings = self._embeddings
         state: dict[str, Any] = {"v": 1, "h": self._hashes.tobytes()}
         if embeddings is not None:
-            state |= {"d": embeddings.shape[1], "e": embeddings.astype("<f2").tobytes()}
+            state |= {"n": self._embedded, "d": embeddings.shape[1], "e": embeddings.astype("<f2").tobytes()}
         return bytes(cbor2.dumps(state))
 
     @classmethod
@@ -129,6 +142,7 @@ class Bank:
                 if len(rows) != len(bank._hashes) or not np.isfinite(rows).all():
                     raise ValueError("embeddings and hashes disagree")
                 bank._embeddings = rows.astype(np.float32)
+                bank._embedded = min(len(rows), max(0, int(fields["n"])))
         except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError("the saved bank of kept frames is damaged; delete it to start with an empty one") from error
         return bank

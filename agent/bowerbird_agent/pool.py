@@ -7,6 +7,7 @@ disk is. It judges nothing.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,7 @@ class Pool:
     def __init__(self, gap_ms: float, capacity: Callable[[], int]) -> None:
         self._gap_ms, self._capacity = gap_ms, capacity
         self._places: dict[_Key, _Place] = {}
+        self._policy_times: dict[str, list[int]] = {}  # camera -> sorted capture times of its policy frames
         self._displaced: dict[_Key, str] = {}  # judged, gave way, perhaps not yet stored
         self._given_up: dict[str, str] = {}  # stored frames that gave way, not yet told to the spool
 
@@ -73,6 +75,7 @@ class Pool:
         if judgement.arm == "policy":
             for place in self._neighbours(key):
                 self._give_way(place, "weaker_than_neighbour")
+            insort(self._policy_times.setdefault(camera, []), at_ms)
         self._displaced.pop(key, None)
         self._places[key] = _Place(key, judgement)
         while len(self._places) > max(1, self._capacity()):
@@ -111,6 +114,10 @@ class Pool:
 
     def _give_way(self, place: _Place, why: str) -> None:
         del self._places[place.key]
+        if place.judgement.arm == "policy":
+            camera, at_ms = place.key
+            times = self._policy_times[camera]
+            del times[bisect_left(times, at_ms)]
         if place.stored is None:
             self._displaced[place.key] = why
         else:
@@ -119,8 +126,6 @@ class Pool:
     def _neighbours(self, key: _Key) -> list[_Place]:
         """Policy frames of the same camera within the gap."""
         camera, at_ms = key
-        return [
-            place
-            for place in self._places.values()
-            if place.key[0] == camera and place.judgement.arm == "policy" and abs(place.key[1] - at_ms) < self._gap_ms
-        ]
+        times = self._policy_times.get(camera, [])
+        first, end = bisect_right(times, at_ms - self._gap_ms), bisect_left(times, at_ms + self._gap_ms)
+        return [self._places[camera, time_ms] for time_ms in times[first:end]]

@@ -64,6 +64,9 @@ def test_after_a_model_change_the_hashes_still_know_the_frame() -> None:
     bank.forget_embeddings()
     new_model = Fingerprint.of(_print(1).hash_bits, np.ones(16, np.float32))
     assert bank.distance(new_model) == 0.0
+    bank.add(_print(2, dim=16))
+    assert bank.distance(new_model) == 0.0
+    assert Bank.from_state(bank.to_state(), 8).distance(new_model) == 0.0
 
 
 @pytest.mark.parametrize("state", [b"", b"\xff", b"\xa0", b"\xa2avahC\x01\x02\x03"])
