@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _FALLBACK_FPS = 25.0
-# A container's frame count is sometimes an estimate; only a larger gap means that the film is cut off.
-_COUNT_SLACK = 3
+# A container's frame count is sometimes an estimate; a larger gap means that the film is cut off or that FFmpeg skipped frames
+# that it could not decode (it does so silently).
+_COUNT_SLACK = 1
 _MAX_BROKEN_IN_A_ROW = 250
 
 
@@ -145,13 +146,13 @@ class FilmCamera:
         if cut and ended_at < self._announced - _COUNT_SLACK:
             if not self._truncated:
                 logger.warning(
-                    "camera %s: %s ends at frame %d of the %d that it announces; the file may be cut off",
+                    "camera %s: %s gave %d of the %d frames that it announces; the file is damaged or cut off",
                     self.name,
                     self._path,
                     ended_at,
                     self._announced,
                 )
-            self._truncated = f"the film ends at frame {ended_at} of {self._announced}"
+            self._truncated = f"the film gave {ended_at} of the {self._announced} frames that it announces"
         if not self._source.loop:
             return False
         self._film.release()

@@ -1,0 +1,109 @@
+"""The device's configuration: typed, strict, and all faults at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bowerbird_agent.config import check_files, parse_config, read_config, read_password, summary
+from bowerbird_agent.errors import ConfigError
+
+GOOD = """\
+[device]
+id = "cam-01"
+site = "demo"
+[broker]
+host = "127.0.0.1"
+[model]
+factory = "m.onnx"
+[[cameras]]
+name = "gate"
+source = "film.avi"
+"""
+
+
+def faults_of(text: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, Path("/etc/bowerbird"))
+    return caught.value.faults
+
+
+def test_paths_are_relative_to_the_file() -> None:
+    config = parse_config(GOOD, Path("/etc/bowerbird"))
+    assert config.device.state_dir == Path("/etc/bowerbird/state")
+    assert config.cameras[0].source == "/etc/bowerbird/film.avi"
+    assert config.model.factory == Path("/etc/bowerbird/m.onnx")
+
+
+def test_sources_that_are_no_files_stay_as_they_are() -> None:
+    for source in ("synthetic:?seed=1", "rtsp://h/s", "/dev/video0", "0"):
+        config = parse_config(GOOD.replace('"film.avi"', f'"{source}"'), Path("/etc"))
+        assert config.cameras[0].source == source
+
+
+def test_every_fault_is_told_in_one_go_with_its_key_path_and_line() -> None:
+    text = GOOD.replace('id = "cam-01"', 'id = "Cam 01"').replace('host = "127.0.0.1"', 'host = "h"\nprot = 1883')
+    text += 'fps = "fast"\n[image]\nquality = 900\n[nonsense]\n'
+    faults = faults_of(text)
+    assert any("broker.prot (line 6)" in fault and "did you mean 'port'" in fault for fault in faults)
+    assert any("cameras[0].fps (line 12)" in fault and "must be a number" in fault for fault in faults)
+    assert any(fault.startswith("device (line 1)") and "Cam 01" in fault for fault in faults)
+    assert any(fault.startswith("image") and "quality is 900" in fault for fault in faults)
+    assert any(fault.startswith("nonsense") and "unknown key" in fault for fault in faults)
+    assert len(faults) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("[device]", "[device"), "not TOML"),
+        (('site = "demo"', ""), "device.site (line 1): is missing"),
+        (('source = "film.avi"', 'source = "rtsp://u:p@h/s"\npace = "fast"'), "live camera"),
+        (('source = "film.avi"', 'source = "synthetic:?sed=1"'), "unknown key 'sed'"),
+        (('source = "film.avi"', 'source = "f"\nfirst_frame = 9\nlast_frame = 3'), "before first_frame"),
+        (('source = "film.avi"', 'source = "f"\ntake = "20s/10s"'), "inside the period"),
+        (('source = "film.avi"', 'source = "f"\nstart_at_utc = "noon"'), "start_at_utc"),
+        (('name = "gate"', 'name = "gate"\nloop = 1'), "cameras[0].loop (line 10): must be true or false"),
+        (("[model]", "[selection]\nepsilon = 2\nwindow_frames = 0\n[model]"), "epsilon"),
+        (("[model]", '[selection]\ntemplate = "best"\n[model]'), "template"),
+        (("[model]", "[budget]\nbytes_per_s = -1\n[model]"), "bytes_per_s"),
+    ],
+)
+def test_a_fault_says_what_is_wrong(change: tuple[str, str], says: str) -> None:
+    assert any(says in fault for fault in faults_of(GOOD.replace(*change)))
+
+
+def test_a_password_in_an_address_is_in_no_fault_and_in_no_summary() -> None:
+    text = GOOD.replace('source = "film.avi"', 'source = "rtsp://user:secret@h/s"')
+    assert "secret" not in str(summary(parse_config(text, Path("/etc"))))
+    assert "secret" not in str(faults_of(text + 'pace = "fast"\n'))
+
+
+def test_two_cameras_of_one_name_are_refused() -> None:
+    assert any("gate" in fault for fault in faults_of(GOOD + '[[cameras]]\nname = "gate"\nsource = "0"\n'))
+
+
+def test_a_template_gives_the_policy_and_own_keys_win() -> None:
+    text = GOOD + '[selection]\ntemplate = "uncertain_only"\nepsilon = 0.3\n'
+    policy = parse_config(text, Path("/etc")).selection
+    assert (policy.shortlist, policy.epsilon) == (1, 0.3)
+
+
+def test_missing_files_and_a_readable_password_are_told_together(tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("secret\n")
+    (tmp_path / "password").chmod(0o644)
+    path = tmp_path / "agent.toml"
+    path.write_text(GOOD.replace('host = "127.0.0.1"', 'host = "h"\npassword_file = "password"'))
+    with pytest.raises(ConfigError) as caught:
+        check_files(read_config(path), str(path))
+    text = str(caught.value)
+    assert "film.avi does not exist" in text
+    assert "m.onnx does not exist" in text
+    assert "chmod 600" in text
+    assert read_password(read_config(path).broker) == "secret"
+
+
+def test_a_missing_file_says_how_to_name_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--config"):
+        read_config(tmp_path / "none.toml")
