@@ -12,7 +12,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,8 @@ def export_models(folder: Path, cases: Sequence[ExportCase]) -> dict[str, Export
     """
     names = [case.name for case in cases]
     # A file, not -m: the child needs nothing of ours.
-    command = [sys.executable, str(Path(__file__).resolve()), str(folder), *names]
+    wanted = json.dumps([asdict(case) for case in cases])
+    command = [sys.executable, str(Path(__file__).resolve()), str(folder), wanted]
     child = subprocess.run(
         command, env=offline_environment(folder), cwd=folder, capture_output=True, text=True, timeout=500, check=False
     )
@@ -116,7 +117,7 @@ def export_models(folder: Path, cases: Sequence[ExportCase]) -> dict[str, Export
     return exported
 
 
-def _stand_in_for_torchvision() -> None:
+def stand_in_for_torchvision() -> None:
     """A torchvision built for another torch cannot load its operators; Ultralytics wants only one, and has its own of it."""
     try:
         import torchvision  # type: ignore[import-untyped]  # noqa: F401 -- the import is the test
@@ -145,7 +146,7 @@ def _export(folder: Path, case: ExportCase) -> None:
     from ultralytics import YOLO
     from ultralytics.utils import ASSETS
 
-    _stand_in_for_torchvision()
+    stand_in_for_torchvision()
     torch.set_num_threads(1)
     torch.manual_seed(7)
     pictures = [ASSETS / "bus.jpg", ASSETS / "zidane.jpg"]
@@ -191,6 +192,5 @@ def _export(folder: Path, case: ExportCase) -> None:
 
 
 if __name__ == "__main__":
-    for wanted in CASES:
-        if wanted.name in sys.argv[2:]:
-            _export(Path(sys.argv[1]), wanted)
+    for each_case in json.loads(sys.argv[2]):
+        _export(Path(sys.argv[1]), ExportCase(**each_case))
