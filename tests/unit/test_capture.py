@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_nonsense_segments_are_refused(text: str) -> None:
 def test_broken_frames_inside_a_film_are_counted_and_the_others_come(film: Path) -> None:
     content = bytearray(film.read_bytes())
     starts = [i for i in range(len(content) - 8) if content[i : i + 4] == b"00dc" and content[i + 8 : i + 10] == b"\xff\xd8"]
-    for start, end in list(zip(starts, starts[1:], strict=False))[5:8]:
+    for start, end in list(itertools.pairwise(starts))[5:8]:
         content[start + 8 : end] = bytes(end - start - 8)
     film.write_bytes(content)
     camera = open_camera(Source("gate", str(film)))

@@ -1,0 +1,163 @@
+"""The inference thread with a real spool: what fails does not end it, and what is counted is counted once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bowerbird_agent import counters as names
+from bowerbird_agent.capture import Frame
+from bowerbird_agent.config import CameraConfig, ImageConfig, read_config
+from bowerbird_agent.counters import Counters, SeenFrames
+from bowerbird_agent.device import Device
+from bowerbird_agent.encode import FrameEncoder
+from bowerbird_agent.errors import StageDied
+from bowerbird_agent.exchange import FrameExchange
+from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.policy import Policy
+from bowerbird_agent.select import Selector
+from bowerbird_agent.spool import Spool
+from bowerbird_agent.storing import StoringThread
+from bowerbird_models.detections import Detections
+from bowerbird_models.errors import ModelOutputError
+from bowerbird_models.scenes import SceneStream
+from bowerbird_testing.agent_process import write_config
+from bowerbird_testing.broker import free_port
+
+
+@dataclass
+class OneBox:
+    """A detector that sees one box of a given score, or fails while `broken`."""
+
+    class_names: tuple[str, ...] = ("car",)
+    file_digest: str = "f" * 64
+    score: float = 0.5
+    broken: bool = False
+
+    def detect(self, image_bgr: NDArray[np.uint8], *, confidence: float = 0.05, iou: float = 0.7) -> Detections:
+        if self.broken:
+            raise ModelOutputError("the model emitted NaN")
+        return Detections(np.array([[1, 1, 20, 20]], np.float32), np.array([self.score], np.float32), np.array([0], np.int32))
+
+
+@dataclass
+class Watcher:
+    """Remembers what the updater would be told."""
+
+    facts: list[bool] = field(default_factory=list)
+
+    def observe(self, ok: bool, inference_ms: float, detections: int) -> None:
+        self.facts.append(ok)
+
+
+class Bench:
+    """The thread's loop, stepped by hand, between a real exchange and a real spool with its thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.spool = Spool(folder, max_bytes=50_000_000)
+        self.counters = Counters()
+        encoder = FrameEncoder(ImageConfig(), device="cam-01", boot_id="boot")
+        self.exchange = FrameExchange(lambda _: None)
+        self.storing = StoringThread(self.spool, self.counters, encoder)
+        self.watcher = Watcher()
+        policy = Policy(window_frames=20, frames_per_window=4, min_gap_s=0.1, epsilon=0.5)
+        self.inference = Inference(
+            self.exchange,
+            self.storing,
+            Selector(policy, device="cam-01"),
+            encoder=encoder,
+            counters=self.counters,
+            seen={"gate": SeenFrames(CameraConfig("gate", "film.avi", loop=True), self.counters)},
+            decode_confidence=0.05,
+            encode_everything=True,
+            observer=self.watcher,
+        )
+        self.stream = SceneStream(2)
+        self.thread = threading.Thread(target=self.storing.run)
+        self.thread.start()
+
+    def load(self, detector: OneBox, digest: str) -> None:
+        swap = threading.Thread(target=self.inference.swap_model, args=(LoadedModel(detector, digest),))
+        swap.start()
+        while swap.is_alive():
+            self.inference.step(timeout_s=0.01)
+        swap.join()
+
+    def show(self, first: int, last: int) -> None:
+        for n in range(first, last):
+            self.exchange.put_newest(Frame(self.stream.render(n)[0], "gate", n, n * 1000, n * 10**9))
+            assert self.inference.step(timeout_s=5)
+
+    def finish(self) -> dict[str, int]:
+        self.inference.step(timeout_s=0)
+        self.storing.stop()
+        self.thread.join(30)
+        return self.spool.counters()
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Bench]:
+    bench = Bench(tmp_path / "spool")
+    yield bench
+    bench.finish()
+    bench.spool.close()
+
+
+def test_a_model_that_fails_is_reported_and_only_the_random_share_goes_on(bench: Bench) -> None:
+    bench.load(OneBox(broken=True), "a" * 64)
+    bench.show(0, 40)
+    counted = bench.finish()
+    assert bench.watcher.facts == [False] * 40
+    assert counted[names.DETECTOR_FAILURES] == counted[names.FRAMES_SEEN] == 40
+    assert names.FRAMES_SCORED not in counted
+    assert counted[names.FRAMES_SELECTED] > 0
+
+
+def test_frames_of_a_second_run_are_judged_and_not_counted_again(bench: Bench) -> None:
+    bench.load(OneBox(), "a" * 64)
+    bench.show(0, 20)
+    bench.show(0, 20)
+    counted = bench.finish()
+    assert counted[names.FRAMES_SEEN] == counted[names.RULE_FRAMES] == 20
+    assert counted[names.FRAMES_SCORED] == 40
+    assert counted[names.RULE_BYTES] == counted[names.ALL_BYTES] > 0
+
+
+def test_the_rule_does_not_send_sure_frames(bench: Bench) -> None:
+    bench.load(OneBox(score=0.9), "a" * 64)
+    bench.show(0, 5)
+    counted = bench.finish()
+    assert names.RULE_FRAMES not in counted
+    assert counted[names.ALL_BYTES] > 0
+
+
+def test_a_new_model_begins_a_new_round_and_gives_up_its_candidates(bench: Bench) -> None:
+    bench.load(OneBox(), "a" * 64)
+    bench.show(0, 10)
+    bench.load(OneBox(score=0.4), "b" * 64)
+    assert bench.inference.model_digest == "b" * 64
+    bench.show(10, 13)
+    counted = bench.finish()
+    assert counted[names.ROUND_FRAMES_SEEN] == 3
+    assert bench.spool.ledger().dropped["round_over"] > 0
+    assert bench.spool.ledger().balanced
+
+
+def test_a_repeated_or_older_wish_changes_nothing(bench: Bench) -> None:
+    assert bench.inference.set_desired(2, 5)
+    assert not bench.inference.set_desired(2, 9)
+    assert not bench.inference.set_desired(1, 9)
+
+
+def test_a_thread_that_dies_ends_the_device_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    camera = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=1"'
+    device = Device(read_config(write_config(tmp_path, port=free_port(), cameras=camera)), version="test")
+    monkeypatch.setattr("bowerbird_agent.capture_worker.Pacer.wait", lambda self, stop: 1 / 0)
+    with pytest.raises(StageDied, match="camera-gate"):
+        device.run()
