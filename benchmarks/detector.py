@@ -6,7 +6,8 @@ In: nothing; the script exports a yolo11n with random weights (train extra) and 
 Out: medians on the way and, as the last line, one JSON object. The figure is the CPU time of `OnnxDetector.detect` on a 1280x720
 frame over that of a bare `session.run` of the same graph on a pre-filled input, one thread each, in the same process in interleaved
 blocks; the median over several processes is reported, because two processes that run the same thing differ by up to 2 %. `--peer`
-adds `ultralytics.YOLO("x.onnx").predict` as a third arm. It does not measure accuracy
+measures `ultralytics.YOLO("x.onnx").predict` against the same baseline in processes of its own, by turns with ours: torch in our
+process would slow both of our arms. It does not measure accuracy
 (`tests/integration/test_detector_parity.py` does).
 """
 
@@ -38,11 +39,11 @@ def main() -> int:
     parser.add_argument("--size", type=int, choices=sorted(GOALS), default=640)
     parser.add_argument("--quick", action="store_true", help="two processes and fewer blocks; a minute instead of several")
     parser.add_argument("--peer", action="store_true", help="measure Ultralytics' own predict beside it")
-    parser.add_argument("--measure", nargs=2, metavar=("ONNX", "PICTURE"), help=argparse.SUPPRESS)
+    parser.add_argument("--measure", nargs=3, metavar=("ARM", "ONNX", "PICTURE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure is not None:
-        model_path, picture = (Path(each) for each in arguments.measure)
-        print(json.dumps(measure(model_path, picture, arguments.size, quick=arguments.quick, peer=arguments.peer)))
+        arm, model_path, picture = arguments.measure
+        print(json.dumps(measure(arm, Path(model_path), Path(picture), arguments.size, quick=arguments.quick)))
         return 0
 
     sys.path.insert(0, str(ROOT / "tests"))
@@ -52,16 +53,17 @@ def main() -> int:
         folder = Path(name)
         print(f"exporting yolo11n at {arguments.size} px ...", flush=True)
         model = export_models(folder, [ExportCase("yolo11n", "yolo11n.yaml", arguments.size)])["yolo11n"]
-        runs = []
+        runs, peer_runs = [], []
         for number in range(2 if arguments.quick else 5):
-            command = [sys.executable, __file__, "--size", str(arguments.size), "--measure"]
-            command += [str(model.path), str(model.predictions[0].image_path)]
-            command += ["--quick"] * arguments.quick + ["--peer"] * arguments.peer
-            child = subprocess.run(
-                command, env=offline_environment(folder), stdout=subprocess.PIPE, text=True, timeout=1800, check=True
-            )
-            runs.append(json.loads(child.stdout.splitlines()[-1]))
-            print(f"process {number + 1}: {runs[-1]}", flush=True)
+            for arm in ["ours", "peer"] if arguments.peer else ["ours"]:
+                command = [sys.executable, __file__, "--size", str(arguments.size), "--measure", arm]
+                command += [str(model.path), str(model.predictions[0].image_path)] + ["--quick"] * arguments.quick
+                child = subprocess.run(
+                    command, env=offline_environment(folder), stdout=subprocess.PIPE, text=True, timeout=1800, check=True
+                )
+                run = json.loads(child.stdout.splitlines()[-1])
+                (runs if arm == "ours" else peer_runs).append(run)
+                print(f"process {number + 1} {arm}: {run}", flush=True)
     value = statistics.median(run["ratio_cpu"] for run in runs)
     goal = GOALS[arguments.size]
     figure = {
@@ -74,7 +76,7 @@ def main() -> int:
             "processes": len(runs),
             "ratios_cpu": [round(run["ratio_cpu"], 4) for run in runs],
             "ratios_wall": [round(run["ratio_wall"], 4) for run in runs],
-            "peer_ratios_cpu": [round(run["peer_ratio_cpu"], 4) for run in runs if "peer_ratio_cpu" in run],
+            "peer_ratios_cpu": [round(run["ratio_cpu"], 4) for run in peer_runs],
             "bare_ms_cpu": round(statistics.median(run["bare_ms_cpu"] for run in runs), 3),
             "detections_per_frame": runs[0]["detections"],
             "frame_hw": FRAME_HW,
@@ -88,8 +90,8 @@ def main() -> int:
     return 0 if figure["ok"] else 1
 
 
-def measure(model: Path, picture: Path, size: int, *, quick: bool, peer: bool) -> dict[str, object]:
-    """Child: interleaved blocks of each arm in one process."""
+def measure(against: str, model: Path, picture: Path, size: int, *, quick: bool) -> dict[str, object]:
+    """Child: interleaved blocks of the bare run and of one other arm, "ours" or "peer", in one process."""
     import cv2
     import onnxruntime
 
@@ -113,7 +115,7 @@ def measure(model: Path, picture: Path, size: int, *, quick: bool, peer: bool) -
         "bare": lambda: session.run(None, {name: tensor}),
         "ours": lambda: detector.detect(frame, confidence=confidence),
     }
-    if peer:
+    if against == "peer":
         import torch
         from ultralytics import YOLO
 
@@ -123,6 +125,7 @@ def measure(model: Path, picture: Path, size: int, *, quick: bool, peer: bool) -
         stand_in_for_torchvision()
         torch.set_num_threads(1)
         theirs = YOLO(model, task="detect")
+        del arms["ours"]
         arms["peer"] = lambda: theirs.predict(frame, conf=confidence, imgsz=size, verbose=False)
     frames_a_block = max(2, (640 // size) ** 2)
     blocks = (15 if quick else 40) if size == 640 else (30 if quick else 80)
@@ -140,11 +143,11 @@ def measure(model: Path, picture: Path, size: int, *, quick: bool, peer: bool) -
                 arm()
             cpu[arm_name].append((time.process_time() - cpu_before) / frames_a_block * 1000)
             wall[arm_name].append((time.perf_counter() - wall_before) / frames_a_block * 1000)
-    result: dict[str, object] = {
-        "ratio_cpu": statistics.median(cpu["ours"]) / statistics.median(cpu["bare"]),
-        "ratio_wall": statistics.median(wall["ours"]) / statistics.median(wall["bare"]),
+    return {
+        "ratio_cpu": statistics.median(cpu[against]) / statistics.median(cpu["bare"]),
+        "ratio_wall": statistics.median(wall[against]) / statistics.median(wall["bare"]),
         "bare_ms_cpu": statistics.median(cpu["bare"]),
-        "ours_ms_cpu": statistics.median(cpu["ours"]),
+        "arm_ms_cpu": statistics.median(cpu[against]),
         "detections": len(detector.detect(frame, confidence=confidence)),
         "versions": {
             "python": platform.python_version(),
@@ -153,9 +156,6 @@ def measure(model: Path, picture: Path, size: int, *, quick: bool, peer: bool) -
             "numpy": np.__version__,
         },
     }
-    if peer:
-        result["peer_ratio_cpu"] = statistics.median(cpu["peer"]) / statistics.median(cpu["bare"])
-    return result
 
 
 def confidence_for(detector: object, frame: object, count: int) -> float:
