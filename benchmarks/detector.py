@@ -97,6 +97,8 @@ def measure(against: str, model: Path, picture: Path, size: int, *, quick: bool)
 
     from bowerbird_models.onnx_detector import OnnxDetector
 
+    # One core for everything: Ultralytics lets ONNX Runtime take all cores and spin on them, which would weaken the peer.
+    os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})
     cv2.setNumThreads(1)
     image = cv2.imread(str(picture))
     assert image is not None, picture
