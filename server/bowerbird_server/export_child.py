@@ -57,10 +57,23 @@ def export_onnx(weights: Path, target: Path, image_size: int) -> Path:
             finished = extended
         except ValueError as fault:
             logger.warning("exported without the embedding output: %s", fault)
+        _clean_metadata(finished)
         finished.replace(target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return target
+
+
+def _clean_metadata(path: Path) -> None:
+    """Drop the time of the export and the paths of this machine: equal weights shall give equal bytes, and tell nothing else."""
+    model = onnx.load(str(path))
+    entries = {entry.key: entry.value for entry in model.metadata_props if entry.key != "date"}
+    entries["description"] = entries.get("description", "").split(" trained on ")[0]
+    del model.metadata_props[:]
+    for key in sorted(entries):
+        entry = model.metadata_props.add()
+        entry.key, entry.value = key, entries[key]
+    onnx.save(model, str(path))
 
 
 def _can_slim() -> bool:

@@ -93,19 +93,22 @@ def _rollout_state(site: Site, current: Row) -> str | None:
 
 
 def _collection_over(site: Site, current: Row) -> bool:
-    """Whether every active device has closed a window for this round and sent all it chose, or the wait is over."""
+    """Whether every active device has closed this round's window and all it chose is committed here, or the wait is over."""
     waited_s = (datetime.now(UTC) - datetime.fromisoformat(current["opened_at"])).total_seconds()
     if waited_s > site.config.loop.wait_s:
         return True
-    for row in fleet.list_devices(site.catalogue):
-        if row["state"] != "active":
-            continue
-        health = row["health"]
-        window = health.get("extra", {}).get("window", {})
-        unsent = sum(health.get("spool", {}).get(state, 0) for state in ("new", "sent", "in_doubt"))
-        if health.get("desired_version") != row["desired_version"] or not window.get("closed") or unsent:
-            return False
-    return True
+    return all(_has_sent_all(site, row) for row in fleet.list_devices(site.catalogue) if row["state"] == "active")
+
+
+def _has_sent_all(site: Site, device: Row) -> bool:
+    health = device["health"]
+    if health.get("desired_version") != device["desired_version"]:
+        return False  # it has not heard of this round
+    if not health.get("extra", {}).get("window", {}).get("round_closed"):
+        return False
+    here = sum(frames.count_by_state(site.catalogue, device=device["id"]).values())
+    unsent = sum(health.get("spool", {}).get(state, 0) for state in ("new", "sent", "in_doubt"))
+    return unsent == 0 and here >= health.get("frames_selected", 0)
 
 
 def do_step(site: Site, step: Step) -> None:

@@ -143,7 +143,7 @@ def _stay_up(folder: Any) -> None:
     from bowerbird_server.endpoint import WebEndpoint
 
     endpoint = WebEndpoint.load(folder)
-    out.print(f"\nStill up: {endpoint.url}  token {endpoint.token}\nCtrl-C stops everything.", highlight=False, soft_wrap=True)
+    out.print(f"\nStill up: {endpoint.url}/login#token={endpoint.token}\nCtrl-C stops everything.", highlight=False, soft_wrap=True)
     stop: threading.Event = stop_event()
     stop.wait()
 
@@ -174,7 +174,7 @@ def _show(facts: dict[str, Any], report: Path, facts_path: Path) -> None:
     frames, sent = facts["frames"], facts["bytes"]
     out.print(
         f"""
-frames   {frames["seen"]} seen, {frames["scored"]} scored, {frames["sent"]} sent; the rule max conf < 0.6 would have sent {frames["rule"]}
+frames   {frames["seen"]} seen, {frames["scored"]} scored, {frames["sent"]} sent; max conf < 0.6 would send {frames["rule"]}
 bytes    {sent["sent"]:,} sent; everything would be {sent["everything"]:,}, the rule {sent["rule"]:,}
 devices  {", ".join(f"{d['id']} runs {d['digest'][:12]}" for d in facts["devices"])}
 gate     {facts["gate"]["profile"]}: {facts["gate"]["note"]}; {facts["held_out"]["scenes"]} held-out scenes

@@ -64,7 +64,9 @@ def serve(
         endpoint = WebEndpoint.choose(site.folder, chosen)
         children = _children(site, config)
         _say_what_was_chosen(site, endpoint)
-        supervisor = Supervisor(children, site.folder.logs, state_path=site.folder.root / "serve.json")
+        address = server_address(site)
+        facts = {"web": endpoint.url, "broker": f"{address.host}:{address.port}"}
+        supervisor = Supervisor(children, site.folder.logs, state_path=site.folder.root / "serve.json", facts=facts)
     supervisor.run(stop)
 
 
@@ -96,7 +98,7 @@ def _say_what_was_chosen(site: Site, endpoint: WebEndpoint) -> None:
     own = "of its own" if broker_of(site) is not None else "yours"
     err.print(f"data       {site.folder.root}", highlight=False, soft_wrap=True)
     err.print(f"broker     {address.host}:{address.port} ({own})", highlight=False)
-    err.print(f"dashboard  {endpoint.url}  token {endpoint.token}", highlight=False, soft_wrap=True)
+    err.print(f"dashboard  {endpoint.url}/login#token={endpoint.token}", highlight=False, soft_wrap=True)
     err.print(f"devices    bowerbird devices add cam-01 --data {site.folder.root}", highlight=False, soft_wrap=True)
 
 

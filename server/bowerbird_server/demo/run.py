@@ -235,7 +235,9 @@ def _agents(site: Site, world: World) -> dict[str, Path]:
 @contextmanager
 def _processes(options: DemoOptions, site: Site, agents: dict[str, Path], screen: Screen) -> Iterator[None]:
     """Server and agents as processes that are started again when they die, and the simulated annotator beside them."""
-    server = ChildSpec("server", (sys.executable, "-m", "bowerbird_server.cli", "serve", "--data", str(site.folder.root)))
+    serve = (sys.executable, "-m", "bowerbird_server.cli", "serve", "--data", str(site.folder.root))
+    # The server stops its own children in order first.
+    server = ChildSpec("server", serve, stop_wait_s=20)
     children = [server]
     for device, config in agents.items():
         children.append(ChildSpec(device, (sys.executable, "-m", "bowerbird_agent", "run", "--config", str(config))))

@@ -110,7 +110,7 @@ def write_yolo(
         rows.append({"image": f"{picture.name}.jpg", "scene": picture.scene, "slices": ";".join(picture.slices)})
         on_done()
     data_yaml = folder / "data.yaml"
-    described = {"path": str(folder.resolve()), "train": "images/train"}
+    described = {"train": "images/train"}
     if (folder / "images" / "test").exists():
         described["test"] = "images/test"
     data_yaml.write_text(yaml.safe_dump({**described, "names": dict(enumerate(class_names))}, sort_keys=False))
