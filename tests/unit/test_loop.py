@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from bowerbird_server.loop import LoopFacts, Step, next_step
 from hypothesis import given
 from hypothesis import strategies as st
+
+from bowerbird_server.loop import LoopFacts, Step, next_step
 
 AUTOMATIC = LoopFacts(collect=True, train=True, roll_out=True, rounds_limit=2, devices=2, champion=True)
 
