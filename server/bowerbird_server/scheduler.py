@@ -108,7 +108,7 @@ def _has_sent_all(site: Site, device: Row) -> bool:
         return False
     here = sum(frames.count_by_state(site.catalogue, device=device["id"]).values())
     unsent = sum(health.get("spool", {}).get(state, 0) for state in ("new", "sent", "in_doubt"))
-    return unsent == 0 and here >= health.get("frames_selected", 0)
+    return unsent == 0 and here >= int(health.get("frames_selected", 0))
 
 
 def do_step(site: Site, step: Step) -> None:

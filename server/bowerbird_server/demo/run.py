@@ -49,6 +49,13 @@ from bowerbird_server.supervisor import ChildSpec, Supervisor
 logger = logging.getLogger(__name__)
 
 ROUNDS = 2
+# One machine plays everything: no thin link, health every second for the progress bars, and every frame encoded once to know what
+# sending everything would have cost.
+AGENT_TABLES: dict[str, dict[str, Any]] = {
+    "budget": {"bytes_per_s": 200_000.0, "burst_bytes": 2_000_000},
+    "accounting": {"encode_everything": True},
+    "health": {"interval_s": 1.0},
+}
 MARK = "demo.json"
 # A stage that makes no progress for so long is given up, with a word on where to look.
 STALLED_S = 900.0
@@ -226,7 +233,7 @@ def _agents(site: Site, world: World) -> dict[str, Path]:
     for device, camera in world.cameras().items():
         folder = site.folder.devices / device
         if not (folder / "agent.toml").exists():
-            tables = {"selection": world.selection(), **world.recipe.agent_tables}
+            tables = {"selection": world.selection(), **AGENT_TABLES, **world.recipe.agent_tables}
             folder = add_device(site, device, actor=ACTOR, cameras=[camera], tables=tables)
         made[device] = folder / "agent.toml"
     return made
