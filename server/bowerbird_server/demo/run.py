@@ -41,7 +41,7 @@ from bowerbird_server.endpoint import WebEndpoint
 from bowerbird_server.errors import Conflict, EnvironmentFault, NotFound
 from bowerbird_server.labelling.simulated import run_annotator
 from bowerbird_server.provision import add_device
-from bowerbird_server.recipes import FILM_RECIPE, SYNTHETIC_RECIPE
+from bowerbird_server.recipes import FILM_RECIPE, SYNTHETIC_RECIPE, Recipe
 from bowerbird_server.registry import publish
 from bowerbird_server.site import Site
 from bowerbird_server.supervisor import ChildSpec, Supervisor
@@ -63,7 +63,7 @@ STALLED_S = 900.0
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """What the user asked for."""
+    """What the user asked for. `recipe` replaces the demo's own numbers: tests run the same demo in a small world."""
 
     folder: Path
     cache: Path
@@ -72,6 +72,7 @@ class DemoOptions:
     ground_truth: Path | None = None
     class_name: str = "person"
     fresh: bool = False
+    recipe: Recipe | None = None
 
     def identity(self) -> dict[str, Any]:
         """What must be the same for a killed demo to be continued."""
@@ -80,6 +81,7 @@ class DemoOptions:
             "video": None if self.video is None else str(self.video.resolve()),
             "ground_truth": None if self.ground_truth is None else str(self.ground_truth.resolve()),
             "class": self.class_name,
+            **({} if self.recipe is None else {"recipe": repr(self.recipe)}),
         }
 
 
@@ -112,8 +114,8 @@ class Running:
 def make_world(options: DemoOptions) -> World:
     """The world that the options name."""
     if options.video is None:
-        return SyntheticWorld(SYNTHETIC_RECIPE, options.seed)
-    return FilmWorld(FILM_RECIPE, options.video, options.ground_truth, options.class_name)
+        return SyntheticWorld(options.recipe or SYNTHETIC_RECIPE, options.seed)
+    return FilmWorld(options.recipe or FILM_RECIPE, options.video, options.ground_truth, options.class_name)
 
 
 @contextmanager

@@ -88,7 +88,7 @@ class World(Protocol):
         ...
 
     def stream(self, seen: dict[str, int]) -> list[StreamFrame]:
-        """Every frame that the cameras have shown so far, given the highest sequence each device has seen."""
+        """Every frame that the cameras have shown so far, given how many frames each device has seen."""
         ...
 
 
@@ -189,8 +189,8 @@ class SyntheticWorld:
     def stream(self, seen: dict[str, int]) -> list[StreamFrame]:
         return [
             StreamFrame(f"{device}/street", index)
-            for device, last in seen.items()
-            for index in range(self._live_from, last + 1)
+            for device, count in seen.items()
+            for index in range(self._live_from, self._live_from + count)
         ]
 
     def _picture(self, stream: SceneStream, device: str, index: int, split: str) -> LabelledPicture:
