@@ -162,6 +162,8 @@ def _train(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
         amp=False,
         # The gate evaluates the exported file on frames that no training sees; validating here would choose an epoch by them.
         val=False,
+        # A checkpoint an epoch costs a tenth of a small training; the last epoch's is written anyway.
+        save=False,
         plots=False,
         verbose=False,
     )
