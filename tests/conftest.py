@@ -32,3 +32,10 @@ def start_broker(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
 def broker(start_broker: Callable[..., Mosquitto]) -> Mosquitto:
     """A running mosquitto that lets everybody in."""
     return start_broker()
+
+
+@pytest.fixture(scope="session")
+def first_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache in which the demo keeps first models, shared by all workers of this test run."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if base.name.startswith("popen-") else base) / "first-models"

@@ -44,6 +44,14 @@ def server_address(site: Site) -> BrokerAddress:
     return address
 
 
+def check_device_name(name: str) -> None:
+    """Raises BadInput when a name cannot stand in a topic."""
+    try:
+        check_name(name, "device")
+    except TopicError as error:
+        raise BadInput(str(error)) from error
+
+
 def add_device(
     site: Site,
     name: str,
@@ -69,16 +77,16 @@ def add_device(
     Raises:
         BadInput: the name cannot stand in a topic, or an external broker's password is missing.
     """
-    try:
-        check_name(name, "device")
-    except TopicError as error:
-        raise BadInput(str(error)) from error
+    check_device_name(name)
     broker = broker_of(site)
     if broker is None and password is None:
         raise BadInput("the broker is your own: make the device a user there and give its password with --password-file")
     known = fleet.active_devices(site.catalogue)
     if name not in known:
         fleet.add_device(site.catalogue, name, site.config.site, actor)
+        if site.config.loop.collect:
+            # Rounds say what is wanted: without a word the device would send the best of its first window unasked.
+            fleet.set_frames_total(site.catalogue, name, 0, actor)
         known = fleet.active_devices(site.catalogue)
     address = server_address(site)
     if broker is not None:

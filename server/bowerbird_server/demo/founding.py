@@ -6,10 +6,12 @@ the user's cache under a key of everything that it depends on, so that the next 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version as installed
@@ -91,25 +93,53 @@ def first_model(site: Site, dataset: Row, training: TrainingConfig, cache: Path,
     Raises:
         ServerError: the training failed; the message has the reason.
     """
-    kept = cache / _cache_key(dataset, training)
-    first = FirstModel(kept / "model.onnx", kept / "weights.pt")
-    if (kept / "facts.json").exists() and first.onnx.exists() and first.weights.exists():
+    first = kept_first_model(cache, dataset, training)
+    run = _founding_run(site, dataset)
+    if first.onnx.exists() and first.weights.exists():
+        if run is not None and run["state"] in run_rows.OPEN_STATES:
+            # Another demo has trained it since: the scheduler must not find a run that nobody waits for.
+            run_rows.cancel_run(site.catalogue, run["id"], ACTOR)
         return first
-    run_id = queue_run(site, dataset, training, ACTOR)
-    row = carry_out(site, run_rows.run(site.catalogue, run_id), report)
+    row = run or run_rows.run(site.catalogue, queue_run(site, dataset, training, ACTOR))
+    if row["state"] in run_rows.OPEN_STATES:
+        row = carry_out(site, row, report)
     if row["state"] != "promoted":
         raise ServerError(f"the first model could not be trained: {row['error'] or row['state']}")
     model = model_rows.model(site.catalogue, json.loads(row["result"])["model"])
-    scratch = kept.with_name(f".{kept.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    shutil.copyfile(site.blobs.path(model["onnx_sha256"]), scratch / "model.onnx")
-    shutil.copyfile(site.blobs.path(model["weights_sha256"]), scratch / "weights.pt")
     facts: dict[str, Any] = {"training": training.model_dump(), "dataset": dataset["id"], "result": json.loads(row["result"])}
-    (scratch / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
-    shutil.rmtree(kept, ignore_errors=True)
-    scratch.rename(kept)
+    keep_first_model(first, site.blobs.path(model["onnx_sha256"]), site.blobs.path(model["weights_sha256"]), facts)
     return first
+
+
+def _founding_run(site: Site, dataset: Row) -> Row | None:
+    """The run that a demo began for its first model, if any: killed in the middle, or trained and not yet in the cache."""
+    return site.catalogue.row(
+        "SELECT * FROM training_run WHERE dataset_version = ? AND base_model IS NULL "
+        "AND state IN ('queued', 'training', 'evaluating', 'promoted') ORDER BY id DESC LIMIT 1",
+        dataset["id"],
+    )
+
+
+def kept_first_model(cache: Path, dataset: Row, training: TrainingConfig) -> FirstModel:
+    """Where the first model for this data set and recipe is kept; nothing may be there yet."""
+    folder = cache / _cache_key(dataset, training)
+    return FirstModel(folder / "model.onnx", folder / "weights.pt")
+
+
+def keep_first_model(first: FirstModel, onnx: Path, weights: Path, facts: dict[str, Any]) -> None:
+    """Copy a first model to where it is kept, whole or not at all; two demos may do so at the same time."""
+    folder = first.onnx.parent
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent))
+    try:
+        shutil.copyfile(onnx, scratch / first.onnx.name)
+        shutil.copyfile(weights, scratch / first.weights.name)
+        (scratch / "facts.json").write_text(json.dumps(facts, indent=1, sort_keys=True))
+        shutil.rmtree(folder, ignore_errors=True)
+        with contextlib.suppress(OSError):  # the other demo was first, with an equal model
+            scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _cache_key(dataset: Row, training: TrainingConfig) -> str:
