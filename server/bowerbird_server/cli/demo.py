@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import sys
 import threading
@@ -46,6 +47,8 @@ def demo(
 
     if verbose:
         configure_logging()
+    else:
+        logging.getLogger().addHandler(logging.NullHandler())  # the screen shows stages; `--verbose` shows log lines
     if gt is not None and video is None:
         raise BadInput("--gt goes with --video; without a film the cameras are synthetic and know their own truth")
     for path in (video, gt):
@@ -143,7 +146,9 @@ def _stay_up(folder: Any) -> None:
     from bowerbird_server.endpoint import WebEndpoint
 
     endpoint = WebEndpoint.load(folder)
-    out.print(f"\nStill up: {endpoint.url}/login#token={endpoint.token}\nCtrl-C stops everything.", highlight=False, soft_wrap=True)
+    out.print(
+        f"\nStill up: {endpoint.url}/login#token={endpoint.token}\nCtrl-C stops everything.", highlight=False, soft_wrap=True
+    )
     stop: threading.Event = stop_event()
     stop.wait()
 
