@@ -60,7 +60,7 @@ class GateProfile:
 SIGNIFICANT = GateProfile(
     "significant", margin=0.0, max_class_loss=0.03, max_slice_loss=0.03, max_calibration_loss=0.05, max_latency_ratio=1.5
 )
-POINT_ESTIMATE = GateProfile("point_estimate", margin=0.01, max_class_loss=0.05, max_slice_loss=0.05)
+POINT_ESTIMATE = GateProfile("point_estimate", margin=0.01, max_class_loss=0.05, max_slice_loss=0.02)
 PROFILES = {profile.name: profile for profile in (SIGNIFICANT, POINT_ESTIMATE)}
 
 
