@@ -7,10 +7,12 @@ Without a file every default works: loopback, a broker of our own, data in `./bo
 from __future__ import annotations
 
 import tomllib
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from bowerbird_server.errors import ConfigError
 
@@ -123,11 +125,15 @@ def load_config(data: Path, explicit: Path | None = None) -> ServerConfig:
     try:
         return ServerConfig.model_validate(content)
     except ValidationError as error:
-        faults = "\n".join(
-            f"  {'.'.join(map(str, fault['loc']))}: {_fault_text(fault['type'], fault['msg'])}" for fault in error.errors()
-        )
+        faults = "\n".join(f"  {'.'.join(map(str, fault['loc']))}: {_fault_text(fault)}" for fault in error.errors())
         raise ConfigError(f"{path} cannot be used; put these right:\n{faults}") from error
 
 
-def _fault_text(kind: str, message: str) -> str:
-    return "unknown key; see `bowerbird serve --help` for the known ones" if kind == "extra_forbidden" else message
+def _fault_text(fault: ErrorDetails) -> str:
+    if fault["type"] != "extra_forbidden":
+        return fault["msg"].removeprefix("Value error, ").replace("Input should", "it must", 1)
+    part: type[BaseModel] = ServerConfig
+    for name in fault["loc"][:-1]:
+        part = cast("type[BaseModel]", part.model_fields[str(name)].annotation)
+    near = get_close_matches(str(fault["loc"][-1]), part.model_fields, n=1)
+    return f"unknown key{f'; did you mean {near[0]!r}?' if near else ''} Known here: {', '.join(part.model_fields)}"

@@ -67,8 +67,21 @@ class DataFolder:
 
     def make(self) -> DataFolder:
         """Make every folder that is missing; returns itself."""
-        for folder in (self.root, self.blobs, self.packages, self.datasets, self.training, self.repository, self.logs):
-            folder.mkdir(parents=True, exist_ok=True)
-        for folder in (self.broker, self.keys, self.devices):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.root.mkdir(parents=True, exist_ok=True)
+        for folder in self.places():
+            folder.mkdir(exist_ok=True, mode=0o700 if folder in (self.broker, self.keys, self.devices) else 0o777)
         return self
+
+    def places(self) -> tuple[Path, ...]:
+        """Every folder that `make` makes in the data folder."""
+        return (
+            self.blobs,
+            self.packages,
+            self.datasets,
+            self.training,
+            self.repository,
+            self.logs,
+            self.broker,
+            self.keys,
+            self.devices,
+        )

@@ -106,9 +106,9 @@ def import_model(site: Site, file: Path, *, trust: bool, actor: str) -> Row:
     """
     if not file.is_file():
         raise BadInput(f"there is no file {file}; give the path of a .onnx or a .pt")
-    if file.suffix == ".onnx":
+    if file.suffix.lower() == ".onnx":
         return register_model(site, file, weights=None, origin="imported", actor=actor)
-    if file.suffix != ".pt":
+    if file.suffix.lower() != ".pt":
         raise BadInput(f"{file.name} is neither .onnx nor .pt; export it first: yolo export model={file.name} format=onnx")
     if not trust:
         raise BadInput(
@@ -154,3 +154,24 @@ def publish(site: Site, digest: str, actor: str) -> int:
     release = open_repository(site).publish(package_of(site, digest))
     model_rows.set_release(site.catalogue, digest, release, actor)
     return release
+
+
+def finish_signing(site: Site, key: Path | None, actor: str) -> dict[str, int]:
+    """Publish what waits for the offline models key (mode `approved`); returns release by digest.
+
+    Args:
+        key: signs it here; None when it was signed on another machine.
+
+    Raises:
+        NotFound: nothing waits.
+        Conflict: it is not signed by the models key.
+        EnvironmentFault: the key cannot be used.
+    """
+    repository = open_repository(site)
+    signed = repository.finish() if key is None else repository.sign(key)
+    # Whatever was published and not yet written down, also by a call that was killed between the two.
+    for digest, release in repository.releases().items():
+        rows = site.catalogue.starting_with("model", "digest", digest)
+        if rows and rows[0]["release"] != release:
+            model_rows.set_release(site.catalogue, digest, release, actor)
+    return signed

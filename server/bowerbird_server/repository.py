@@ -82,11 +82,12 @@ class Lifetimes:
 class AwaitingSignature(Conflict):
     """The package is ready and waits for the offline models key (mode `approved`); nothing was published."""
 
-    def __init__(self, digest: str, release: int, path: Path) -> None:
-        super().__init__(
-            f"model {digest[:12]} (release {release}) awaits a signature: run `bowerbird models sign --key KEYFILE` here, or take "
-            f"{path} to the machine that holds the key"
-        )
+    def __init__(self, digest: str, release: int, path: Path, key: Path) -> None:
+        if key.exists():
+            how = f"run `bowerbird models sign --key {key}`; then move that key to a safe place, away from this machine"
+        else:
+            how = f"run `bowerbird models sign --key KEYFILE` here, or take {path} to the machine that holds the key"
+        super().__init__(f"model {digest[:12]} (release {release}) awaits a signature: {how}")
         self.digest = digest
         self.release = release
 
@@ -223,7 +224,7 @@ class Repository:
                 models = waiting.signed
                 queued = releases(models)
                 if queued.get(package.digest, 0) > known.get(package.digest, 0):
-                    raise AwaitingSignature(package.digest, queued[package.digest], self.pending)
+                    raise AwaitingSignature(package.digest, queued[package.digest], self.pending, self._offline("models"))
             release = max([0, *known.values(), *releases(models).values()]) + 1
             self._copy_targets(package)
             add_package(models, package.manifest, release)
@@ -232,7 +233,7 @@ class Repository:
             if self.mode == "approved":
                 self.pending.parent.mkdir(exist_ok=True)
                 write_durably(self.pending, Metadata(models).to_bytes())
-                raise AwaitingSignature(package.digest, release, self.pending)
+                raise AwaitingSignature(package.digest, release, self.pending, self._offline("models"))
             self._publish_models(current, sign(Metadata(models), [self._signer("models")]), models.version)
         logger.info("published model %s as release %s", package.digest[:12], release)
         return release
@@ -245,7 +246,7 @@ class Repository:
             EnvironmentFault: the key cannot be used, or is not the models key.
         """
         if self._pending() is None:
-            raise NotFound("no model awaits a signature")
+            raise NotFound("no model awaits a signature; `bowerbird models publish` makes one ready")
         try:
             sign_file(self.pending, key)
         except SigningError as error:
@@ -262,7 +263,7 @@ class Repository:
         with self._writing():
             waiting = self._pending()
             if waiting is None:
-                raise NotFound("no model awaits a signature")
+                raise NotFound("no model awaits a signature; `bowerbird models publish` makes one ready")
             current = self._current()
             content = self.pending.read_bytes()
             done = self.awaiting_signature()
@@ -420,7 +421,11 @@ class Repository:
         return self._load(self._metadata_path("root", self._root_version()))
 
     def _root_key(self, number: int) -> Path:
-        return self.keys_dir / "offline" / f"root-{number}.pem"
+        return self._offline(f"root-{number}")
+
+    def _offline(self, name: str) -> Path:
+        """Where `create` puts a key that should not stay here."""
+        return self.keys_dir / "offline" / f"{name}.pem"
 
     def _root_signers(self) -> list[Signer]:
         """Enough root keys to sign, or none: they should be elsewhere."""

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue
-from bowerbird_server.config import ServerConfig, load_config
-from bowerbird_server.errors import EnvironmentFault
+from bowerbird_server.config import CONFIG_NAME, ServerConfig, load_config
+from bowerbird_server.errors import BadInput, EnvironmentFault, NotFound
 from bowerbird_server.layout import DataFolder
 
 
@@ -25,20 +25,27 @@ class Site:
     blobs: LocalBlobs
 
     @classmethod
-    def open(cls, data: Path, config_path: Path | None = None) -> Site:
-        """Open a data folder, making it when it is new.
+    def open(cls, data: Path, config_path: Path | None = None, *, make: bool = True) -> Site:
+        """Open a data folder.
+
+        Args:
+            make: make it when it is new; otherwise a new folder is a mistake, which is told.
 
         Raises:
             ConfigError: the configuration cannot be used.
+            NotFound: there is no site in the folder, and none shall be made.
+            BadInput: the folder is something else's.
             EnvironmentFault: the folder cannot be made or written, or the catalogue not opened.
         """
         config = load_config(data, config_path)
         folder = DataFolder(data.resolve())
         try:
+            if not folder.catalogue.exists():
+                _check_new(folder, make=make)
             folder.make()
         except OSError as error:
             raise EnvironmentFault(
-                f"cannot make the data folder {folder.root}: {error.strerror}; choose another with --data"
+                f"cannot use the data folder {folder.root}: {error.strerror}; choose another with --data, or set its owner right"
             ) from error
         return cls(folder, config, Catalogue(folder.catalogue), LocalBlobs(folder.blobs))
 
@@ -51,3 +58,19 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _check_new(folder: DataFolder, *, make: bool) -> None:
+    """Whether a site may begin here: in no folder yet, or in one without anything of somebody else's."""
+    if not make:
+        raise NotFound(
+            f"there is no site in {folder.root}; check --data, or make one with `bowerbird serve --data {folder.root}`"
+        )
+    if not folder.root.exists():
+        return
+    ours = {path.name for path in folder.places()} | {CONFIG_NAME, "lost+found"}
+    foreign = sorted(path.name for path in folder.root.iterdir() if path.name not in ours and not path.name.startswith("."))
+    if foreign:
+        raise BadInput(
+            f"{folder.root} holds other things ({', '.join(foreign[:3])}) and no site; name a new or empty folder with --data"
+        )

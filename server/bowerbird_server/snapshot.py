@@ -19,6 +19,7 @@ import numpy as np
 import yaml
 
 from bowerbird_server.catalogue import Catalogue, Row
+from bowerbird_server.catalogue.classes import class_names
 from bowerbird_server.catalogue.datasets import (
     LabelledFrame,
     add_version,
@@ -26,7 +27,7 @@ from bowerbird_server.catalogue.datasets import (
     labelled_frames,
     scene_splits,
 )
-from bowerbird_server.errors import BadInput
+from bowerbird_server.errors import BadInput, EnvironmentFault
 from bowerbird_server.evaluate import EvaluationFrame
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def take_snapshot(catalogue: Catalogue, blobs: BlobStore, *, holdout_share: floa
         for scene in sorted({frame.scene for frame in frames} - known.keys()):
             assign_scene(catalogue, scene, split_of(scene, holdout_share))
         splits = {scene: split for scene, (split, _) in scene_splits(catalogue).items()}
-        classes = [row["name"] for row in catalogue.rows("SELECT name FROM class ORDER BY id")]
+        classes = class_names(catalogue)
         manifest = {
             "schema": 1,
             "classes": classes,
@@ -90,38 +91,55 @@ def read_manifest(blobs: BlobStore, version: Row) -> dict[str, Any]:
     return manifest
 
 
-def materialise(blobs: BlobStore, version: Row, folder: Path) -> Path:
+def materialise(blobs: BlobStore, version: Row, folder: Path, *, copy: bool = False) -> Path:
     """Lay a version out as an Ultralytics data set (`images/`, `labels/`, `data.yaml`); returns the path of `data.yaml`.
 
     The folder can be thrown away at any time. A finished one is used again; a half-written one is made anew.
+
+    Args:
+        copy: give pictures of their own to a folder that leaves our hands; otherwise they are links to the blobs, never to be written.
+
+    Raises:
+        EnvironmentFault: the folder cannot be written.
     """
     target = folder / str(version["id"])
     data_yaml = target / "data.yaml"
     if data_yaml.exists():
         return data_yaml
     manifest = read_manifest(blobs, version)
-    class_id = {name: i for i, name in enumerate(manifest["classes"])}
     scratch = folder / f".{version['id']}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        _lay_out(blobs, manifest, scratch, target.resolve(), copy=copy)
+        shutil.rmtree(target, ignore_errors=True)
+        scratch.rename(target)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise EnvironmentFault(
+            f"cannot write the data set to {folder}: {error.strerror}; free space or set its owner right"
+        ) from error
+    return data_yaml
+
+
+def _lay_out(blobs: BlobStore, manifest: dict[str, Any], scratch: Path, target: Path, *, copy: bool) -> None:
+    class_id = {name: i for i, name in enumerate(manifest["classes"])}
     for entry in manifest["frames"]:
         images, labels = (scratch / kind / entry["split"] for kind in ("images", "labels"))
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(parents=True, exist_ok=True)
         suffix = ".jpg" if entry["format"] == "jpeg" else f".{entry['format']}"
-        _link(blobs.path(entry["blob"]), images / f"{entry['frame']}{suffix}")
+        put = shutil.copyfile if copy else _link
+        put(blobs.path(entry["blob"]), images / f"{entry['frame']}{suffix}")
         (labels / f"{entry['frame']}.txt").write_text(_yolo_lines(entry, class_id))
     used = {entry["split"] for entry in manifest["frames"]}
     description = {
-        "path": str(target.resolve()),
+        "path": str(target),
         "train": "images/train",
         # Ultralytics insists on a `val` entry; our trainer validates only where there is such a split.
         "val": "images/val" if "val" in used else "images/train",
         "names": dict(enumerate(manifest["classes"])),
     }
     (scratch / "data.yaml").write_text(yaml.safe_dump(description, sort_keys=False))
-    shutil.rmtree(target, ignore_errors=True)
-    scratch.rename(target)
-    return data_yaml
 
 
 def _link(source: Path, target: Path) -> None:

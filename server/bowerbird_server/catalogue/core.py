@@ -63,20 +63,32 @@ class Catalogue:
             connection.execute("PRAGMA foreign_keys = ON")
             self.connection = connection
             self.db = Database(connection)
+            self._refuse_foreign()
             self._migrate()
         except sqlite3.Error as error:
             raise EnvironmentFault(
-                f"cannot open the catalogue {path}: {error}. Check that the folder exists, is writable and has space."
+                f"cannot open the catalogue {path}: {error}. Check that the folder is writable and has space; if the file is "
+                "damaged or something else, restore it from a backup or name another folder with --data."
             ) from error
+
+    def _refuse_foreign(self) -> None:
+        """Somebody else's database is left as it is."""
+        tables = set(self.db.table_names())
+        if tables and catalogue_migrations.migrations_table not in tables:
+            self.connection.close()
+            raise EnvironmentFault(
+                f"{self.path} is a database, but not a catalogue of Bowerbird: it was left alone. Name another folder with --data."
+            )
 
     def _migrate(self) -> None:
         # Several processes start at once: one takes the lock and applies, the others lose the race and find nothing pending.
-        deadline = time.monotonic() + 20
+        started_s = time.monotonic()
         while catalogue_migrations.pending(self.db):
             try:
                 catalogue_migrations.apply(self.db)
-            except sqlite3.Error:
-                if time.monotonic() > deadline:
+            except sqlite3.Error as error:
+                busy = "locked" in str(error) or "busy" in str(error)
+                if time.monotonic() - started_s > (20 if busy else 2):
                     raise
                 time.sleep(0.1)
 
@@ -132,6 +144,19 @@ class Catalogue:
         """The first column of the first row, or None."""
         found = self.row(sql, *params)
         return None if found is None else next(iter(found.values()))
+
+    def starting_with(self, table: str, key: str, text: str) -> list[Row]:
+        """The rows whose key begins with `text`, letter for letter; none for an empty text, and no more than it takes to know that
+        the beginning is shared."""
+        if not text:
+            return []
+        # Table and key are our own constants, never input.
+        return self.rows(f'SELECT * FROM "{table}" WHERE substr("{key}", 1, ?) = ? LIMIT 20', len(text), text)  # noqa: S608
+
+    def damage(self) -> str:
+        """What SQLite finds wrong with the file, "" for nothing."""
+        found = str(self.value("PRAGMA quick_check"))
+        return "" if found == "ok" else found
 
     def log(self, actor: str, kind: str, subject: str, why: Mapping[str, Any] | None = None) -> None:
         """Append to the event log: who did what to what, and why. Call it inside the transaction that does it."""

@@ -108,7 +108,8 @@ def dataset_version(catalogue: Catalogue, which: str | int) -> Row:
     elif text.isdigit():
         row = catalogue.row("SELECT * FROM dataset_version WHERE number = ?", int(text))
     else:
-        row = catalogue.row("SELECT * FROM dataset_version WHERE id LIKE ? || '%'", text)
+        found = catalogue.starting_with("dataset_version", "id", text)
+        row = found[0] if len(found) == 1 else None
     if row is None:
         raise NotFound(
             f"no data set version {text!r}; `bowerbird dataset list` shows them, `bowerbird dataset snapshot` makes one"

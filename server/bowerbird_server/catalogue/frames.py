@@ -231,6 +231,24 @@ def get(cat: Catalogue, frame: str) -> Row:
     return {**row, "detections": detections(cat, frame)}
 
 
+def find(cat: Catalogue, beginning: str) -> Row:
+    """As `get`, for the first characters of a frame's id, as lists show them.
+
+    Raises:
+        NotFound: there is no such frame, or more than one.
+    """
+    found = cat.starting_with("frame", "id", beginning)
+    if len(found) != 1:
+        count = len(found) or "no"
+        raise NotFound(f"{count} frames start with {beginning[:64]!r}; `bowerbird frames list` shows what there is")
+    return get(cat, found[0]["id"])
+
+
+def blobs_of(cat: Catalogue) -> list[Row]:
+    """The id and the blob of every frame, for checks."""
+    return cat.rows("SELECT id, blob FROM frame ORDER BY id")
+
+
 def state_of(cat: Catalogue, frame: str) -> str | None:
     """A frame's state, None when the catalogue does not know it."""
     state: str | None = cat.value("SELECT state FROM frame WHERE id = ?", frame)

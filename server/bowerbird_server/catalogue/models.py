@@ -33,9 +33,9 @@ def model(catalogue: Catalogue, which: str) -> Row:
                 "there is no champion yet; `bowerbird train` makes a first model, `bowerbird models import` brings one"
             )
         return found
-    rows = catalogue.rows("SELECT * FROM model WHERE digest LIKE ? || '%'", which)
+    rows = catalogue.starting_with("model", "digest", which)
     if len(rows) != 1:
-        raise NotFound(f"{len(rows)} models start with {which!r}; `bowerbird models list` shows them")
+        raise NotFound(f"{len(rows) or 'no'} models start with {which!r}; `bowerbird models list` shows them")
     return rows[0]
 
 

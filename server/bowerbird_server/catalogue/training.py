@@ -43,9 +43,9 @@ def run(catalogue: Catalogue, run_id: str) -> Row:
     Raises:
         NotFound: none, or more than one.
     """
-    rows = catalogue.rows("SELECT * FROM training_run WHERE id LIKE ? || '%'", run_id)
+    rows = catalogue.starting_with("training_run", "id", run_id)
     if len(rows) != 1:
-        raise NotFound(f"{len(rows)} training runs start with {run_id!r}; `bowerbird train list` shows them")
+        raise NotFound(f"{len(rows) or 'no'} training runs start with {run_id!r}; `bowerbird train list` shows them")
     return rows[0]
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
+from rich.markup import escape
 
 from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import dataset, demo, devices, doctor, frames, labels, models, rollout, serve, train
 from bowerbird_server.cli.common import err
-from bowerbird_server.errors import ServerError
+from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
 
 app = typer.Typer(
     name="bowerbird",
@@ -55,20 +57,30 @@ def main() -> None:
     try:
         app()
     except (ServerError, ModelError) as error:
-        err.print(f"[bold red]error:[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
-        sys.exit(getattr(error, "exit_code", 2))
+        _fail(str(error), getattr(error, "exit_code", BadInput.exit_code))
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)
     except BrokenPipeError:  # `bowerbird frames list | head`
         sys.stderr.close()
         sys.exit(0)
+    except (
+        sqlite3.OperationalError
+    ) as error:  # the disk under the catalogue: full, read-only, gone, or a writer that never ends
+        _fail(
+            f"the catalogue cannot be used now: {error}; free space or set the folder's owner right", EnvironmentFault.exit_code
+        )
+    except OSError as error:
+        where = f" {error.filename}" if error.filename else ""
+        _fail(
+            f"cannot go on:{where} {error.strerror or error}; free space or set owner and mode right",
+            EnvironmentFault.exit_code,
+        )
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _fail(message: str, exit_code: int) -> NoReturn:
+    err.print(f"[bold red]error:[/] {escape(message)}", highlight=False, soft_wrap=True)
+    sys.exit(exit_code)
 
 
 if __name__ == "__main__":

@@ -9,19 +9,21 @@ import getpass
 import json
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from bowerbird_server.site import Site
 
-out = Console()
+# A file or a pipe has no width: there a row is a line.
+out = Console(width=None if sys.stdout.isatty() else 1000)
 err = Console(stderr=True)
 
 Data = Annotated[Path, typer.Option("--data", envvar="BOWERBIRD_DATA", help="The server's data folder.", show_default=True)]
@@ -39,10 +41,20 @@ def actor() -> str:
 
 
 @contextmanager
-def open_site(data: Path, config: Path | None = None) -> Iterator[Site]:
-    """The site, closed again at the end."""
-    with Site.open(data, config) as site:
+def open_site(data: Path, config: Path | None = None, *, make: bool = False) -> Iterator[Site]:
+    """The site, closed again at the end; `make` where the command is one that a site may begin with."""
+    with Site.open(data, config, make=make) as site:
         yield site
+
+
+def say(text: str) -> None:
+    """A line on standard output exactly as it is: no folding, no markup."""
+    out.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def tell(text: str) -> None:
+    """A line on standard error exactly as it is."""
+    err.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 def configure_logging(*, verbose: bool = False) -> None:
@@ -67,14 +79,28 @@ def show_rows(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], *, 
         show_json([dict(row) for row in rows])
         return
     if not rows:
-        out.print(none, highlight=False)
+        say(none)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in columns.values():
         table.add_column(heading, overflow="fold")
     for row in rows:
-        table.add_row(*("" if row.get(key) is None else str(row[key]) for key in columns))
+        table.add_row(*("" if row.get(key) is None else Text(str(row[key])) for key in columns))
     out.print(table)
+
+
+@contextmanager
+def progress_of(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A function (done, total) that shows a bar from its first call on; work that fails before shows none."""
+    with progress_bars() as bars:
+        tasks: list[TaskID] = []
+
+        def progress(done: int, total: int) -> None:
+            if not tasks:
+                tasks.append(bars.add_task(description, total=total))
+            bars.update(tasks[0], completed=done, total=total)
+
+        yield progress
 
 
 @contextmanager

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from bowerbird_server.catalogue import overview
 from bowerbird_server.catalogue.datasets import dataset_version, split_counts
-from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, out, progress_bars, show_json, show_rows
+from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, progress_of, say, show_json, show_rows
 from bowerbird_server.dataset_import import import_dataset
+from bowerbird_server.errors import BadInput
 from bowerbird_server.snapshot import materialise, take_snapshot
 
 app = typer.Typer(no_args_is_help=True, help="Data set versions. Example: bowerbird dataset import data.yaml")
@@ -29,54 +31,51 @@ def import_(
 
     Faults in its label files are listed with file and line, and then nothing is imported.
     """
-    with open_site(data) as site, progress_bars() as bars:
-        task = bars.add_task("importing", total=None)
+    with open_site(data, make=True) as site, progress_of("importing") as progress:
         result = import_dataset(
             site,
             data_yaml,
             groups=groups,
             actor=actor(),
-            on_progress=lambda done, total: bars.update(task, completed=done, total=total),
+            on_progress=progress,
         )
     if as_json:
         show_json(result.to_map())
     else:
-        out.print(
+        say(
             f"{result.frames} frames ({result.new} new), {result.boxes} boxes, {result.held_out} held out; "
-            f"classes {', '.join(result.class_names)}",
-            highlight=False,
+            f"classes {', '.join(result.class_names)}"
         )
 
 
 @app.command()
-def snapshot(data: Data = DATA, as_json: AsJson = False) -> None:
+def snapshot(data: Data = DATA, config: Config = None, as_json: AsJson = False) -> None:
     """Freeze what is labelled now as a version; the same labels give the same version."""
-    with open_site(data) as site:
+    with open_site(data, config) as site:
         row = take_snapshot(site.catalogue, site.blobs, holdout_share=site.config.loop.holdout_share, actor=actor())
         if as_json:
             show_json({**row, "splits": split_counts(site.catalogue, row["id"])})
         else:
-            out.print(
-                f"version {row['number']}: {row['frames']} frames, {row['boxes']} boxes, {row['id'][:12]}", highlight=False
-            )
+            say(f"version {row['number']}: {row['frames']} frames, {row['boxes']} boxes, {row['id'][:12]}")
 
 
 @app.command("list")
 def list_versions(data: Data = DATA, as_json: AsJson = False) -> None:
     """All versions, newest first."""
     with open_site(data) as site:
-        rows = site.catalogue.rows("SELECT * FROM dataset_version ORDER BY number DESC")
+        rows = overview.datasets(site.catalogue)
         for row in rows:
-            row["splits"] = ", ".join(f"{n} {split}" for split, n in sorted(split_counts(site.catalogue, row["id"]).items()))
+            row["shown_splits"] = ", ".join(f"{n} {split}" for split, n in sorted(row["splits"].items()))
+            row["short"] = row["id"][:12]
         show_rows(
             rows,
             {
                 "number": "version",
                 "frames": "frames",
                 "boxes": "boxes",
-                "splits": "splits",
+                "shown_splits": "splits",
                 "created_at": "made",
-                "id": "digest",
+                "short": "digest",
             },
             as_json=as_json,
             none="no versions yet; label frames and run `bowerbird dataset snapshot`, or import a data set",
@@ -91,9 +90,7 @@ def export(
 ) -> None:
     """Lay a version out as an Ultralytics data set; prints the path of its data.yaml."""
     with open_site(data) as site:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise BadInput(f"{folder} is not empty; name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
-        out.print(
-            str(materialise(site.blobs, dataset_version(site.catalogue, version), folder.resolve())),
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(str(materialise(site.blobs, dataset_version(site.catalogue, version), folder.resolve(), copy=True)))

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from bowerbird_server.catalogue import fleet
-from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, out, show_json, show_rows
-from bowerbird_server.errors import BadInput
-from bowerbird_server.provision import add_device, broker_of
+from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
+from bowerbird_server.errors import BadInput, Conflict
+from bowerbird_server.provision import add_device, broker_of, check_device_name
 
 app = typer.Typer(
     no_args_is_help=True, help="Devices of this site. Example: bowerbird devices add cam-01 --camera rtsp://10.0.0.7/1"
@@ -29,9 +29,14 @@ def add(
     password_file: Annotated[
         Path | None, typer.Option(help="With a broker of your own: file with the device's password there.")
     ] = None,
+    again: Annotated[
+        bool, typer.Option("--again", help="A known device too: new password, new folder; the old password stops working.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make devices known; each gets a folder to copy to the board, for `bowerbird-agent run --config FOLDER/agent.toml`."""
+    for name in names:
+        check_device_name(name)
     password = None
     if password_file is not None:
         try:
@@ -39,7 +44,13 @@ def add(
         except OSError as error:
             raise BadInput(f"cannot read {password_file}: {error.strerror}") from error
     cameras = [{"name": f"camera-{n}", "source": source} for n, source in enumerate(camera or [], start=1)]
-    with open_site(data, config) as site:
+    with open_site(data, config, make=True) as site:
+        known = sorted(set(names) & fleet.active_devices(site.catalogue).keys())
+        if known and not again:
+            raise Conflict(
+                f"{', '.join(known)} is known already; its folder is in {site.folder.devices}. "
+                "--again gives it a new password and a new folder, and the old password stops working."
+            )
         made = {
             name: str(add_device(site, name, actor=actor(), cameras=list(cameras), broker_host=broker_host, password=password))
             for name in names
@@ -48,10 +59,8 @@ def add(
         show_json(made)
         return
     for name, folder in made.items():
-        out.print(
-            f"{name}: copy {folder} to the device, set its cameras in agent.toml, then there:", highlight=False, soft_wrap=True
-        )
-        out.print("  bowerbird-agent run --config agent.toml", highlight=False)
+        say(f"{name}: copy {folder} to the device, set its cameras in agent.toml, then there:")
+        say("  bowerbird-agent run --config agent.toml")
 
 
 @app.command("list")
@@ -100,4 +109,4 @@ def retire(device: str, data: Data = DATA, config: Config = None) -> None:
         broker = broker_of(site)
         if broker is not None:
             broker.remove_device(device, fleet.active_devices(site.catalogue))
-    out.print(f"{device} is retired", highlight=False)
+    say(f"{device} is retired")

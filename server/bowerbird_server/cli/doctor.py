@@ -12,7 +12,8 @@ from pathlib import Path
 import typer
 
 from bowerbird_server.broker import find_program
-from bowerbird_server.cli.common import DATA, AsJson, Config, Data, out, show_json
+from bowerbird_server.catalogue.frames import blobs_of
+from bowerbird_server.cli.common import DATA, AsJson, Config, Data, say, show_json
 from bowerbird_server.config import load_config
 from bowerbird_server.errors import ServerError
 from bowerbird_server.site import Site
@@ -41,7 +42,7 @@ def doctor(data: Data = DATA, config: Config = None, as_json: AsJson = False) ->
         show_json([asdict(finding) for finding in findings])
     else:
         for finding in findings:
-            out.print(f"{finding.state:5} {finding.what}: {finding.text}", highlight=False, markup=False, soft_wrap=True)
+            say(f"{finding.state:5} {finding.what}: {finding.text}")
     if any(finding.state == "fault" for finding in findings):
         raise typer.Exit(1)
 
@@ -83,18 +84,19 @@ def _examine(data: Path, config: Path | None) -> Iterator[Finding]:
 
 def _examine_data(data: Path, config: Path | None) -> Iterator[Finding]:
     try:
-        with Site.open(data, config) as site:
-            damage = site.catalogue.value("PRAGMA quick_check")
-            frames = site.catalogue.value("SELECT count(*) FROM frame")
-            lost = [
-                row["id"] for row in site.catalogue.rows("SELECT id, blob FROM frame") if not site.blobs.exists(row["blob"])
-            ]
+        with Site.open(data, config, make=False) as site:
+            damage = site.catalogue.damage()
+            rows = blobs_of(site.catalogue)
+            lost = [row["id"] for row in rows if not site.blobs.exists(row["blob"])]
+            offline = sorted(path.name for path in (site.folder.keys / "offline").glob("*.pem"))
             loose = [path.name for path in site.folder.keys.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
     except ServerError as error:
         yield Finding("data", "fault", str(error))
         return
     yield Finding(
-        "catalogue", "ok" if damage == "ok" else "fault", f"{frames} frames" if damage == "ok" else f"damaged: {damage}"
+        "catalogue",
+        "fault" if damage else "ok",
+        f"damaged: {damage}; restore it from a backup" if damage else f"{len(rows)} frames",
     )
     if lost:
         yield Finding(
@@ -102,3 +104,7 @@ def _examine_data(data: Path, config: Path | None) -> Iterator[Finding]:
         )
     if loose:
         yield Finding("keys", "fault", f"others can read {', '.join(loose[:5])}: chmod 600 {data}/keys/*")
+    elif offline:
+        yield Finding(
+            "keys", "note", f"move {', '.join(offline)} of {data}/keys/offline to a safe place away from this machine"
+        )

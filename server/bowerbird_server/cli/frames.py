@@ -10,8 +10,11 @@ import typer
 
 from bowerbird_server.batch import build_batch
 from bowerbird_server.catalogue import frames as frame_rows
-from bowerbird_server.cli.common import DATA, AsJson, Data, actor, err, open_site, out, progress_bars, show_json, show_rows
+from bowerbird_server.catalogue.batches import queue_length
+from bowerbird_server.catalogue.labels import labels_of
+from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, progress_of, say, show_json, show_rows, tell
 from bowerbird_server.dataset_import import import_frames
+from bowerbird_server.errors import BadInput
 
 app = typer.Typer(no_args_is_help=True, help="Frames on the server. Example: bowerbird frames list --state queued")
 
@@ -25,6 +28,8 @@ def list_frames(
     as_json: AsJson = False,
 ) -> None:
     """Frames with the reasons why they were chosen, newest first."""
+    if state is not None and state not in frame_rows.STATES:
+        raise BadInput(f"no frame is ever {state!r}; the states are {', '.join(frame_rows.STATES)}")
     with open_site(data) as site:
         page = frame_rows.list_frames(site.catalogue, state=state, camera=camera, limit=limit)
     rows = list(page.rows)
@@ -49,14 +54,12 @@ def list_frames(
 def show(frame: str, data: Data = DATA) -> None:
     """Everything about one frame, as JSON: why it was chosen, what the device saw, who labelled it."""
     with open_site(data) as site:
-        row = frame_rows.get(site.catalogue, frame)
-        labels = site.catalogue.rows("SELECT * FROM label WHERE frame = ? ORDER BY revision", row["id"])
+        row = frame_rows.find(site.catalogue, frame)
         show_json(
             {
                 **row,
                 "strategy_scores": json.loads(row["strategy_scores"]),
-                "detections": frame_rows.detections(site.catalogue, row["id"]),
-                "labels": [{**label, "boxes": json.loads(label["boxes"])} for label in labels],
+                "labels": labels_of(site.catalogue, row["id"]),
                 "image": str(site.blobs.path(row["blob"])),
             }
         )
@@ -70,23 +73,26 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Take in unlabelled pictures from a folder. To send only those worth a label: bowerbird-agent score FOLDER"""
-    with open_site(data) as site, progress_bars() as bars:
-        task = bars.add_task("importing", total=None)
-        result = import_frames(site, folder, lambda done, total: bars.update(task, completed=done, total=total))
+    with open_site(data, make=True) as site, progress_of("importing") as progress:
+        result = import_frames(site, folder, progress)
         batch = build_batch(site.catalogue, frames=max(1, result.new)) if queue and result.new else None
     for fault in result.skipped:
-        err.print(f"skipped {fault}", highlight=False, markup=False)
+        tell(f"skipped {fault}")
     if as_json:
         show_json({"new": result.new, "known": result.known, "skipped": list(result.skipped), "batch": batch})
     else:
-        out.print(f"{result.new} new frames, {result.known} known already, {len(result.skipped)} skipped", highlight=False)
+        say(f"{result.new} new frames, {result.known} known already, {len(result.skipped)} skipped")
     if result.skipped and not (result.new or result.known):
         raise typer.Exit(2)
 
 
 @app.command()
 def queue(data: Data = DATA, count: Annotated[int, typer.Option("--frames", min=1, help="At most so many.")] = 100) -> None:
-    """Hand received frames to annotators as a batch: the best first, none twice."""
+    """Hand received frames to annotators as a batch: the best first, none twice. Example: bowerbird frames queue --frames 50"""
     with open_site(data) as site:
         batch = build_batch(site.catalogue, frames=count, actor=actor())
-        out.print("no received frames wait" if batch is None else f"batch {batch}", highlight=False)
+        if batch is None:
+            say("no received frames wait; they come from devices, or with `bowerbird frames import FOLDER`")
+            return
+        waiting = queue_length(site.catalogue)
+        say(f"batch {batch}; {waiting} frames wait for a label, on the review page of `bowerbird serve`")

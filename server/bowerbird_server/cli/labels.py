@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +11,7 @@ import typer
 
 from bowerbird_server.catalogue import batches
 from bowerbird_server.catalogue.classes import add_classes, class_names
-from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, out, show_json, show_rows
+from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.labelling import files
 
 app = typer.Typer(no_args_is_help=True, help="Labels. Example: bowerbird labels export labels/ --format coco")
@@ -45,16 +46,14 @@ def classes(
     as_json: AsJson = False,
 ) -> None:
     """The classes that this site labels, in class id order."""
-    with open_site(data) as site:
+    with open_site(data, make=bool(add)) as site:
         if add:
             add_classes(site.catalogue, add, actor())
         names = class_names(site.catalogue)
     if as_json:
         show_json(names)
     else:
-        out.print(
-            "\n".join(f"{i} {name}" for i, name in enumerate(names)) or "no classes yet; add one with --add", highlight=False
-        )
+        say("\n".join(f"{i} {name}" for i, name in enumerate(names)) or "no classes yet; add one with --add")
 
 
 @app.command()
@@ -68,8 +67,8 @@ def export(
     """Write labelled frames with their newest labels, to look at or to work on elsewhere."""
     with open_site(data) as site:
         write = files.export_yolo if form is Format.YOLO else files.export_coco
-        write(site.catalogue, site.blobs, folder)
-    out.print(str(folder), highlight=False, soft_wrap=True)
+        written = write(site.catalogue, site.blobs, folder)
+    say(f"{written} labelled frames in {folder}")
 
 
 @app.command("import")
@@ -83,8 +82,10 @@ def import_(
     """Take in labels for frames of this server; all faults are listed with file and line, and then nothing is changed."""
     with open_site(data) as site:
         read = files.import_yolo if form is Format.YOLO else files.import_coco
-        result = read(site.catalogue, site.blobs, source, author or actor())
+        # A data.yaml stands for its folder.
+        place = source.parent if form is Format.YOLO and source.is_file() else source
+        result = read(site.catalogue, site.blobs, place, author or actor())
     if as_json:
-        show_json(result)
+        show_json(asdict(result))
     else:
-        out.print(f"labels imported: {result}", highlight=False)
+        say(f"{result.frames} frames labelled, {result.boxes} boxes")

@@ -1,4 +1,4 @@
-"""`bowerbird models`: import, list, show, promote, publish, sign."""
+"""`bowerbird models`: import, list, show, evaluate, promote, publish, sign."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from typing import Annotated
 
 import typer
 
+from bowerbird_models.signing import sign_file
 from bowerbird_server.catalogue import models as model_rows
+from bowerbird_server.catalogue import overview
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.classes import class_names as known_classes
 from bowerbird_server.catalogue.datasets import dataset_version
-from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, out, show_json, show_rows
+from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput
-from bowerbird_server.registry import import_model, publish
+from bowerbird_server.registry import finish_signing, import_model, publish
 from bowerbird_server.training_runs import evaluate_on
 
 app = typer.Typer(no_args_is_help=True, help="Models and their packages. Example: bowerbird models import best.onnx")
@@ -32,7 +34,7 @@ def import_(
     as_json: AsJson = False,
 ) -> None:
     """Take in a model that you have. Example: bowerbird models import best.onnx --promote"""
-    with open_site(data, config) as site:
+    with open_site(data, config, make=True) as site:
         row = import_model(site, file, trust=trust, actor=actor())
         if not known_classes(site.catalogue):
             add_classes(site.catalogue, json.loads(row["class_names"]), actor())
@@ -41,17 +43,17 @@ def import_(
         if as_json:
             show_json(model_rows.model(site.catalogue, row["digest"]))
         else:
-            out.print(f"model {row['digest'][:12]} with classes {', '.join(json.loads(row['class_names']))}", highlight=False)
+            say(f"model {row['digest'][:12]} with classes {', '.join(json.loads(row['class_names']))}")
 
 
 @app.command("list")
 def list_models(data: Data = DATA, as_json: AsJson = False) -> None:
     """All models, newest first."""
     with open_site(data) as site:
-        rows = site.catalogue.rows("SELECT * FROM model ORDER BY created_at DESC")
+        rows = overview.models(site.catalogue)
         for row in rows:
             row["short"] = row["digest"][:12]
-            score = json.loads(row["metrics"]).get("map50_95")
+            score = (row["metrics"] or {}).get("map50_95")
             row["map50_95"] = "" if score is None else f"{score:.3f}"
         show_rows(
             rows,
@@ -77,19 +79,13 @@ def show(model: str, data: Data = DATA, as_json: AsJson = False) -> None:
             show_json({**row, **{key: json.loads(row[key]) for key in ("metrics", "verdict", "class_names", "manifest")}})
             return
         metrics, verdict = json.loads(row["metrics"]), json.loads(row["verdict"])
-        out.print(
-            f"model   {row['digest']}\nstate   {row['state']}\nclasses {', '.join(json.loads(row['class_names']))}",
-            highlight=False,
-        )
+        say(f"model   {row['digest']}\nstate   {row['state']}\nclasses {', '.join(json.loads(row['class_names']))}")
         if metrics:
-            out.print(
-                f"mAP50-95 {metrics['map50_95']:.4f} on {metrics['frames']} frames of {metrics['scenes']} scenes",
-                highlight=False,
-            )
+            say(f"mAP50-95 {metrics['map50_95']:.4f} on {metrics['frames']} frames of {metrics['scenes']} scenes")
             for name, value in {**metrics["per_slice"], **metrics["per_class"]}.items():
-                out.print(f"  {name}: {'never drawn' if value is None else f'{value:.4f}'}", highlight=False)
+                say(f"  {name}: {'never drawn' if value is None else f'{value:.4f}'}")
         for reason in verdict.get("reasons", []):
-            out.print(f"gate: {reason}", highlight=False)
+            say(f"gate: {reason}")
 
 
 @app.command()
@@ -112,12 +108,49 @@ def promote(model: str, why: Annotated[str, typer.Option(help="Kept in the event
     with open_site(data) as site:
         row = model_rows.model(site.catalogue, model)
         model_rows.promote(site.catalogue, row["digest"], actor(), {"reasons": [why]})
-        out.print(f"model {row['digest'][:12]} is the champion; `bowerbird rollout start` sends it to devices", highlight=False)
+        say(f"model {row['digest'][:12]} is the champion; `bowerbird rollout start` sends it to devices")
 
 
 @app.command("publish")
-def publish_(model: str = "champion", data: Data = DATA, config: Config = None) -> None:
-    """Sign a model's package into the repository that devices read."""
+def publish_(
+    model: Annotated[str, typer.Argument(help="Digest, a prefix of it, or champion.")] = "champion",
+    data: Data = DATA,
+    config: Config = None,
+) -> None:
+    """Sign a model's package into the repository that devices read; `rollout start` does so too. Example: bowerbird models publish
+
+    With signing.mode "approved" it only makes ready what `bowerbird models sign` then signs.
+    """
     with open_site(data, config) as site:
         row = model_rows.model(site.catalogue, model)
-        out.print(f"model {row['digest'][:12]} is release {publish(site, row['digest'], actor())}", highlight=False)
+        say(f"model {row['digest'][:12]} is release {publish(site, row['digest'], actor())}")
+
+
+@app.command("sign")
+def sign_(
+    key: Annotated[
+        Path | None, typer.Option(help="The models key; left out, what was signed elsewhere and brought back is published.")
+    ] = None,
+    file: Annotated[
+        Path | None, typer.Option(help="Only sign this file, on a machine that holds the key and no data folder.")
+    ] = None,
+    data: Data = DATA,
+    config: Config = None,
+) -> None:
+    """Sign what waits for a person (signing.mode "approved") and publish it. Example: bowerbird models sign --key models.pem
+
+    On another machine: copy repository/pending/models.json there, bowerbird models sign --key models.pem --file models.json, copy it
+    back to its place and run bowerbird models sign without a key.
+    """
+    if file is not None:
+        if key is None:
+            raise BadInput("--file needs --key: the key that is to sign it")
+        sign_file(file, key)
+        say(f"{file} is signed; copy it back to repository/pending/ of the server and run `bowerbird models sign` there")
+        return
+    with open_site(data, config) as site:
+        signed = finish_signing(site, key, actor())
+    for digest, release in signed.items():
+        say(f"model {digest[:12]} is release {release}; `bowerbird rollout start --model {digest[:12]}` sends it to devices")
+    if not signed:
+        say("published; there was no new model in it")

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.catalogue import fleet, rollouts
+from bowerbird_server.catalogue import fleet, overview, rollouts
 from bowerbird_server.catalogue import models as model_rows
-from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, out, show_json, show_rows
-from bowerbird_server.errors import Conflict
+from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
+from bowerbird_server.errors import Conflict, NotFound
 from bowerbird_server.registry import publish
 from bowerbird_server.rollout import Event
 
@@ -27,7 +27,11 @@ def start(
     """Publish a model if need be and offer it to devices, wave by wave; a running server does the rest."""
     with open_site(data, config) as site:
         row = model_rows.model(site.catalogue, model)
-        devices = device or sorted(fleet.active_devices(site.catalogue))
+        active = fleet.active_devices(site.catalogue)
+        unknown = sorted(set(device or ()) - active.keys())
+        if unknown:
+            raise NotFound(f"no active device {', '.join(unknown)}; `bowerbird devices list` shows all")
+        devices = sorted(set(device)) if device else sorted(active)
         if not devices:
             raise Conflict("there are no devices; add one with `bowerbird devices add cam-01`")
         release = publish(site, row["digest"], actor())
@@ -35,21 +39,18 @@ def start(
         if as_json:
             show_json(rollouts.get(site.catalogue, rollout))
         else:
-            out.print(
-                f"rollout {rollout}: model {row['digest'][:12]}, release {release}, {len(devices)} devices", highlight=False
-            )
+            say(f"rollout {rollout}: model {row['digest'][:12]}, release {release}, {len(devices)} devices")
 
 
 @app.command("list")
 def list_rollouts(data: Data = DATA, as_json: AsJson = False) -> None:
     """All rollouts, newest first."""
     with open_site(data) as site:
-        rows = site.catalogue.rows(
-            """SELECT rollout.*, substr(model, 1, 12) AS short,
-                      (SELECT count(*) FROM execution WHERE rollout = rollout.id AND state = 'succeeded') AS succeeded,
-                      (SELECT count(*) FROM execution WHERE rollout = rollout.id) AS devices
-               FROM rollout ORDER BY id DESC"""
-        )
+        rows = overview.rollouts(site.catalogue)
+        for row in rows:
+            row["short"] = row["model"][:12]
+            row["succeeded"] = sum(execution["state"] == "succeeded" for execution in row["executions"])
+            row["devices"] = len(row["executions"])
         show_rows(
             rows,
             {
@@ -73,7 +74,7 @@ def show(rollout: str, data: Data = DATA, as_json: AsJson = False) -> None:
         if as_json:
             show_json(row)
             return
-        out.print(f"rollout {row['id']}: {row['state']}, model {row['model'][:12]}, release {row['release']}", highlight=False)
+        say(f"rollout {row['id']}: {row['state']}, model {row['model'][:12]}, release {row['release']}")
         show_rows(
             row["executions"],
             {"device": "device", "wave": "wave", "state": "state", "code": "code", "detail": "detail"},
@@ -86,9 +87,9 @@ def _command(event: Event, done: str) -> None:
     def command(rollout: str, data: Data = DATA) -> None:
         with open_site(data) as site:
             rollouts.transition(site.catalogue, rollout, event, actor())
-        out.print(done, highlight=False)
+        say(done)
 
-    command.__doc__ = f"{done[0].upper()}{done[1:]}."
+    command.__doc__ = f"{done[0].upper()}{done[1:]}. Example: bowerbird rollout {event.value} ROLLOUT"
     app.command(event.value)(command)
 
 

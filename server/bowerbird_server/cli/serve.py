@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, err, open_site
+from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
 from bowerbird_server.endpoint import WebEndpoint
 from bowerbird_server.errors import ConfigError
 from bowerbird_server.provision import broker_of, server_address
@@ -56,7 +56,7 @@ def serve(
     """
     stop = stop_event()
     configure_logging()
-    with open_site(data, config) as site:
+    with open_site(data, config, make=True) as site:
         chosen = site.config.web.model_copy(
             update={key: value for key, value in (("host", host), ("port", port)) if value is not None}
         )
@@ -76,10 +76,9 @@ def _refuse_open_address(host: str) -> None:
     except ValueError:
         loopback = host == "localhost"
     if not loopback:
-        err.print(
+        tell(
             f"The pages listen on {host} without TLS: anyone on that network can read the token. "
-            "Put a reverse proxy with TLS in front, or keep to 127.0.0.1 and use ssh -L.",
-            highlight=False,
+            "Put a reverse proxy with TLS in front, or keep to 127.0.0.1 and use ssh -L."
         )
 
 
@@ -96,10 +95,10 @@ def _children(site: Site, config: Path | None) -> list[ChildSpec]:
 def _say_what_was_chosen(site: Site, endpoint: WebEndpoint) -> None:
     address = server_address(site)
     own = "of its own" if broker_of(site) is not None else "yours"
-    err.print(f"data       {site.folder.root}", highlight=False, soft_wrap=True)
-    err.print(f"broker     {address.host}:{address.port} ({own})", highlight=False)
-    err.print(f"dashboard  {endpoint.url}/login#token={endpoint.token}", highlight=False, soft_wrap=True)
-    err.print(f"devices    bowerbird devices add cam-01 --data {site.folder.root}", highlight=False, soft_wrap=True)
+    tell(f"data       {site.folder.root}")
+    tell(f"broker     {address.host}:{address.port} ({own})")
+    tell(f"dashboard  {endpoint.url}/login#token={endpoint.token}")
+    tell(f"devices    bowerbird devices add cam-01 --data {site.folder.root}")
 
 
 def ingest(data: Data = DATA, config: Config = None) -> None:

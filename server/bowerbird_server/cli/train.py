@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bowerbird_server.catalogue import overview
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.catalogue.datasets import dataset_version
 from bowerbird_server.cli.common import (
@@ -15,13 +16,15 @@ from bowerbird_server.cli.common import (
     Config,
     Data,
     actor,
-    err,
     open_site,
-    out,
     progress_bars,
+    say,
     show_json,
     show_rows,
+    tell,
 )
+from bowerbird_server.config import TrainingConfig
+from bowerbird_server.errors import BadInput
 from bowerbird_server.snapshot import take_snapshot
 from bowerbird_server.training_runs import carry_out, queue_run
 
@@ -44,6 +47,8 @@ def start(
 
     Ends with 0 when promoted, 1 when rejected or failed. Example: bowerbird train start --dataset 3 --epochs 40
     """
+    if image_size is not None and (image_size < 32 or image_size % 32):
+        raise BadInput(f"--image-size {image_size}: the network's input is a multiple of 32, e.g. 640")
     with open_site(data, config) as site:
         version = (
             take_snapshot(site.catalogue, site.blobs, holdout_share=site.config.loop.holdout_share, actor=actor())
@@ -52,9 +57,9 @@ def start(
         )
         given = {"epochs": epochs, "image_size": image_size, "model": model, "threads": threads}
         changed = site.config.loop.training.model_dump() | {key: value for key, value in given.items() if value is not None}
-        run_id = queue_run(site, version, type(site.config.loop.training).model_validate(changed), actor())
+        run_id = queue_run(site, version, TrainingConfig.model_validate(changed), actor())
         if queue:
-            out.print(f"queued {run_id}", highlight=False)
+            say(f"queued {run_id}")
             return
         with progress_bars() as bars:
             task = bars.add_task("training", total=None)
@@ -73,23 +78,21 @@ def _show(row: dict[str, object], *, as_json: bool) -> None:
         show_json(row)
         return
     result = json.loads(str(row["result"]))
-    out.print(f"run {row['id']}: {row['state']}", highlight=False)
+    say(f"run {row['id']}: {row['state']}")
     if result.get("model"):
-        out.print(
-            f"model {result['model'][:12]}; `bowerbird models show {result['model'][:12]}` has the figures", highlight=False
-        )
+        say(f"model {result['model'][:12]}; `bowerbird models show {result['model'][:12]}` has the figures")
     if row["error"]:
-        err.print(str(row["error"]), highlight=False, markup=False)
+        tell(str(row["error"]))
 
 
 @app.command("list")
 def list_runs(data: Data = DATA, as_json: AsJson = False) -> None:
     """All runs, newest first."""
     with open_site(data) as site:
-        rows = site.catalogue.rows("SELECT * FROM training_run ORDER BY id DESC LIMIT 200")
+        rows = overview.runs(site.catalogue, 200)
         show_rows(
             rows,
-            {"id": "run", "state": "state", "epoch": "epoch", "epochs": "of", "dataset_version": "data set", "error": "error"},
+            {"id": "run", "state": "state", "epoch": "epoch", "epochs": "of", "dataset_number": "data set", "error": "error"},
             as_json=as_json,
             none="no trainings yet; start one with `bowerbird train start`",
         )
@@ -107,4 +110,4 @@ def cancel(run: str, data: Data = DATA) -> None:
     """Stop a queued or running training; its process ends within a few seconds."""
     with open_site(data) as site:
         run_rows.cancel_run(site.catalogue, run, actor())
-        out.print("cancelled", highlight=False)
+        say("cancelled")
