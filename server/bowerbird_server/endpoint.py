@@ -5,10 +5,12 @@ In: the configuration and what an earlier start chose. Out: `WebEndpoint`, in `w
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
 import socket
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -51,12 +53,24 @@ class WebEndpoint:
 
     @classmethod
     def choose(cls, folder: DataFolder, config: WebConfig) -> WebEndpoint:
-        """The endpoint for this start: configured values first, then those of the last start, then new ones."""
+        """The endpoint for this start: configured values first, then those of the last start, then new ones.
+
+        Raises:
+            EnvironmentFault: the configured port is taken, or the address is none of this machine.
+        """
         try:
             last: WebEndpoint | None = cls.load(folder)
         except NotFound:
             last = None
-        port = config.port or (last.port if last is not None and last.host == config.host else _free_port(config.host))
+        port = config.port or (last.port if last is not None and last.host == config.host else 0)
+        if port and not is_free(config.host, port):
+            if config.port:
+                raise EnvironmentFault(
+                    f"port {port} on {config.host} is taken by another program; stop that one, or give the pages another with "
+                    "--port or web.port (0 takes a free one)"
+                )
+            port = 0  # the one of the last start is gone, and nobody asked for that very one
+        port = port or _free_port(config.host)
         endpoint = cls(config.host, port, last.token if last is not None else secrets.token_urlsafe(TOKEN_BYTES))
         endpoint._save(folder.root / NAME)
         return endpoint
@@ -67,6 +81,26 @@ class WebEndpoint:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(asdict(self), file)
         temporary.replace(path)
+
+
+def is_free(host: str, port: int, wait_s: float = 5.0) -> bool:
+    """Whether one could listen there now, or within `wait_s`: a server that was just killed still lets go of its ports."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise EnvironmentFault(
+                        f"cannot listen on {host}:{port}: {error.strerror}; choose an address of this machine and a port above 1023"
+                    ) from error
+            else:
+                return True
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.1)
 
 
 def _free_port(host: str) -> int:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import logging
+import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -14,8 +18,9 @@ from typing import Annotated
 import typer
 
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
-from bowerbird_server.endpoint import WebEndpoint
-from bowerbird_server.errors import ConfigError
+from bowerbird_server.endpoint import WebEndpoint, is_free
+from bowerbird_server.errors import ConfigError, Conflict, EnvironmentFault
+from bowerbird_server.layout import DataFolder
 from bowerbird_server.provision import broker_of, server_address
 from bowerbird_server.site import Site
 from bowerbird_server.supervisor import ChildSpec, Supervisor
@@ -56,7 +61,7 @@ def serve(
     """
     stop = stop_event()
     configure_logging()
-    with open_site(data, config, make=True) as site:
+    with open_site(data, config, make=True) as site, _only_server(site.folder):
         chosen = site.config.web.model_copy(
             update={key: value for key, value in (("host", host), ("port", port)) if value is not None}
         )
@@ -67,7 +72,21 @@ def serve(
         address = server_address(site)
         facts = {"web": endpoint.url, "broker": f"{address.host}:{address.port}"}
         supervisor = Supervisor(children, site.folder.logs, state_path=site.folder.root / "serve.json", facts=facts)
-    supervisor.run(stop)
+        supervisor.run(stop)
+
+
+@contextmanager
+def _only_server(folder: DataFolder) -> Iterator[None]:
+    """Two servers of one data folder would fight for its ports and its broker; the lock goes with the process, however it ends."""
+    handle = os.open(folder.root / ".serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Conflict(f"{folder.root} is served already; {folder.root}/serve.json says by which process and where") from error
+    else:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _refuse_open_address(host: str) -> None:
@@ -85,11 +104,24 @@ def _refuse_open_address(host: str) -> None:
 def _children(site: Site, config: Path | None) -> list[ChildSpec]:
     server_address(site)  # writes the broker's configuration, or checks the external one
     broker = broker_of(site)
+    _check_broker_port(site)
     children = [] if broker is None else [ChildSpec("broker", tuple(broker.argv()), ready=broker.ready)]
     options = ["--data", str(site.folder.root), *([] if config is None else ["--config", str(config.resolve())])]
     for name in PROCESSES:
         children.append(ChildSpec(name, (sys.executable, "-m", "bowerbird_server.cli", name, *options)))
     return children
+
+
+def _check_broker_port(site: Site) -> None:
+    """Devices know the broker's port, so another program on it is told at once instead of being stepped around."""
+    if broker_of(site) is None:
+        return
+    port = server_address(site).port
+    if not is_free(site.config.broker.host, port):
+        raise EnvironmentFault(
+            f"the broker's port {port} is taken by another program, and devices know this port; stop that program "
+            f"(`ss -ltnp 'sport = :{port}'` shows it) and start again"
+        )
 
 
 def _say_what_was_chosen(site: Site, endpoint: WebEndpoint) -> None:
