@@ -13,13 +13,17 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bowerbird_agent.spool_index import Ledger, ledger_of
+from bowerbird_server.config import TrainingConfig
 from bowerbird_server.demo import run as demo_run
+from bowerbird_server.demo.founding import import_world, keep_first_model, kept_first_model
 from bowerbird_server.recipes import Recipe
+from bowerbird_server.site import Site
+from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 
 _TRAINING: Mapping[str, Any] = {
     "model": "bowerbird-eighth",
@@ -41,11 +45,13 @@ SMALL = Recipe(
     first_frames=12,
     first_span_frames=60,
     held_out_frames=12,
-    window_frames=40,
+    window_frames=50,
     stream_fps=20.0,
     labels_per_round=6,
     first_training=_TRAINING,
     round_training={**_TRAINING, "learning_rate": 0.001, "seed": 1},
+    # Three frames fit easily into a window of two and a half seconds: each round gets all that it asks for.
+    selection={"min_gap_s": 0.1, "spread": 0.0},
     agent_tables={"health": {"interval_s": 0.3}},
 )
 
@@ -63,6 +69,22 @@ class Screen:
         said = f"{text.partition(' (')[0]}"
         if not self.lines or self.lines[-1] != said:
             self.lines.append(said)
+
+
+def craft_first_model(options: demo_run.DemoOptions, boxes: Sequence[TinyBox], *, image_size: int = 64) -> None:
+    """Let the demo in `options.folder` begin with a handmade model that sees `boxes`, instead of training one.
+
+    Call it inside `demo_folder`. There are no weights behind it, so no round can train on.
+    """
+    world, data = demo_run.make_world(options), options.folder / "server"
+    demo_run.write_config(data, demo_run.server_config(world))
+    with Site.open(data) as site:
+        dataset = import_world(site, world, options.folder / "first", lambda *_: None)
+    first = kept_first_model(options.cache, dataset, TrainingConfig.model_validate(world.recipe.first_training))
+    onnx, weights = options.folder / "crafted.onnx", options.folder / "crafted.pt"
+    write_tiny_yolo(onnx, class_names=world.class_names, boxes=boxes, image_size=image_size)
+    weights.write_bytes(b"no weights: this model was made by hand")
+    keep_first_model(first, onnx, weights, {"crafted": True})
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float) -> None:

@@ -94,7 +94,8 @@ def test_every_process_killed_in_mid_flow(tmp_path: Path, first_models: Path) ->
     """Agents, server and each of its processes die at some moment of a loop that completes all the same."""
     folder = tmp_path / "demo"
     options = demo_run.DemoOptions(folder, first_models, recipe=SMALL)
-    draw, screen, history = random.Random(SEED), Screen(), []
+    draw, screen = random.Random(SEED), Screen()
+    history: list[str] = []
     with (
         no_process_left(folder),
         demo_run.demo_folder(options, screen) as mark,
@@ -162,7 +163,8 @@ def test_the_demo_itself_killed_goes_on_when_started_again(tmp_path: Path) -> No
     """Killed while it is founded, while its first model trains, while frames are collected and while a round trains."""
     folder, cache = tmp_path / "demo", tmp_path / "first-models"
     log = folder.with_suffix(".log")
-    draw, history = random.Random(SEED), []
+    draw = random.Random(SEED)
+    history: list[str] = []
 
     def stage(reached: Callable[[Flow], bool]) -> Callable[[], bool]:
         def asked() -> bool:
