@@ -1,9 +1,9 @@
 """Just enough of ONNX's wire format to look before loading.
 
-In: the bytes of a file that may be anything. Out: nothing, or an error. A model whose weights sit in other files is refused:
-a runtime would open the paths that the file names, outside everything that was signed and hashed. The scan walks protobuf
-fields (ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto of onnx.proto3) without building anything; it does not
-validate the graph, which is the runtime's work.
+In: the bytes of a file that may be anything. Out: nothing or an error, and the file's metadata map. A model whose weights sit in
+other files is refused: a runtime would open the paths that the file names, outside everything that was signed and hashed. The
+scan walks protobuf fields (ModelProto, GraphProto, NodeProto, AttributeProto, TensorProto of onnx.proto3) without building anything;
+it does not validate the graph, which is the runtime's work.
 Source: https://protobuf.dev/programming-guides/encoding/ and onnx/onnx.proto.
 """
 
@@ -32,7 +32,9 @@ _INSIDE: dict[str, dict[int, str]] = {
     "sparse_tensor": {1: "tensor", 2: "tensor"},
 }
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
-_MODEL_GRAPH = 7
+_MODEL_GRAPH, _MODEL_METADATA = 7, 14
+_ENTRY_KEY, _ENTRY_VALUE = 1, 2
+MAX_METADATA_ENTRIES = 256
 
 
 def check_self_contained(content: bytes) -> None:
@@ -53,6 +55,30 @@ def check_self_contained(content: bytes) -> None:
         _walk(view, "model", 0)
     except _Malformed as error:
         raise NotAModel(f"the file is not an ONNX model ({error}); export the model with format=onnx") from error
+
+
+def metadata_entries(content: bytes) -> dict[str, str]:
+    """The metadata map (`ModelProto.metadata_props`) of a file that `check_self_contained` has passed; later entries win.
+
+    Raises:
+        NotAModel: an entry that is not text, or more entries than any exporter writes.
+    """
+    entries: dict[str, str] = {}
+    count = 0
+    for number, _, body in _fields(memoryview(content)):
+        if number != _MODEL_METADATA:
+            continue
+        count += 1
+        if count > MAX_METADATA_ENTRIES:
+            raise NotAModel(f"the ONNX metadata has more than {MAX_METADATA_ENTRIES} entries; export the model again")
+        try:
+            if body is None:
+                raise _Malformed("a metadata entry is a number")
+            fields = {key: bytes(value) for key, _, value in _fields(body) if value is not None}
+            entries[fields.get(_ENTRY_KEY, b"").decode()] = fields.get(_ENTRY_VALUE, b"").decode()
+        except (_Malformed, UnicodeDecodeError) as error:
+            raise NotAModel("the ONNX metadata holds an entry that is no text; export the model again") from error
+    return entries
 
 
 class _Malformed(Exception):

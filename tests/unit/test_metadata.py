@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bowerbird_models.errors import ModelError, NotAModel, UnsupportedModel
 from bowerbird_models.metadata import MAX_CLASSES, parse_metadata, parse_names
-from bowerbird_models.onnx_file import check_self_contained
+from bowerbird_models.onnx_file import check_self_contained, metadata_entries
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 
 printable_names = st.lists(
@@ -165,3 +165,19 @@ def test_a_cut_model_is_refused(tmp_path: Path, share: float) -> None:
     content = write_tiny_yolo(tmp_path / "whole.onnx").read_bytes()
     with pytest.raises(NotAModel):
         check_self_contained(content[: int(len(content) * share)])
+
+
+def test_the_metadata_map_is_read_as_onnx_reads_it(tmp_path: Path) -> None:
+    """Our scan and ONNX's own parser agree on every entry."""
+    content = write_tiny_yolo(tmp_path / "m.onnx", metadata={"remark": "fünf 'quoted' words", "empty": ""}).read_bytes()
+    theirs = {entry.key: entry.value for entry in onnx.load_from_string(content).metadata_props}
+    assert metadata_entries(content) == theirs
+    assert theirs["remark"] == "fünf 'quoted' words"
+
+
+def test_a_map_of_endless_entries_is_refused(tmp_path: Path) -> None:
+    """No exporter writes hundreds of entries."""
+    model = onnx.load_from_string(write_tiny_yolo(tmp_path / "m.onnx").read_bytes())
+    onnx.helper.set_model_props(model, {f"key{number}": "" for number in range(300)})
+    with pytest.raises(NotAModel, match="256 entries"):
+        metadata_entries(model.SerializeToString())
