@@ -1,6 +1,6 @@
 """A yolo11n that has learned something, at 640 pixels, within minutes on a processor: for figures that need accuracy.
 
-In: a folder to work in; weights are kept in the user's cache. Out: the ONNX file as the server exports it, pictures to calibrate with and
+In: a folder to work in; weights are kept in the user's cache. Out: the ONNX file as the server exports it, calibration pictures and
 held-out frames with ground truth. Training at 640 pixels would take hours here, so it is trained at 160 on synthetic scenes of 160x120
 and tested on 640x600 pictures that are put together from twenty scenes each: objects have the same size in pixels, the network is
 fully convolutional, and mAP at 640 means what it says. Held-out scenes share no camera with the training's.
