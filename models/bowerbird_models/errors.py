@@ -14,6 +14,10 @@ class RuntimeMissing(ModelError):
     """The software that runs the model is not installed here."""
 
 
+class AcceleratorMissing(RuntimeMissing):
+    """The accelerator or precision that was asked for cannot be had here. Nothing else is used in its place."""
+
+
 class NotAModel(ModelError):
     """The file is missing, empty, damaged, or no YOLO in ONNX form."""
 
