@@ -10,14 +10,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from bowerbird_models.manifest import ONNX_FP32
 from bowerbird_models.runtime_options import ONNXRUNTIME_CPU, RUNTIMES, RuntimeOptions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-ONNX_FP16 = "onnx-fp16"
+    from bowerbird_models.manifest import ModelManifest
+
+# Spelled out here, because `manifest.py` loads NumPy, and a start that begins anew on huge pages would pay for it twice.
+ONNX_FP32, ONNX_FP16 = "onnx-fp32", "onnx-fp16"
 FLOAT_ROLES = (ONNX_FP32, ONNX_FP16)
 REFERENCE_RUNTIME = ONNXRUNTIME_CPU
 TIE = 0.03  # two processes that run the same thing differ by up to 2 %; below this the plainer candidate wins
@@ -135,6 +137,11 @@ class Decision:
     rows: tuple[Row, ...]
 
 
+def reference_role(manifest: ModelManifest) -> str:
+    """The float file that everything else is compared with."""
+    return next((role for role in FLOAT_ROLES if role in manifest.files), FLOAT_ROLES[0])
+
+
 def decide(measured: Mapping[Candidate, Measurement], limits: Limits, accuracy: Mapping[str, float]) -> Decision:
     """Discard what fails, take the fastest of the rest, and of those within `TIE` of it the plainest.
 
@@ -160,7 +167,9 @@ def decide(measured: Mapping[Candidate, Measurement], limits: Limits, accuracy: 
         if candidate != chosen:
             ratio = measured[candidate].p50_ms / max(chosen_ms, 1e-9)
             is_tied = candidate in tied
-            reason = f"within {TIE:.0%} of the chosen one, which is plainer" if is_tied else f"slower: {ratio:.2f} times the chosen"
+            reason = (
+                f"within {TIE:.0%} of the chosen one, which is plainer" if is_tied else f"slower: {ratio:.2f} times the chosen"
+            )
             rows.append(Row(candidate, measured[candidate], SLOWER, reason))
     return Decision(chosen, why, (*rows, *discarded))
 
@@ -199,9 +208,7 @@ def _accuracy_fault(candidate: Candidate, limits: Limits, accuracy: Mapping[str,
     role = candidate.role
     if role not in accuracy:
         if candidate.is_quantised:
-            return (
-                "the package records no accuracy for it, so what it loses is unknown; evaluate it at the server, or set model.variant"
-            )
+            return "the package records no accuracy for it, so its loss is unknown; evaluate it at the server, or set model.variant"
         return ""
     known = {name: accuracy[name] for name in FLOAT_ROLES if name in accuracy}
     if not known:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from bowerbird_agent.storing import StoringThread
 
 
+# Presence says what runs; why it runs is for health.
+_IN_STATUS = ("runtime", "variant", "precision", "file_digest")
+
+
 @dataclass(frozen=True)
 class Vitals:
     """The parts that health asks."""
@@ -35,7 +39,9 @@ class Vitals:
 
     def status(self) -> Status:
         """The retained presence while connected."""
-        return Status("online", self.boot_id, self.agent_version, self.inference.model_digest, now_ms())
+        runs_with = self.inference.runs_with
+        extra = {"runtime": {key: runs_with[key] for key in _IN_STATUS if key in runs_with}} if runs_with else {}
+        return Status("online", self.boot_id, self.agent_version, self.inference.model_digest, now_ms(), extra)
 
     def offline(self) -> Status:
         """The will."""
@@ -73,7 +79,8 @@ class Vitals:
         )
 
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
-        """`window`: frames judged in the open window, windows closed in this round and ever; the rest only when it says something."""
+        """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
+        runs with; the rest only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -89,6 +96,7 @@ class Vitals:
         failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED)
         counted = {name: count(name) for name in failures if count(name)}
         for key, value in (
+            ("runtime", dict(self.inference.runs_with)),
             ("trouble", trouble),
             ("failures", counted),
             ("refused", dict(ledger.refused)),
