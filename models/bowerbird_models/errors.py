@@ -18,6 +18,10 @@ class AcceleratorMissing(RuntimeMissing):
     """The accelerator or precision that was asked for cannot be had here. Nothing else is used in its place."""
 
 
+class EngineNotBuilt(RuntimeMissing):
+    """Building the model's engine on this device broke a limit or died."""
+
+
 class NotAModel(ModelError):
     """The file is missing, empty, damaged, or no YOLO in ONNX form."""
 

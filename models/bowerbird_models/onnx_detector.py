@@ -71,7 +71,7 @@ class OnnxSession:
 
     def __init__(self, content: bytes, options: RuntimeOptions = _CPU) -> None:
         self._session: Any = _start_session(content, options)
-        self.runtime = f"{options.runtime} {_onnxruntime().__version__}"
+        self.runtime = f"{options.runtime} {import_onnxruntime().__version__}"
         self.inputs = tuple(map(_spec, self._session.get_inputs()))
         self.outputs = tuple(map(_spec, self._session.get_outputs()))
 
@@ -110,7 +110,7 @@ def _spec(value: Any) -> TensorSpec:
 
 def session_options(options: RuntimeOptions) -> Any:
     """ONNX Runtime's `SessionOptions` for what was asked."""
-    onnxruntime, provider = _onnxruntime(), PROVIDERS[options.runtime]
+    onnxruntime, provider = import_onnxruntime(), PROVIDERS[options.runtime]
     told = onnxruntime.SessionOptions()
     told.intra_op_num_threads = 1 if provider.own_threads else options.threads
     told.inter_op_num_threads = 1
@@ -125,7 +125,7 @@ def session_options(options: RuntimeOptions) -> Any:
 
 
 def _start_session(content: bytes, options: RuntimeOptions) -> Any:
-    onnxruntime, provider = _onnxruntime(), PROVIDERS[options.runtime]
+    onnxruntime, provider = import_onnxruntime(), PROVIDERS[options.runtime]
     # A provider that is not in the build is dropped by ONNX Runtime with a warning: look first, and look again afterwards.
     if provider.name not in onnxruntime.get_available_providers():
         raise AcceleratorMissing(
@@ -160,7 +160,12 @@ def _start_session(content: bytes, options: RuntimeOptions) -> Any:
     return session
 
 
-def _onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """The module `onnxruntime`.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:
