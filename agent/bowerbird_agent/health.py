@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from bowerbird_agent.storing import StoringThread
 
 
-# Presence says what runs; why it runs is for health.
-_IN_STATUS = ("runtime", "variant", "precision", "file_digest")
+# Of what the model runs with, presence says everything, once per model; health comes often, and every byte counts.
+_IN_HEALTH = ("runtime", "variant", "origin")
+_FILE_DIGEST_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ class Vitals:
 
     def status(self) -> Status:
         """The retained presence while connected."""
-        runs_with = self.inference.runs_with
-        extra = {"runtime": {key: runs_with[key] for key in _IN_STATUS if key in runs_with}} if runs_with else {}
+        extra = {"runtime": dict(self.inference.runs_with)} if self.inference.runs_with else {}
         return Status("online", self.boot_id, self.agent_version, self.inference.model_digest, now_ms(), extra)
 
     def offline(self) -> Status:
@@ -96,7 +96,7 @@ class Vitals:
         failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED)
         counted = {name: count(name) for name in failures if count(name)}
         for key, value in (
-            ("runtime", dict(self.inference.runs_with)),
+            ("runtime", _shortened(self.inference.runs_with)),
             ("trouble", trouble),
             ("failures", counted),
             ("refused", dict(ledger.refused)),
@@ -105,6 +105,13 @@ class Vitals:
             if value:
                 extra[key] = value
         return extra
+
+
+def _shortened(runs_with: Mapping[str, object]) -> dict[str, object]:
+    if not runs_with:
+        return {}
+    short = {key: runs_with[key] for key in _IN_HEALTH if key in runs_with}
+    return {**short, "file_digest": str(runs_with.get("file_digest", ""))[:_FILE_DIGEST_DIGITS]}
 
 
 def now_ms() -> int:
