@@ -6,12 +6,12 @@ threads, spinning and huge pages of the best ones only. Pure; what a runtime can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bowerbird_agent.autotune import FLOAT_ROLES, REFERENCE_RUNTIME, Candidate
-from bowerbird_models.runtime_options import ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, PRECISIONS, TENSORRT
+from bowerbird_models.runtime_options import ONNXRUNTIME_CUDA, ONNXRUNTIME_TENSORRT, TENSORRT
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,14 +37,14 @@ class Space:
 
     Args:
         roles: model files of the package.
-        runtimes: the usable ones that are allowed.
+        runtimes: the usable ones that are allowed, each with the precisions that it computes in on this machine.
         cores: this process may use.
         threads, spinning, huge_pages, role: fixed by the operator; None to try.
         can_huge_pages: whether C library and kernel know huge pages on request.
     """
 
     roles: Sequence[str]
-    runtimes: Sequence[str]
+    runtimes: Mapping[str, Sequence[str]]
     cores: int = 1
     role: str | None = None
     threads: int | None = None
@@ -84,9 +84,9 @@ def first_candidates(space: Space) -> tuple[Candidate, ...]:
     found = [
         replace(space.base, role=role, runtime=runtime, precision=precision)
         for role in roles
-        for runtime in space.runtimes
+        for runtime, precisions in space.runtimes.items()
         if may_run(role, runtime)
-        for precision in PRECISIONS[runtime]
+        for precision in precisions
     ]
     return tuple(sorted(found, key=lambda candidate: candidate != space.base))
 

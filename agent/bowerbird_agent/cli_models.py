@@ -162,7 +162,7 @@ def _compare(arguments: argparse.Namespace, package: PackageOnDisk) -> int:
     from bowerbird_agent.runtime_choice import model_roles
     from bowerbird_models.runtimes import available
 
-    usable = [found.name for found in available() if found.usable and arguments.runtime in {None, found.name}]
+    usable = {f.name: f.precisions for f in available() if f.usable and arguments.runtime in {None, f.name}}
     space = Space(model_roles(package.manifest), usable, role=arguments.variant, threads=arguments.threads, spinning=False)
     candidates = [c for c in first_candidates(space) if arguments.precision in {None, c.precision}]
     if not candidates:

@@ -297,11 +297,13 @@ class ModelRuntimes:
         from bowerbird_models.runtimes import available
 
         config = self._config
-        usable = tuple(found.name for found in available() if found.usable)
-        allowed = (config.runtime,) if config.is_pinned else runtimes or usable
+        usable = {found.name: found.precisions for found in available() if found.usable}
+        allowed = (config.runtime,) if config.is_pinned else runtimes or tuple(usable)
+        if config.precision is not None and config.runtime in usable:
+            usable[config.runtime] = (config.precision,)
         return Space(
             roles=model_roles(package.manifest),
-            runtimes=tuple(name for name in usable if name in allowed),
+            runtimes={name: precisions for name, precisions in usable.items() if name in allowed},
             cores=self.hardware.cores,
             role=config.variant,
             threads=config.threads,

@@ -24,6 +24,7 @@ from bowerbird_agent.autotune_candidates import Space, first_candidates, may_run
 BASE = Candidate()
 INT8 = Candidate(role="onnx-int8-ort")
 OPENVINO = Candidate(runtime="openvino-cpu")
+ORT = {"onnxruntime-cpu": ("fp32",)}
 ACCURACY = {"onnx-fp32": 0.633, "onnx-int8-ort": 0.632}
 
 
@@ -168,7 +169,9 @@ def test_one_int8_file_does_not_serve_two_runtimes(role: str, runtime: str, may:
 
 def test_each_file_is_tried_on_each_runtime_that_it_is_made_for_the_base_first() -> None:
     space = Space(
-        ("onnx-fp16", "onnx-fp32", "onnx-int8-openvino", "onnx-int8-ort"), ("openvino-cpu", "onnxruntime-cpu"), cores=4
+        ("onnx-fp16", "onnx-fp32", "onnx-int8-openvino", "onnx-int8-ort"),
+        {**ORT, "openvino-cpu": ("fp32", "fp16", "bf16")},
+        cores=4,
     )
     found = first_candidates(space)
     assert found[0] == BASE
@@ -186,13 +189,13 @@ def test_each_file_is_tried_on_each_runtime_that_it_is_made_for_the_base_first()
 
 
 def test_a_package_of_half_precision_weights_only_has_them_as_its_base() -> None:
-    assert first_candidates(Space(("onnx-fp16",), ("onnxruntime-cpu",)))[0].role == "onnx-fp16"
+    assert first_candidates(Space(("onnx-fp16",), ORT))[0].role == "onnx-fp16"
 
 
 def test_what_the_operator_fixed_is_not_varied() -> None:
     space = Space(
         ("onnx-fp32", "onnx-int8-ort"),
-        ("onnxruntime-cpu",),
+        ORT,
         cores=8,
         role="onnx-int8-ort",
         threads=3,
@@ -207,7 +210,7 @@ def test_what_the_operator_fixed_is_not_varied() -> None:
 
 
 def test_threads_are_tried_on_the_two_best_and_never_on_an_accelerator() -> None:
-    space = Space(("onnx-fp32",), ("onnxruntime-cpu",), cores=4)
+    space = Space(("onnx-fp32",), ORT, cores=4)
     cuda = Candidate(runtime="onnxruntime-cuda")
     found = refinements(space, [OPENVINO, cuda, BASE])
     assert {(c.runtime, c.threads, c.spinning) for c in found} == {("openvino-cpu", 2, False), ("openvino-cpu", 4, False)}
@@ -216,7 +219,7 @@ def test_threads_are_tried_on_the_two_best_and_never_on_an_accelerator() -> None
 
 @pytest.mark.parametrize(("cores", "counts"), [(1, (1,)), (2, (1, 2)), (4, (1, 2, 4)), (6, (1, 3, 6)), (64, (1, 4, 8))])
 def test_thread_counts_are_one_half_and_all_of_the_cores_up_to_eight(cores: int, counts: tuple[int, ...]) -> None:
-    assert Space(("onnx-fp32",), ("onnxruntime-cpu",), cores=cores).thread_counts == counts
+    assert Space(("onnx-fp32",), ORT, cores=cores).thread_counts == counts
 
 
 def test_a_candidate_says_in_words_what_it_is() -> None:
