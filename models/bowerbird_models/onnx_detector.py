@@ -118,8 +118,7 @@ def session_options(options: RuntimeOptions) -> Any:
     spinning = options.spinning and not provider.own_threads
     told.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
     told.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    if provider.accelerator:
-        told.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+    told.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if provider.accelerator else "0")
     told.log_severity_level = 4  # what goes wrong arrives as an exception, with a message of ours
     return told
 
