@@ -121,6 +121,11 @@ def has_huge_pages(environment: Mapping[str, str]) -> bool:
     return settings.get(_HUGE_PAGES, "0") not in {"", "0"}
 
 
+def on_huge_pages() -> bool:
+    """Whether this process asks for huge pages."""
+    return has_huge_pages(os.environ)
+
+
 def environment_to_begin_again(environment: Mapping[str, str]) -> dict[str, str] | None:
     """What a process that should be on huge pages starts itself again with; None where it need not, cannot, or has tried."""
     if has_huge_pages(environment) or environment.get(BEGAN_AGAIN) or not can_huge_pages():

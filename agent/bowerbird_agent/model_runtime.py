@@ -28,7 +28,7 @@ from bowerbird_agent.autotune import (
 )
 from bowerbird_agent.autotune_candidates import Space, first_candidates, may_run, refinements, with_huge_pages
 from bowerbird_agent.errors import AgentError
-from bowerbird_agent.hardware import Hardware, can_huge_pages, this_machine
+from bowerbird_agent.hardware import Hardware, can_huge_pages, on_huge_pages, this_machine
 from bowerbird_agent.runtime_choice import FILE_NAME, ModelShape, RuntimeChoice, RuntimeChoices, inherit, model_roles
 from bowerbird_models.runtime_options import RUNTIMES
 
@@ -56,7 +56,8 @@ class RunsWith:
     why: str
 
     def to_plain(self, detector: YoloDetector | None = None) -> dict[str, Any]:
-        """For health messages and JSON; of a loaded detector with the version of its runtime and the digest of its file."""
+        """For health messages and JSON; of a loaded detector with the version of its runtime, the digest of its file, and whether
+        this process is on huge pages by now."""
         c = self.candidate
         plain: dict[str, Any] = {
             "runtime": c.runtime if detector is None else detector.runtime,
@@ -64,7 +65,7 @@ class RunsWith:
             "precision": c.precision,
             "threads": c.threads,
             "spinning": c.spinning,
-            "huge_pages": c.huge_pages,
+            "huge_pages": c.huge_pages if detector is None else on_huge_pages(),
             "origin": self.origin,
             "why": self.why[:300],
         }

@@ -199,6 +199,16 @@ def test_an_inherited_choice_that_fails_parity_is_not_used(make: Make, tmp_path:
     assert free.for_model(second.manifest, second.digest).candidate.role == "onnx-fp32"
 
 
+def test_an_inherited_choice_that_does_not_load_is_forgotten_and_the_model_is_tuned(make: Make, tmp_path: Path) -> None:
+    first, second = make("a"), make("b")
+    ours = runtimes(tmp_path)
+    ours.choices.remember(choice(first, Candidate(runtime="onnxruntime-cuda")))
+    assert install(ours, second).code == ""
+    runs = ours.for_model(second.manifest, second.digest)
+    assert runs.origin == TUNED
+    assert runs.candidate.runtime != "onnxruntime-cuda"
+
+
 def test_a_model_that_fails_on_the_reference_is_refused_before_anything_is_measured(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
