@@ -38,12 +38,12 @@ class ModelSlot:
     @property
     def onnx(self) -> Path:
         """The model file to load."""
-        return self.dir / self.manifest.files["onnx-fp32"].name
+        return self.dir / self.manifest.files[self.manifest.reference_role].name
 
     @property
     def file_digest(self) -> str:
         """SHA-256 of that file."""
-        return self.manifest.files["onnx-fp32"].sha256
+        return self.manifest.files[self.manifest.reference_role].sha256
 
 
 class ModelStore:

@@ -78,7 +78,7 @@ def check(folder: Path, digest: str) -> SelfTestResult:
     from bowerbird_models.errors import ModelError
     from bowerbird_models.golden import CONFIDENCE, decode_golden, differences
     from bowerbird_models.onnx_detector import OnnxDetector
-    from bowerbird_models.package import GOLDEN, ONNX_FP32, PackageError, Tolerance, load_package
+    from bowerbird_models.package import GOLDEN, PackageError, Tolerance, load_package
 
     try:
         # 1. The files that will be loaded.
@@ -99,7 +99,7 @@ def check(folder: Path, digest: str) -> SelfTestResult:
                 detail = f"the model takes {detector.image_size_hw}, the manifest says {package.manifest.input_size_hw}"
                 return SelfTestResult("wrong_shape", detail)
             # 4. The golden pictures.
-            tolerance = package.manifest.tolerance.get(ONNX_FP32, Tolerance())
+            tolerance = package.manifest.tolerance.get(package.manifest.reference_role, Tolerance())
             golden = (folder / package.manifest.files[GOLDEN].name).read_bytes()
             took_s, count = 0.0, 0
             for case in decode_golden(golden):
