@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-    from bowerbird_models.manifest import ModelManifest
-
 # Spelled out here, because `manifest.py` loads NumPy, and a start that begins anew on huge pages would pay for it twice.
 ONNX_FP32, ONNX_FP16 = "onnx-fp32", "onnx-fp16"
 FLOAT_ROLES = (ONNX_FP32, ONNX_FP16)
@@ -135,11 +133,6 @@ class Decision:
     chosen: Candidate | None
     why: str
     rows: tuple[Row, ...]
-
-
-def reference_role(manifest: ModelManifest) -> str:
-    """The float file that everything else is compared with."""
-    return next((role for role in FLOAT_ROLES if role in manifest.files), FLOAT_ROLES[0])
 
 
 def decide(measured: Mapping[Candidate, Measurement], limits: Limits, accuracy: Mapping[str, float]) -> Decision:

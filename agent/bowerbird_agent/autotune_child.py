@@ -82,9 +82,10 @@ class Runner:
         tolerance = manifest.tolerance.get(self._role, Tolerance())
         if self._detector.class_names != manifest.class_names or self._detector.image_size_hw != manifest.input_size_hw:
             raise ModelOutputError("its class names or input size are not the manifest's")
+        golden = (self._package.dir / manifest.files[GOLDEN].name).read_bytes()
         cases = differing = 0
         first = ""
-        for case in decode_golden((self._package.dir / manifest.files[GOLDEN].name).read_bytes()):
+        for case in decode_golden(golden, self._role):
             if self._picture is None:
                 self._picture = np.asarray(cv2.resize(case.image_bgr, _SOURCE_WH), np.uint8)
             wrong = differences(case.expected, self._detector.detect(case.image_bgr, confidence=CONFIDENCE), tolerance)

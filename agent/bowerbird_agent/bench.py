@@ -22,7 +22,6 @@ from bowerbird_agent.encode import encode_image
 from bowerbird_agent.errors import SourceError
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.select import Selector
-from bowerbird_models.network_input import NetworkInput
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -89,7 +88,7 @@ class StageBench:
         self._detector, self._source = detector, source
         self._policy = Policy()
         self._selector = Selector(self._policy, device="bench")
-        self._network = NetworkInput(detector.image_size_hw, np.dtype(np.float32))
+        self._network = detector.new_input()
         self._camera = open_camera(source)
         self._is_warm = False
         self.source_wh = (0, 0)

@@ -139,7 +139,7 @@ def _bench(arguments: argparse.Namespace) -> int:
         candidate = _candidate(arguments)
         if path.is_dir():
             package = open_package(path, Path(scratch))
-            candidate = replace(candidate, role=arguments.variant or _reference(package))
+            candidate = replace(candidate, role=arguments.variant or package.manifest.reference_role)
             path = model_path(package, candidate.role)
         elif arguments.variant is not None:
             raise AgentError(f"--variant is for packages; {path} is one file")
@@ -209,12 +209,6 @@ def _options(candidate: Candidate) -> Any:
         return candidate.options()
     except ValueError as error:
         raise AgentError(str(error)) from error
-
-
-def _reference(package: PackageOnDisk) -> str:
-    from bowerbird_agent.autotune import reference_role
-
-    return reference_role(package.manifest)
 
 
 def _package(arguments: argparse.Namespace, config: AgentConfig | None, scratch: Path) -> PackageOnDisk:

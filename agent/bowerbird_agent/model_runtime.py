@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,6 @@ from bowerbird_agent.autotune import (
     Decision,
     Limits,
     accuracy_allows,
-    reference_role,
 )
 from bowerbird_agent.autotune_candidates import Space, first_candidates, may_run, refinements, with_huge_pages
 from bowerbird_agent.errors import AgentError
@@ -165,7 +164,7 @@ class ModelRuntimes:
 
     def _default(self, manifest: ModelManifest) -> Candidate:
         config = self._config
-        role = config.variant or reference_role(manifest)
+        role = config.variant or manifest.reference_role
         if role not in manifest.files:
             has = ", ".join(model_roles(manifest))
             raise AgentError(f'model.variant = "{role}", but the package has only {has}; publish one that has it, or unset it')
@@ -199,7 +198,7 @@ class ModelRuntimes:
             return f"needs a {candidate.role} file"
         if config.memory_limit_mb is not None and choice.peak_rss_mb > config.memory_limit_mb:
             return "needs more than model.memory_limit_mb"
-        if config.variant is None and not accuracy_allows(candidate, self.limits, recorded_accuracy(manifest)):
+        if config.variant is None and not accuracy_allows(candidate, self.limits, manifest.accuracy):
             return "loses more than model.accuracy_loss_points"
         return ""
 
@@ -352,7 +351,7 @@ class ModelRuntimes:
             self.space(package, runtimes),
             limits or self.limits,
             effort=effort or _Effort(),
-            accuracy=recorded_accuracy(package.manifest),
+            accuracy=package.manifest.accuracy,
             engine_dir=self.engine_dir,
             should_stop=should_stop,
             progress=progress,
@@ -384,12 +383,6 @@ def wants_huge_pages(config: ModelConfig, state_dir: Path) -> bool:
         return False
     choice = RuntimeChoices(state_dir / FILE_NAME).exact(this_machine().key, str(digest))
     return choice is not None and choice.candidate.huge_pages
-
-
-def recorded_accuracy(manifest: ModelManifest) -> Mapping[str, float]:
-    """By role of the package's files, mAP50-95 as measured at the server."""
-    found: Mapping[str, float] = getattr(manifest, "accuracy", {})
-    return found
 
 
 def _refused(code: str, detail: str) -> SelfTestResult:

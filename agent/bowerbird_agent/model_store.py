@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from bowerbird_agent.autotune import reference_role
 from bowerbird_models.durable import sync_folder, write_durably
 from bowerbird_models.errors import ModelError
 from bowerbird_models.package import ModelManifest, PackageOnDisk, build_package, load_package
@@ -39,12 +38,12 @@ class ModelSlot:
     @property
     def onnx(self) -> Path:
         """The float file: what runs unless something else was chosen."""
-        return self.dir / self.manifest.files[reference_role(self.manifest)].name
+        return self.dir / self.manifest.files[self.manifest.reference_role].name
 
     @property
     def file_digest(self) -> str:
         """SHA-256 of that file."""
-        return self.manifest.files[reference_role(self.manifest)].sha256
+        return self.manifest.files[self.manifest.reference_role].sha256
 
 
 class ModelStore:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bowerbird_agent.autotune import reference_role
-
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -36,7 +34,7 @@ def open_detector(path: Path, *, threads: int = 1, candidate: Candidate | None =
         from bowerbird_models.package import load_package
 
         package = load_package(path)
-        path = model_path(package, reference_role(package.manifest) if candidate is None else candidate.role)
+        path = model_path(package, package.manifest.reference_role if candidate is None else candidate.role)
     return open_model(path, options)
 
 

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bowerbird_agent.autotune import Candidate, reference_role
+from bowerbird_agent.autotune import Candidate
 from bowerbird_agent.autotune_candidates import ACCELERATED
 
 TIMEOUT_S = 120.0
@@ -123,7 +123,7 @@ def check(folder: Path, digest: str, candidate: Candidate | None = None, engine_
         # 1. The files that will be loaded.
         package = load_package(folder, digest=digest)
         # 2. The runtime.
-        wanted = candidate or Candidate(role=reference_role(package.manifest))
+        wanted = candidate or Candidate(role=package.manifest.reference_role)
         if wanted.role not in package.manifest.files:
             return SelfTestResult(
                 "missing", f"the package has no {wanted.role} file; unset model.variant or publish one that has"
@@ -145,7 +145,7 @@ def check(folder: Path, digest: str, candidate: Candidate | None = None, engine_
             tolerance = package.manifest.tolerance.get(wanted.role, Tolerance())
             golden = (folder / package.manifest.files[GOLDEN].name).read_bytes()
             took_s, count = 0.0, 0
-            for case in decode_golden(golden):
+            for case in decode_golden(golden, wanted.role):
                 started_s = time.perf_counter()
                 seen = detector.detect(case.image_bgr, confidence=CONFIDENCE)
                 took_s, count = took_s + time.perf_counter() - started_s, count + 1

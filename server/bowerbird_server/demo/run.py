@@ -29,6 +29,7 @@ from bowerbird_server.config import (
     CONFIG_NAME,
     GateConfig,
     LoopConfig,
+    ModelsConfig,
     ServerConfig,
     SigningConfig,
     TrainingConfig,
@@ -178,6 +179,7 @@ def server_config(world: World) -> ServerConfig:
             training=TrainingConfig.model_validate(recipe.round_training),
         ),
         gate=GateConfig(profile="point_estimate"),
+        models=ModelsConfig(variants=[]),  # calibrating and measuring them would be half of the demo's time
         signing=SigningConfig(mode="automatic"),
     )
 
@@ -188,7 +190,7 @@ def write_config(folder: Path, config: ServerConfig) -> None:
         "# Written by `bowerbird demo`; the gate's profile `point_estimate` is not a significance test.",
         f'site = "{config.site}"',
     ]
-    for name in ("loop", "gate", "signing"):
+    for name in ("loop", "gate", "models", "signing"):
         lines += _toml_table(name, getattr(config, name).model_dump(exclude_none=True))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).write_text("\n".join(lines) + "\n")
