@@ -11,6 +11,7 @@ parent can let several take turns. It ends with its input, or with its parent. I
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
@@ -162,6 +163,9 @@ def main(argv: list[str] | None = None) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CPU, (arguments.cpu_s, arguments.cpu_s))
+    # On a board without memory to spare it is this process that has to go, not the agent.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("1000", "ascii")
     if arguments.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (arguments.memory_bytes, arguments.memory_bytes))
     # Some runtimes write to standard output; the protocol keeps a handle of its own.

@@ -259,4 +259,4 @@ def _room() -> int:
         available_mb = next(int(line.split()[1]) // 1024 for line in text.splitlines() if line.startswith("MemAvailable:"))
     except (OSError, StopIteration, ValueError):
         return 2
-    return max(2, min(_MAX_ALIVE, available_mb // (2 * _CHILD_MB)))
+    return max(1, min(_MAX_ALIVE, available_mb // (2 * _CHILD_MB)))

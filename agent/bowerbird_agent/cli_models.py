@@ -65,6 +65,7 @@ def _tune(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.autotune_runner import Effort
     from bowerbird_agent.model_config import ModelConfig
     from bowerbird_agent.model_runtime import ModelRuntimes
+    from bowerbird_agent.model_tuning import ModelTuning
 
     config = _configuration(arguments)
     with tempfile.TemporaryDirectory(prefix="bowerbird-tune-") as scratch:
@@ -74,7 +75,7 @@ def _tune(arguments: argparse.Namespace) -> int:
         limits = runtimes.limits
         if arguments.memory_mb is not None:
             limits = Limits(float(arguments.memory_mb), limits.accuracy_loss_points)
-        decision = runtimes.tune(
+        decision = ModelTuning(runtimes).tune(
             package,
             effort=Effort(seconds=float(arguments.seconds)),
             limits=limits,
@@ -134,7 +135,9 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     with tempfile.TemporaryDirectory(prefix="bowerbird-bench-") as scratch:
         if arguments.compare:
-            return _compare(arguments, _package(arguments, _configuration(arguments), Path(scratch)))
+            config = _configuration(arguments)
+            engine_dir = Path(scratch) if config is None else config.device.state_dir / "engines"
+            return _compare(arguments, _package(arguments, config, Path(scratch)), engine_dir)
         path = arguments.model or _device_model(_required(_configuration(arguments), arguments))
         candidate = _candidate(arguments)
         if path.is_dir():
@@ -156,7 +159,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _compare(arguments: argparse.Namespace, package: PackageOnDisk) -> int:
+def _compare(arguments: argparse.Namespace, package: PackageOnDisk, engine_dir: Path) -> int:
     from bowerbird_agent.autotune_candidates import Space, first_candidates
     from bowerbird_agent.bench import compare
     from bowerbird_agent.runtime_choice import model_roles
@@ -167,7 +170,9 @@ def _compare(arguments: argparse.Namespace, package: PackageOnDisk) -> int:
     candidates = [c for c in first_candidates(space) if arguments.precision in {None, c.precision}]
     if not candidates:
         raise AgentError("there is nothing to compare; `bowerbird-agent doctor` says which runtimes are usable")
-    lines = compare(package, candidates, arguments.source, frames=arguments.frames, progress=_progress(arguments))
+    lines = compare(
+        package, candidates, arguments.source, frames=arguments.frames, engine_dir=engine_dir, progress=_progress(arguments)
+    )
     if arguments.json:
         print(json.dumps([asdict(line) for line in lines], indent=1))
     else:

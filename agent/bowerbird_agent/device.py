@@ -26,6 +26,7 @@ from bowerbird_agent.health import Vitals
 from bowerbird_agent.inference import Inference, LoadedModel
 from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelSlot, ModelStore
+from bowerbird_agent.model_tuning import ModelTuning
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
 from bowerbird_agent.select import Selector
 from bowerbird_agent.spool import FrameState, Spool
@@ -138,7 +139,7 @@ class Device:
                 device=device.id,
                 send=self._control.send,
                 swap=self._swap,
-                install_test=self._runtimes.install_test,
+                install_test=ModelTuning(self._runtimes).install_test,
                 file_digest=lambda slot: self._file_digests.get(slot.digest, slot.file_digest),
             )
             self._control.updates = self._updates

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.model_runtime import FALLBACK
 from bowerbird_wire.messages import Health, Status
 
 if TYPE_CHECKING:
@@ -91,6 +92,8 @@ class Vitals:
             "finished": self.inference.is_flushed,
         }
         trouble = [text for text in (self.storing.trouble,) if text]
+        if self.inference.runs_with.get("origin") == FALLBACK:
+            trouble.append(str(self.inference.runs_with["why"]))
         if not self.inference.model_digest:
             trouble.append("there is no model yet; frames are not looked at")
         failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED)

@@ -15,8 +15,13 @@ from bowerbird_models.manifest import MANIFEST, PackageFile
 from bowerbird_models.package import PackageOnDisk, build_package, load_package
 
 
-def variant_package(folder: Path, reference: Path, variants: Mapping[str, Path] | None = None) -> PackageOnDisk:
-    """A package of the float file `reference` and further files by role."""
+def variant_package(
+    folder: Path,
+    reference: Path,
+    variants: Mapping[str, Path] | None = None,
+    accuracy: Mapping[str, float] | None = None,
+) -> PackageOnDisk:
+    """A package of the float file `reference` and further files by role, whose golden outputs are the float file's, right or not."""
     package = build_package(folder, reference, created_at="2026-01-01T00:00:00.000Z")
     files = dict(package.manifest.files)
     for role, path in (variants or {}).items():
@@ -24,5 +29,5 @@ def variant_package(folder: Path, reference: Path, variants: Mapping[str, Path] 
         name = f"{role}.onnx"
         (folder / name).write_bytes(content)
         files[role] = PackageFile(name, hashlib.sha256(content).hexdigest(), len(content))
-    (folder / MANIFEST).write_bytes(replace(package.manifest, files=files).to_bytes())
+    (folder / MANIFEST).write_bytes(replace(package.manifest, files=files, accuracy=accuracy or {}).to_bytes())
     return load_package(folder)

@@ -18,6 +18,7 @@ from bowerbird_testing.broker import Mosquitto, free_port
 from bowerbird_testing.site_server import SiteServer
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_testing.update_server import UpdateServer
+from bowerbird_testing.variant_packages import variant_package
 
 pytestmark = pytest.mark.broker
 
@@ -25,9 +26,9 @@ ENDLESS = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=1"\nfps = 20'
 AUTO: dict[str, dict[str, Any]] = {"model": {"runtime": None}}
 
 
-def remember(folder: Path, candidate: Candidate) -> str:
+def remember(folder: Path, candidate: Candidate, factory: Path | None = None) -> str:
     """Install the factory model as a first start would, and a choice for it; returns its digest."""
-    slot = ModelStore(folder / "state" / "models").install_factory(folder / "model.onnx")
+    slot = ModelStore(folder / "state" / "models").install_factory(factory or folder / "model.onnx")
     shape = ModelShape.of(slot.manifest)
     choice = RuntimeChoice(candidate, "measured", slot.digest, shape, this_machine().key, "2026-01-01T00:00:00Z", 90.0)
     RuntimeChoices(folder / "state" / FILE_NAME).remember(choice)
@@ -72,6 +73,29 @@ def test_a_remembered_choice_is_what_runs_and_an_update_of_the_same_shape_inheri
         runs = server.status[-1].extra["runtime"]
         assert (runs["threads"], runs["origin"]) == (2, "tuned")
         assert first[:12] in runs["why"]
+
+
+def test_a_file_of_the_package_that_was_chosen_is_named_by_its_own_digest(broker: Mosquitto, tmp_path: Path) -> None:
+    reference = write_tiny_yolo(tmp_path / "model.onnx", boxes=UNSURE_BOXES)
+    variants = {"onnx-int8-ort": write_tiny_yolo(tmp_path / "int8.onnx", boxes=UNSURE_BOXES, salt="int8")}
+    package = variant_package(tmp_path / "package", reference, variants, {"onnx-fp32": 0.6, "onnx-int8-ort": 0.6})
+    overrides = {"model": {"runtime": None, "factory": "package"}}
+    config = write_config(tmp_path, port=broker.port, cameras=ENDLESS, overrides=overrides)
+    remember(tmp_path, Candidate(role="onnx-int8-ort"), factory=package.dir)
+    with SiteServer(broker.host, broker.port) as server, AgentProcess(config):
+        server.wait(lambda: bool(server.status) and bool(server.status[-1].extra.get("runtime")), "status with a runtime")
+        assert server.status[-1].model_digest == package.digest
+        assert server.status[-1].extra["runtime"]["variant"] == "onnx-int8-ort"
+        assert server.status[-1].extra["runtime"]["file_digest"] == package.manifest.files["onnx-int8-ort"].sha256
+
+
+def test_a_choice_that_does_not_load_is_trouble_that_the_server_hears_of(broker: Mosquitto, tmp_path: Path) -> None:
+    config = write_config(tmp_path, port=broker.port, cameras=ENDLESS, overrides=AUTO)
+    remember(tmp_path, Candidate(runtime="onnxruntime-cuda"))
+    with SiteServer(broker.host, broker.port) as server, AgentProcess(config):
+        server.wait(lambda: bool(server.health) and server.health[-1].frames_seen > 0, "frames")
+        assert "does not load" in str(server.health[-1].extra["trouble"])
+        assert server.health[-1].extra["runtime"]["origin"] == "fallback"
 
 
 @pytest.mark.skipif(not can_huge_pages(), reason="this kernel or C library gives no huge pages on request")

@@ -18,6 +18,7 @@ from bowerbird_agent.hardware import Hardware, this_machine
 from bowerbird_agent.model_config import ModelConfig
 from bowerbird_agent.model_runtime import DEFAULT, FALLBACK, PINNED, TUNED, ModelRuntimes, wants_huge_pages
 from bowerbird_agent.model_store import ModelSlot
+from bowerbird_agent.model_tuning import ModelTuning
 from bowerbird_agent.runtime_choice import ModelShape, RuntimeChoice
 from bowerbird_agent.selftest import SelfTestResult
 from bowerbird_models.package import PackageOnDisk
@@ -37,8 +38,11 @@ Make = Callable[..., PackageOnDisk]
 def make(tmp_path: Path) -> Make:
     """Packages of one shape; another salt, another digest."""
 
-    def build(salt: str, variants: dict[str, Path] | None = None, **model: Any) -> PackageOnDisk:
-        return variant_package(tmp_path / salt, write_tiny_yolo(tmp_path / f"{salt}.onnx", salt=salt, **model), variants)
+    def build(
+        salt: str, variants: dict[str, Path] | None = None, accuracy: dict[str, float] | None = None, **model: Any
+    ) -> PackageOnDisk:
+        reference = write_tiny_yolo(tmp_path / f"{salt}.onnx", salt=salt, **model)
+        return variant_package(tmp_path / salt, reference, variants, accuracy)
 
     return build
 
@@ -59,7 +63,7 @@ def choice(package: PackageOnDisk, candidate: Candidate, hardware: Hardware = HE
 
 
 def install(ours: ModelRuntimes, package: PackageOnDisk) -> SelfTestResult:
-    return ours.install_test(package.dir, package.digest, timeout_s=60, memory_bytes=3 * 2**30, effort=QUICK)
+    return ModelTuning(ours).install_test(package.dir, package.digest, timeout_s=60, memory_bytes=3 * 2**30, effort=QUICK)
 
 
 # -- what runs --------------------------------------------------------------------------------------------------------------
@@ -199,6 +203,30 @@ def test_an_inherited_choice_that_fails_parity_is_not_used(make: Make, tmp_path:
     assert free.for_model(second.manifest, second.digest).candidate.role == "onnx-fp32"
 
 
+def test_an_update_with_a_faster_file_of_the_same_accuracy_runs_that(make: Make, tmp_path: Path) -> None:
+    fast = write_tiny_yolo(tmp_path / "fast.onnx", salt="fast")
+    package = make("slow", {INT8: fast}, accuracy={"onnx-fp32": 0.6, INT8: 0.595}, sleep_loops=60)
+    ours = runtimes(tmp_path, huge_pages=False)
+    assert install(ours, package).code == ""
+    detector, runs = ours.open(slot(package))
+    assert (runs.candidate.role, runs.origin) == (INT8, TUNED)
+    assert detector.file_digest == package.manifest.files[INT8].sha256
+    strict = runtimes(tmp_path, accuracy_loss_points=0.4).for_model(package.manifest, package.digest)
+    assert strict.origin == DEFAULT
+    assert "model.accuracy_loss_points" in strict.why
+
+
+def test_an_inherited_file_that_fails_parity_is_forgotten_and_the_model_is_taken_on_another(make: Make, tmp_path: Path) -> None:
+    accuracy = {"onnx-fp32": 0.6, INT8: 0.6}
+    good = write_tiny_yolo(tmp_path / "good.onnx", salt="good")
+    wrong = write_tiny_yolo(tmp_path / "wrong.onnx", salt="evil", boxes=(TinyBox((0.0, 0.0, 9.0, 9.0)),))
+    first, second = make("a", {INT8: good}, accuracy=accuracy), make("b", {INT8: wrong}, accuracy=accuracy)
+    ours = runtimes(tmp_path, huge_pages=False)
+    ours.choices.remember(choice(first, Candidate(role=INT8)))
+    assert install(ours, second).code == ""
+    assert ours.for_model(second.manifest, second.digest).candidate.role == "onnx-fp32"
+
+
 def test_an_inherited_choice_that_does_not_load_is_forgotten_and_the_model_is_tuned(make: Make, tmp_path: Path) -> None:
     first, second = make("a"), make("b")
     ours = runtimes(tmp_path)
@@ -213,7 +241,7 @@ def test_a_model_that_fails_on_the_reference_is_refused_before_anything_is_measu
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = make("a", {"onnx-fp32": write_tiny_yolo(tmp_path / "nan.onnx", emit_nan=True)})
-    monkeypatch.setattr(ModelRuntimes, "tune", None)
+    monkeypatch.setattr(ModelTuning, "tune", None)
     assert install(runtimes(tmp_path), bad).code == "bad_model"
 
 
@@ -234,11 +262,11 @@ def test_whatever_goes_wrong_with_tuning_the_model_is_taken(
 def test_where_there_is_one_way_only_nothing_is_measured(make: Make, tmp_path: Path) -> None:
     package = make("a")
     ours = runtimes(tmp_path, huge_pages=False, variant="onnx-fp32")
-    only = replace(ours.space(package), runtimes={"onnxruntime-cpu": ("fp32",)})
-    assert ours.space(package).thread_counts == (1,)
-    if ours.space(package) == only:  # no further runtime is installed
-        assert not ours.is_worth_tuning(package)
-    assert runtimes(tmp_path, replace(HERE, cores=2)).is_worth_tuning(package)
+    only = replace(ModelTuning(ours).space(package), runtimes={"onnxruntime-cpu": ("fp32",)})
+    assert ModelTuning(ours).space(package).thread_counts == (1,)
+    if ModelTuning(ours).space(package) == only:  # no further runtime is installed
+        assert not ModelTuning(ours).is_worth_tuning(package)
+    assert ModelTuning(runtimes(tmp_path, replace(HERE, cores=2))).is_worth_tuning(package)
 
 
 # -- huge pages -------------------------------------------------------------------------------------------------------------
