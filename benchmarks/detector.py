@@ -122,7 +122,7 @@ def measure(against: str, model: Path, picture: Path, size: int, *, quick: bool)
         from ultralytics import YOLO
 
         sys.path.insert(0, str(ROOT / "tests"))
-        from bowerbird_testing.onnx_models import stand_in_for_torchvision
+        from bowerbird_testing.onnx_export_child import stand_in_for_torchvision
 
         stand_in_for_torchvision()
         torch.set_num_threads(1)

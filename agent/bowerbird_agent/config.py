@@ -16,6 +16,7 @@ from typing import Any
 from bowerbird_agent.budget import ByteLimits
 from bowerbird_agent.capture import Segments, Source, is_live, kind_of, without_password
 from bowerbird_agent.errors import ConfigError
+from bowerbird_agent.model_config import ModelConfig
 from bowerbird_agent.policy import TEMPLATES, Policy
 from bowerbird_agent.structuring import Faults, structure
 from bowerbird_wire.errors import TopicError
@@ -84,22 +85,6 @@ class UpdateConfig:
     """Trust in model updates. `trusted_root` is the TUF root the device was made with; None refuses every update."""
 
     trusted_root: Path | None = None
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The model to begin with and how it runs.
-
-    Args:
-        factory: a package folder or a single ONNX file; used while no installed model works. None waits for the first update.
-        threads: ONNX Runtime's threads for one frame.
-    """
-
-    factory: Path | None = None
-    threads: int = 1
-
-    def __post_init__(self) -> None:
-        _require(1 <= self.threads <= 64, f"threads is {self.threads}; it must be 1 to 64")
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,9 @@ from bowerbird_agent.errors import AgentError, NoModelError, SpoolError, StageDi
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.health import Vitals
 from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelSlot, ModelStore
+from bowerbird_agent.model_tuning import ModelTuning
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
 from bowerbird_agent.select import Selector
 from bowerbird_agent.spool import FrameState, Spool
@@ -33,7 +35,6 @@ from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
 from bowerbird_agent.update_runner import UpdateRunner, machine_boot_id
 from bowerbird_agent.upload_runner import UploadRunner, restore_budget
 from bowerbird_models.errors import ModelError
-from bowerbird_models.onnx_detector import OnnxDetector
 
 if TYPE_CHECKING:
     from bowerbird_agent.config import AgentConfig
@@ -51,7 +52,7 @@ class Device:
     """All parts of one agent. Building it claims the state folder; `run` starts the threads.
 
     Raises:
-        AgentError: spool, password or state cannot be used.
+        AgentError: spool, password or state cannot be used, or a runtime that was named is not here.
         ModelError: the factory model is none.
     """
 
@@ -61,6 +62,9 @@ class Device:
         # Everything that can be wrong with files is looked at before the first thread starts.
         password = read_password(config.broker)
         device.state_dir.mkdir(parents=True, exist_ok=True)
+        self._runtimes = ModelRuntimes(config.model, device.state_dir)
+        self._runtimes.check()
+        self._file_digests: dict[str, str] = {}  # model -> the file of it that was loaded
         self._store = ModelStore(device.state_dir / "models")
         if config.model.factory is not None:
             self._store.install_factory(config.model.factory)
@@ -129,7 +133,14 @@ class Device:
         self._updates: UpdateRunner | None = None
         if root is not None:
             self._updates = UpdateRunner(
-                self._store, root, device.state_dir, device=device.id, send=self._control.send, swap=self._swap
+                self._store,
+                root,
+                device.state_dir,
+                device=device.id,
+                send=self._control.send,
+                swap=self._swap,
+                install_test=ModelTuning(self._runtimes).install_test,
+                file_digest=lambda slot: self._file_digests.get(slot.digest, slot.file_digest),
             )
             self._control.updates = self._updates
             self._inference.observer = self._updates
@@ -202,6 +213,7 @@ class Device:
         """Load what the updater or the store names; a model that does not load gives way to the next one."""
         slot = self._updates.running if self._updates is not None else self._store.boot()
         while slot is not None:
+            self._runtimes.for_model(slot.manifest, slot.digest)  # a setting that cannot be met is not the model's fault
             try:
                 self._load(slot)
                 return
@@ -216,8 +228,10 @@ class Device:
         logger.warning("there is no model on this device yet; waiting for the server to send one")
 
     def _load(self, slot: ModelSlot) -> None:
-        detector = OnnxDetector(slot.onnx, threads=self._config.model.threads)
-        self._inference.swap_model(LoadedModel(detector, slot.digest))
+        detector, runs = self._runtimes.open(slot)
+        logger.info("model %s: %s (%s: %s)", slot.digest[:12], runs.candidate, runs.origin, runs.why)
+        self._file_digests[slot.digest] = detector.file_digest
+        self._inference.swap_model(LoadedModel(detector, slot.digest, runs.to_plain(detector)))
 
     def _swap(self, slot: ModelSlot | None) -> None:
         """For the updater, in its thread: returns when the model answers frames."""

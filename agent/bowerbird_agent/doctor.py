@@ -9,23 +9,29 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bowerbird_agent.autotune import REFERENCE_RUNTIME
 from bowerbird_agent.capture import open_camera
 from bowerbird_agent.config import check_files, read_password
 from bowerbird_agent.errors import AgentError, ConfigError
+from bowerbird_agent.model_config import AUTO
 from bowerbird_models.errors import ModelError
+from bowerbird_models.runtimes import available
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bowerbird_agent.config import AgentConfig, CameraConfig
+    from bowerbird_models.runtimes import RuntimeFound
 
 OK, WARN, FAIL = "ok", "warn", "fail"
+ABSENT = "-"  # something that this device can do without is not here
 _CAMERA_TIMEOUT_S = 15.0
 _BROKER_TIMEOUT_S = 8.0
 # This release was made after that moment; an earlier clock is wrong.
@@ -35,7 +41,7 @@ _SLOW_FSYNC_S = 0.5
 
 @dataclass(frozen=True)
 class Finding:
-    """One point: state "ok", "warn" or "fail" (something cannot work), what was found, and what to do."""
+    """One point: state "ok", "warn", "fail" (something cannot work) or "-" (can be had), what was found, and what to do."""
 
     name: str
     state: str
@@ -47,7 +53,7 @@ def examine(config: AgentConfig, source: str) -> list[Finding]:
     """All findings, quick ones first. Nothing raises: what goes wrong is a finding."""
     checks: list[tuple[str, Callable[[], Finding]]] = [
         ("machine", _machine),
-        ("onnxruntime", _onnxruntime),
+        *((f"runtime {found.name}", lambda found=found: _runtime(found, config)) for found in available()),
         ("opencv", _opencv),
         ("files", lambda: _files(config, source)),
         ("disk", lambda: _disk(config)),
@@ -75,12 +81,17 @@ def _machine() -> Finding:
     return Finding("machine", OK, found)
 
 
-def _onnxruntime() -> Finding:
-    try:
-        import onnxruntime
-    except ImportError:
-        return Finding("onnxruntime", FAIL, "not installed", "pip install 'bowerbird[agent]'")
-    return Finding("onnxruntime", OK, f"{onnxruntime.__version__}, {', '.join(onnxruntime.get_available_providers())}")
+def _runtime(found: RuntimeFound, config: AgentConfig) -> Finding:
+    name = f"runtime {found.name}"
+    if found.usable:
+        named = ", named by model.runtime" if found.name == config.model.runtime else ""
+        return Finding(name, OK, f"{found.version}{named}")
+    what, _, to_do = found.reason.partition("; ")
+    if found.name == config.model.runtime:
+        return Finding(name, FAIL, f"{what}, and model.runtime names it", f'{to_do or what}; or set model.runtime = "auto"')
+    if found.name == REFERENCE_RUNTIME and config.model.runtime == AUTO:
+        return Finding(name, FAIL, what, to_do)
+    return Finding(name, ABSENT, what, to_do)
 
 
 def _opencv() -> Finding:
@@ -149,21 +160,32 @@ def _clock() -> Finding:
 def _model(config: AgentConfig) -> Finding:
     import numpy as np
 
-    from bowerbird_agent.model_store import ModelStore
-    from bowerbird_agent.models import open_detector
+    from bowerbird_agent.model_runtime import FALLBACK, PINNED, TUNED, ModelRuntimes
+    from bowerbird_agent.model_store import ModelSlot, ModelStore
+    from bowerbird_agent.models import open_package
 
     slot = ModelStore(config.device.state_dir / "models").active()
-    path = slot.onnx if slot is not None else config.model.factory
-    if path is None:
-        return Finding("model", WARN, "none yet", "the server has to send one, or name model.factory")
-    detector = open_detector(path, threads=config.model.threads)
-    picture = np.full((480, 640, 3), 114, np.uint8)
-    detector.detect(picture)
-    started_s = time.perf_counter()
-    detector.detect(picture)
-    took_ms = (time.perf_counter() - started_s) * 1000
-    what = f"{len(detector.class_names)} classes, {took_ms:.0f} ms for a frame"
-    return Finding("model", OK, f"{slot.digest[:12] if slot is not None else path.name}: {what}")
+    runtimes = ModelRuntimes(config.model, config.device.state_dir)
+    with tempfile.TemporaryDirectory(prefix="bowerbird-doctor-") as scratch:
+        if slot is None:
+            if config.model.factory is None:
+                return Finding("model", WARN, "none yet", "the server has to send one, or name model.factory")
+            package = open_package(config.model.factory, Path(scratch))
+            slot = ModelSlot(package.digest, package.dir, package.manifest)
+        detector, runs = runtimes.open(slot)
+        with detector:
+            picture = np.full((480, 640, 3), 114, np.uint8)
+            detector.detect(picture)
+            started_s = time.perf_counter()
+            detector.detect(picture)
+            took_ms = (time.perf_counter() - started_s) * 1000
+            found = f"{slot.digest[:12]}, {len(detector.class_names)} classes: {runs.candidate} ({detector.runtime}), "
+    found += f"{took_ms:.0f} ms for a frame; {runs.origin}: "
+    why, _, to_do = runs.why.partition("; run `")
+    if runs.origin in {PINNED, TUNED}:
+        return Finding("model", OK, found + runs.why)
+    # A device that has nothing to choose from needs no tuning either.
+    return Finding("model", WARN if runs.origin == FALLBACK else OK, found + why, f"run `{to_do}" if to_do else "")
 
 
 def _camera(config: CameraConfig) -> Finding:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.model_runtime import FALLBACK
 from bowerbird_wire.messages import Health, Status
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ if TYPE_CHECKING:
     from bowerbird_agent.inference import Inference
     from bowerbird_agent.spool_index import Ledger
     from bowerbird_agent.storing import StoringThread
+
+
+# Of what the model runs with, presence says everything, once per model; health comes often, and every byte counts.
+_IN_HEALTH = ("runtime", "variant", "origin")
+_FILE_DIGEST_DIGITS = 12
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,8 @@ class Vitals:
 
     def status(self) -> Status:
         """The retained presence while connected."""
-        return Status("online", self.boot_id, self.agent_version, self.inference.model_digest, now_ms())
+        extra = {"runtime": dict(self.inference.runs_with)} if self.inference.runs_with else {}
+        return Status("online", self.boot_id, self.agent_version, self.inference.model_digest, now_ms(), extra)
 
     def offline(self) -> Status:
         """The will."""
@@ -73,7 +80,8 @@ class Vitals:
         )
 
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
-        """`window`: frames judged in the open window, windows closed in this round and ever; the rest only when it says something."""
+        """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
+        runs with; the rest only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -84,11 +92,14 @@ class Vitals:
             "finished": self.inference.is_flushed,
         }
         trouble = [text for text in (self.storing.trouble,) if text]
+        if self.inference.runs_with.get("origin") == FALLBACK:
+            trouble.append(str(self.inference.runs_with["why"]))
         if not self.inference.model_digest:
             trouble.append("there is no model yet; frames are not looked at")
         failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED)
         counted = {name: count(name) for name in failures if count(name)}
         for key, value in (
+            ("runtime", _shortened(self.inference.runs_with)),
             ("trouble", trouble),
             ("failures", counted),
             ("refused", dict(ledger.refused)),
@@ -97,6 +108,13 @@ class Vitals:
             if value:
                 extra[key] = value
         return extra
+
+
+def _shortened(runs_with: Mapping[str, object]) -> dict[str, object]:
+    if not runs_with:
+        return {}
+    short = {key: runs_with[key] for key in _IN_HEALTH if key in runs_with}
+    return {**short, "file_digest": str(runs_with.get("file_digest", ""))[:_FILE_DIGEST_DIGITS]}
 
 
 def now_ms() -> int:

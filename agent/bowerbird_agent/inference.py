@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -49,10 +49,12 @@ class Observer(Protocol):
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A detector ready to run. `digest` is the package's (of a bare ONNX file: the file's), what reports and headers carry."""
+    """A detector ready to run. `digest` is the package's (of a bare ONNX file: the file's), what reports and headers carry;
+    `runs_with` says in plain values on which file and runtime, for health messages."""
 
     detector: Detector
     digest: str
+    runs_with: Mapping[str, object] = field(default_factory=dict)
 
 
 class _Idle:
@@ -150,6 +152,12 @@ class Inference:
         """Digest of the model that answers frames now, "" for none."""
         model = self._model
         return "" if model is None else model.digest
+
+    @property
+    def runs_with(self) -> Mapping[str, object]:
+        """File, runtime and settings of that model, {} for none."""
+        model = self._model
+        return {} if model is None else model.runs_with
 
     @property
     def inference_ms(self) -> float:

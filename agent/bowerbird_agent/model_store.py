@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 ACTIVE, CANDIDATE, PREVIOUS, FACTORY = "active", "candidate", "previous", "factory"
 SLOTS = (ACTIVE, CANDIDATE, PREVIOUS, FACTORY)
-_FACTORY_CREATED_AT = "1970-01-01T00:00:00.000Z"  # a bare file has no date; a fixed one keeps its digest the same everywhere
+FACTORY_CREATED_AT = "1970-01-01T00:00:00.000Z"  # a bare file has no date; a fixed one keeps its digest the same everywhere
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class ModelSlot:
 
     @property
     def onnx(self) -> Path:
-        """The model file to load."""
-        return self.dir / self.manifest.files["onnx-fp32"].name
+        """The float file: what runs unless something else was chosen."""
+        return self.dir / self.manifest.files[self.manifest.reference_role].name
 
     @property
     def file_digest(self) -> str:
         """SHA-256 of that file."""
-        return self.manifest.files["onnx-fp32"].sha256
+        return self.manifest.files[self.manifest.reference_role].sha256
 
 
 class ModelStore:
@@ -186,7 +186,7 @@ class ModelStore:
             if source.is_dir():
                 digest = load_package(source).digest
             else:
-                digest = build_package(part, source, created_at=_FACTORY_CREATED_AT).digest
+                digest = build_package(part, source, created_at=FACTORY_CREATED_AT).digest
             if not self.is_intact(digest):
                 if source.is_dir():
                     shutil.copytree(source, part)

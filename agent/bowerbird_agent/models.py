@@ -1,6 +1,6 @@
-"""Opens a model file or package for the commands that need no updates: `score`, `bench` and `doctor`.
+"""Opens a model file or package for the commands that need no updates: `score`, `bench`, `tune` and `doctor`.
 
-In: a path that a user typed. Out: a detector. The running agent's models come from `model_store.py` instead.
+In: a path that a user typed. Out: a detector, or a package. The running agent's models come from `model_store.py` instead.
 """
 
 from __future__ import annotations
@@ -10,19 +10,58 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from bowerbird_models.onnx_detector import OnnxDetector
+    from bowerbird_agent.autotune import Candidate
+    from bowerbird_models.package import PackageOnDisk
+    from bowerbird_models.runtime_options import RuntimeOptions
+    from bowerbird_models.yolo import YoloDetector
 
 
-def open_detector(path: Path, *, threads: int = 1) -> OnnxDetector:
+def open_detector(path: Path, *, threads: int = 1, candidate: Candidate | None = None) -> YoloDetector:
     """The detector of an ONNX file, or of a package's folder, which is verified first.
+
+    Args:
+        path: the file or folder.
+        threads: of the reference runtime, where no candidate is given.
+        candidate: file and runtime; of a bare file only the runtime counts. None for the float file on the reference runtime.
 
     Raises:
         ModelError: no model, or one that cannot run; the message says what to do.
     """
-    from bowerbird_models.onnx_detector import OnnxDetector
+    from bowerbird_models.runtimes import RuntimeOptions, open_model
 
+    options: RuntimeOptions = RuntimeOptions(threads=threads) if candidate is None else candidate.options()
     if path.is_dir():
         from bowerbird_models.package import load_package
 
-        path = load_package(path).onnx
-    return OnnxDetector(path, threads=threads)
+        package = load_package(path)
+        path = model_path(package, package.manifest.reference_role if candidate is None else candidate.role)
+    return open_model(path, options)
+
+
+def model_path(package: PackageOnDisk, role: str) -> Path:
+    """The file of a role.
+
+    Raises:
+        PackageError: the package has none.
+    """
+    from bowerbird_models.manifest import PackageError
+
+    file = package.manifest.files.get(role)
+    if file is None:
+        known = ", ".join(sorted(name for name, each in package.manifest.files.items() if each.name.endswith(".onnx")))
+        raise PackageError("missing", f"the package {package.digest[:12]} has no {role} file; it has {known}")
+    return package.dir / file.name
+
+
+def open_package(path: Path, scratch: Path) -> PackageOnDisk:
+    """The package in a folder, verified; of a bare ONNX file, the package that a device would make of it, in `scratch`.
+
+    Raises:
+        ModelError: no model, or one that cannot run.
+    """
+    from bowerbird_agent.model_store import FACTORY_CREATED_AT
+    from bowerbird_models.package import build_package, load_package
+
+    if path.is_dir():
+        return load_package(path)
+    return build_package(scratch / "package", path, created_at=FACTORY_CREATED_AT)

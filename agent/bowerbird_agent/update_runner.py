@@ -21,7 +21,7 @@ from tuf.api.exceptions import DownloadError, LengthOrHashMismatchError, Reposit
 from bowerbird_agent import updater
 from bowerbird_agent.errors import UpdateError
 from bowerbird_agent.model_store import ACTIVE, ModelSlot, ModelStore
-from bowerbird_agent.selftest import run_selftest
+from bowerbird_agent.selftest import InstallTest, reference_test
 from bowerbird_agent.update_fetcher import BlockFetcher, FetchStopped
 from bowerbird_agent.update_jobs import JobQueue
 from bowerbird_agent.update_settings import RunnerSettings, machine_boot_id
@@ -48,6 +48,8 @@ class UpdateRunner:
         device: name that jobs must be bound to.
         send: hands a message to the link; must not block; what it drops is asked for or reported again.
         swap: loads a model and returns when it answers frames, or raises; None takes the model away. Called in the runner's thread.
+        install_test: the self-test of a new model's folder, on what it will run with.
+        file_digest: SHA-256 of the file that was loaded for a model.
         on_state: called after each state was persisted and before it is acted on.
 
     Raises:
@@ -63,6 +65,8 @@ class UpdateRunner:
         device: str,
         send: Callable[[BlockRequest | Report], None],
         swap: Callable[[ModelSlot | None], None],
+        install_test: InstallTest = reference_test,
+        file_digest: Callable[[ModelSlot], str] = lambda slot: slot.file_digest,
         settings: RunnerSettings | None = None,
         boot_id: str | None = None,
         on_state: Callable[[State], None] = lambda _: None,
@@ -72,6 +76,7 @@ class UpdateRunner:
         self._store = store
         self._send = send
         self._swap = swap
+        self._install_test, self._file_digest = install_test, file_digest
         self._settings = settings or RunnerSettings()
         self._boot_id = machine_boot_id() if boot_id is None else boot_id
         self._on_state = on_state
@@ -287,11 +292,12 @@ class UpdateRunner:
         elif self._record.state is State.VERIFYING:
             self._verify()
         elif self._record.state is State.SELFTEST:
-            result = run_selftest(
+            result = self._install_test(
                 self._store.folder(job.model_digest),
-                digest=job.model_digest,
+                job.model_digest,
                 timeout_s=self._settings.selftest_s,
                 memory_bytes=self._settings.selftest_memory_bytes,
+                should_stop=self._is_over,
             )
             if result.code:
                 self._end(Event.FAILED, result.code, result.detail)
@@ -485,7 +491,7 @@ class UpdateRunner:
             updater.report_of(
                 self._record,
                 running_digest=running.digest if running else "",
-                running_file_digest=running.file_digest if running else "",
+                running_file_digest=self._file_digest(running) if running else "",
                 at_ms=self._wall_ms(),
             )
         )
@@ -495,6 +501,6 @@ class UpdateRunner:
         return updater.report_of(
             Record(state=state, job=job, code=code, detail=detail),
             running_digest=running.digest if running else "",
-            running_file_digest=running.file_digest if running else "",
+            running_file_digest=self._file_digest(running) if running else "",
             at_ms=self._wall_ms(),
         )

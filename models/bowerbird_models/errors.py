@@ -14,6 +14,14 @@ class RuntimeMissing(ModelError):
     """The software that runs the model is not installed here."""
 
 
+class AcceleratorMissing(RuntimeMissing):
+    """The accelerator or precision that was asked for cannot be had here. Nothing else is used in its place."""
+
+
+class EngineNotBuilt(RuntimeMissing):
+    """Building the model's engine on this device broke a limit or died."""
+
+
 class NotAModel(ModelError):
     """The file is missing, empty, damaged, or no YOLO in ONNX form."""
 

@@ -2,16 +2,19 @@
 
 In: a detector and pictures, or the bytes of `golden.npz`. Out: those bytes, the cases in them, and a list of differences. The file
 is an NPZ with, for case k, `image_k` (the bytes of a PNG, uint8), `boxes_k` (n, 4) float32, `scores_k` (n,) float32 and
-`class_ids_k` (n,) int32. It is read without pickle and only after the declared sizes were checked.
+`class_ids_k` (n,) int32: what the float file sees. A quantised file sees a little else, so it has outputs of its own, `boxes_k.ROLE`
+and so on: compared with them, a device finds out whether *its* processor computes the file as the server did, and not how much was
+lost by quantising (that is the manifest's `accuracy`). It is read without pickle and only after the declared sizes were checked.
 """
 
 from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,8 +50,21 @@ class GoldenCase:
     expected: Detections
 
 
-def encode_golden(detector: Detector, images: Sequence[Path | NDArray[np.uint8]]) -> bytes:
-    """`golden.npz` with the detector's own answers; without pictures a drawn test card stands in.
+INT8_TOLERANCE = Tolerance(score=0.05, box_px=4.0)
+"""For quantised files: sums of bytes are exact everywhere, but one step of 256, rounded otherwise, moves a score by a hundredth."""
+
+
+def encode_golden(
+    detector: Detector,
+    images: Sequence[Path | NDArray[np.uint8]],
+    variants: Mapping[str, Detector] = MappingProxyType({}),
+) -> bytes:
+    """`golden.npz` with the detectors' own answers; without pictures a drawn test card stands in.
+
+    Args:
+        detector: of the float file.
+        images: BGR arrays or picture files.
+        variants: detectors of the quantised files, by role.
 
     Raises:
         NotAModel: a picture cannot be read.
@@ -57,25 +73,42 @@ def encode_golden(detector: Detector, images: Sequence[Path | NDArray[np.uint8]]
     import cv2
 
     arrays: dict[str, NDArray[Any]] = {}
-    for k, source in enumerate(list(images)[:MAX_CASES] or [_test_card(*_size(detector))]):
-        image = _load(source) if isinstance(source, Path) else source
-        scale = LONG_SIDE_PX / max(image.shape[:2])
-        if scale < 1:
-            size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-            image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
-        seen = detector.detect(image, confidence=CONFIDENCE)
+    for k, source in enumerate([*images][:MAX_CASES] or [None]):
+        image = golden_picture(detector, source)
         # PNG, not JPEG: decoders of JPEG differ in the last bit.
         arrays[f"image_{k}"] = np.asarray(cv2.imencode(".png", image)[1], np.uint8).reshape(-1)
-        arrays[f"boxes_{k}"] = seen.boxes_xyxy
-        arrays[f"scores_{k}"] = seen.scores
-        arrays[f"class_ids_{k}"] = seen.class_ids
+        for role, each in {"": detector, **variants}.items():
+            seen = each.detect(image, confidence=CONFIDENCE)
+            arrays[f"boxes_{k}{_suffix(role)}"] = seen.boxes_xyxy
+            arrays[f"scores_{k}{_suffix(role)}"] = seen.scores
+            arrays[f"class_ids_{k}{_suffix(role)}"] = seen.class_ids
     out = io.BytesIO()
     np.savez_compressed(out, **arrays)  # type: ignore[arg-type, unused-ignore]  # numpy's stub takes a bool there
     return out.getvalue()
 
 
-def decode_golden(content: bytes) -> Iterator[GoldenCase]:
+def golden_picture(detector: Detector, source: Path | NDArray[np.uint8] | None) -> NDArray[np.uint8]:
+    """A picture as small as it travels, BGR uint8 (H, W, 3): `source`, or a drawn test card where there is none.
+
+    Raises:
+        NotAModel: the picture cannot be read.
+    """
+    import cv2
+
+    image = _load(source) if isinstance(source, Path) else _test_card(*_size(detector)) if source is None else source
+    scale = LONG_SIDE_PX / max(image.shape[:2])
+    if scale < 1:
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        image = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+    return image
+
+
+def decode_golden(content: bytes, role: str = "") -> Iterator[GoldenCase]:
     """The cases of a `golden.npz`. Decoding pictures is a job for a child process where the bytes are foreign.
+
+    Args:
+        content: the file.
+        role: of the model file that is to be compared; one without outputs of its own is held to the float file's.
 
     Raises:
         ValueError: not such a file.
@@ -88,12 +121,13 @@ def decode_golden(content: bytes) -> Iterator[GoldenCase]:
         if not 1 <= count <= MAX_CASES:
             raise ValueError(f"{count} golden cases; 1 to {MAX_CASES} are expected")
         for k in range(count):
+            suffix = _suffix(role) if f"boxes_{k}{_suffix(role)}" in arrays.files else ""
             try:
                 image = cv2.imdecode(arrays[f"image_{k}"], cv2.IMREAD_COLOR)
                 expected = Detections(
-                    np.asarray(arrays[f"boxes_{k}"], np.float32),
-                    np.asarray(arrays[f"scores_{k}"], np.float32),
-                    np.asarray(arrays[f"class_ids_{k}"], np.int32),
+                    np.asarray(arrays[f"boxes_{k}{suffix}"], np.float32),
+                    np.asarray(arrays[f"scores_{k}{suffix}"], np.float32),
+                    np.asarray(arrays[f"class_ids_{k}{suffix}"], np.int32),
                 )
             except (KeyError, cv2.error) as error:
                 raise ValueError(f"golden case {k} is incomplete ({error})") from error
@@ -173,6 +207,10 @@ def _match(ours: Detections, row: int, theirs: Detections, other: int, tolerance
         and abs(float(ours.scores[row]) - float(theirs.scores[other])) <= tolerance.score
         and float(np.abs(ours.boxes_xyxy[row] - theirs.boxes_xyxy[other]).max()) <= tolerance.box_px
     )
+
+
+def _suffix(role: str) -> str:
+    return f".{role}" if role else ""
 
 
 def _size(detector: Detector) -> tuple[int, int]:

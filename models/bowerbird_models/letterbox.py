@@ -38,19 +38,41 @@ class Letterbox:
 
     def to_source(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes in network pixels, (n, 4), as boxes in source pixels, clipped to the picture; a new array."""
-        height, width = self.source_hw
-        gain_y, gain_x = self.resized_hw[0] / height, self.resized_hw[1] / width
+        gain_y, gain_x = self._gain_yx()
         offset = np.array([self.left, self.top, self.left, self.top], np.float32)
         gain = np.array([gain_x, gain_y, gain_x, gain_y], np.float32)
-        boxes = (boxes_xyxy - offset) / gain
-        return np.clip(boxes, 0, np.array([width, height, width, height], np.float32), out=boxes)
+        return self.clip((boxes_xyxy - offset) / gain)
+
+    def clip(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Boxes in source pixels, (n, 4), cut at the edges of the picture in place."""
+        height, width = self.source_hw
+        return np.clip(boxes_xyxy, 0, np.array([width, height, width, height], np.float32), out=boxes_xyxy)
+
+    def points_to_source(self, points_xy: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Points in network pixels, (..., 2), as points in source pixels, moved to the edge if outside; a new array."""
+        height, width = self.source_hw
+        gain_y, gain_x = self._gain_yx()
+        points = points_xy - np.array([self.left, self.top], np.float32)
+        points /= np.array([gain_x, gain_y], np.float32)
+        return np.clip(points, 0, np.array([width, height], np.float32), out=points)
+
+    def rotated_to_source(self, boxes_xywhr: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Oriented boxes in network pixels, (n, 5), as such in source pixels, not clipped; a new array."""
+        gain_y, gain_x = self._gain_yx()
+        offset = np.array([self.left, self.top, 0, 0, 0], np.float32)
+        boxes = boxes_xywhr - offset
+        # As Ultralytics: the two gains differ by rounding only, so an angle stays what it is.
+        boxes /= np.array([gain_x, gain_y, gain_x, gain_y, 1], np.float32)
+        return boxes
 
     def to_network(self, boxes_xyxy: NDArray[np.float32]) -> NDArray[np.float32]:
         """Boxes in source pixels, (n, 4), as boxes in network pixels; the inverse of `to_source` inside the picture."""
-        height, width = self.source_hw
-        gain_y, gain_x = self.resized_hw[0] / height, self.resized_hw[1] / width
+        gain_y, gain_x = self._gain_yx()
         gain = np.array([gain_x, gain_y, gain_x, gain_y], np.float32)
         return boxes_xyxy * gain + np.array([self.left, self.top, self.left, self.top], np.float32)
+
+    def _gain_yx(self) -> tuple[float, float]:
+        return self.resized_hw[0] / self.source_hw[0], self.resized_hw[1] / self.source_hw[1]
 
 
 def fit(source_hw: tuple[int, int], network_hw: tuple[int, int]) -> Letterbox:

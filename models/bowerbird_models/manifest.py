@@ -16,10 +16,16 @@ from typing import Any
 from bowerbird_models.errors import ModelError
 from bowerbird_models.golden import Tolerance
 
+# Still 1: packages of before (one `onnx-fp32`, no `accuracy`) are read as they were, and readers of before pass over `accuracy` and
+# over roles they do not know. What they cannot do is run a package without `onnx-fp32`: they refuse it and stay on their model.
 SCHEMA = 1
 MANIFEST = "manifest.json"
-ONNX_FP32, CLASSES, GOLDEN = "onnx-fp32", "classes", "golden"
-REQUIRED_ROLES = (ONNX_FP32, CLASSES, GOLDEN)
+ONNX_FP32, ONNX_FP16, CLASSES, GOLDEN = "onnx-fp32", "onnx-fp16", "classes", "golden"
+ONNX_INT8_ORT, ONNX_INT8_OPENVINO = "onnx-int8-ort", "onnx-int8-openvino"
+REFERENCE_ROLES = (ONNX_FP32, ONNX_FP16)
+"""The float model, at least one; the first that is there is the reference for all others."""
+MODEL_ROLES = (*REFERENCE_ROLES, ONNX_INT8_ORT, ONNX_INT8_OPENVINO)
+REQUIRED_ROLES = (CLASSES, GOLDEN)
 
 MAX_MANIFEST_BYTES = 256 * 1024
 MAX_JSON_BYTES = 4 * 1024 * 1024
@@ -27,7 +33,7 @@ MAX_NPZ_BYTES = 64 * 1024 * 1024
 MAX_ONNX_BYTES = 1024 * 1024 * 1024
 MAX_FILES = 32
 BYTE_LIMITS = {".onnx": MAX_ONNX_BYTES, ".json": MAX_JSON_BYTES, ".npz": MAX_NPZ_BYTES}
-_ROLE_ENDINGS = {ONNX_FP32: ".onnx", CLASSES: ".json", GOLDEN: ".npz"}
+_ROLE_ENDINGS = {**dict.fromkeys(MODEL_ROLES, ".onnx"), CLASSES: ".json", GOLDEN: ".npz"}
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}\.(onnx|json|npz)")
 _ROLE = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -73,12 +79,15 @@ class ModelManifest:
     """What a package says about itself. Its release counter is not in it: the same content may be released again.
 
     Args:
-        files: by role; `onnx-fp32`, `classes` and `golden` are required.
+        files: by role; `classes`, `golden` and one of `onnx-fp32` and `onnx-fp16` are required. `onnx-fp16` stores the weights in half
+            precision and computes in single; `onnx-int8-ort` is for ONNX Runtime only, `onnx-int8-openvino` for OpenVINO only.
         class_names: by class id.
         input_size_hw: height and width of the network input in pixels.
         created_at: UTC ISO text.
         parent: model digest that this one was trained from, or None.
         tolerance: by role of the model file, how far its golden outputs may be off.
+        accuracy: by role of the model file, mAP50-95 in [0, 1] of that very file on the site's evaluation set, measured at the
+            server with the runtime the file is for; may be empty.
         probation: limits of the trial on a device.
         min_onnxruntime: oldest ONNX Runtime that may load it, e.g. "1.17".
         notes: free text for people.
@@ -93,6 +102,12 @@ class ModelManifest:
     probation: Probation = Probation()
     min_onnxruntime: str = "1.17"
     notes: str = ""
+    accuracy: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def reference_role(self) -> str:
+        """Role of the float file that all others are measured against: fp32 if there is one, else fp16."""
+        return next(role for role in REFERENCE_ROLES if role in self.files)
 
     @property
     def total_bytes(self) -> int:
@@ -117,6 +132,8 @@ class ModelManifest:
                 },
                 "min_onnxruntime": self.min_onnxruntime,
                 "notes": self.notes,
+                # Only where something was measured: the bytes, hence the digest, of a package without it are as they always were.
+                **({"accuracy": dict(self.accuracy)} if self.accuracy else {}),
             }
         )
 
@@ -164,6 +181,8 @@ def _manifest(plain: dict[str, Any]) -> ModelManifest:
     if len({file.name for file in files.values()}) != len(files):
         raise ValueError("two roles share one file name")
     missing = [role for role in REQUIRED_ROLES if role not in files]
+    if not any(role in files for role in REFERENCE_ROLES):
+        missing.append(" or ".join(REFERENCE_ROLES))
     if missing:
         raise ValueError(f"required roles are missing: {', '.join(missing)}")
     height, width = (_whole(side) for side in plain["input_size_hw"])
@@ -191,6 +210,7 @@ def _manifest(plain: dict[str, Any]) -> ModelManifest:
         ),
         min_onnxruntime=_text(plain["min_onnxruntime"]),
         notes=_text(plain["notes"]),
+        accuracy={_text(role): _number(value, 1.0) for role, value in plain.get("accuracy", {}).items()},
     )
 
 

@@ -22,10 +22,22 @@ MAX_NAME_CHARACTERS = 200
 MAX_NAMES_CHARACTERS = 1_000_000
 MAX_VALUE_CHARACTERS = 200
 MAX_SIDE_PX = 8192
+MAX_ARGS_CHARACTERS = 10_000
+MAX_KEYPOINTS = 1000
+# What runs here: the tasks, and of each the heads by the names that Ultralytics writes since 8.4.
+TASKS = {
+    "detect": ("Detect", "v10Detect"),
+    "segment": ("Segment", "Segment26"),
+    "pose": ("Pose", "Pose26"),
+    "obb": ("OBB", "OBB26"),
+    "classify": ("Classify",),
+}
 
 _STRING = r"'(?:[^'\\\n]|\\.)*'|\"(?:[^\"\\\n]|\\.)*\""
 _DICT_ITEM = re.compile(rf"\s*(?:(\d{{1,6}})|'(\d{{1,6}})'|\"(\d{{1,6}})\")\s*:\s*({_STRING})\s*(,|$)")
 _LIST_ITEM = re.compile(rf"\s*({_STRING})\s*(,|$)")
+_KEYPOINTS = re.compile(r"\s*[\[(]\s*(\d{1,4})\s*,\s*([23])\s*[\])]\s*")
+_NMS_ARGUMENT = re.compile(r"['\"]nms['\"]\s*:\s*([^,}]*)")
 _SIZE = re.compile(r"\s*[\[(]?\s*(\d{1,5})\s*(?:,\s*(\d{1,5})\s*)?[\])]?\s*")
 
 
@@ -37,13 +49,17 @@ class ModelMetadata:
         class_names: names by class id, at least one.
         stride: largest stride in pixels; sides of the input are multiples of it.
         image_size_hw: height and width it was exported for; None where the file does not say.
-        end2end: whether the head needs no non-maximum suppression.
+        end2end: whether the output needs no non-maximum suppression, by its head or because the graph holds it.
+        task: one of `TASKS`.
+        keypoint_shape: number of keypoints and of values each, 2 or 3; None for tasks without.
     """
 
     class_names: tuple[str, ...]
     stride: int
     image_size_hw: tuple[int, int] | None
     end2end: bool
+    task: str = "detect"
+    keypoint_shape: tuple[int, int] | None = None
 
 
 def parse_metadata(entries: Mapping[str, str]) -> ModelMetadata:
@@ -51,7 +67,7 @@ def parse_metadata(entries: Mapping[str, str]) -> ModelMetadata:
 
     Raises:
         NotAModel: no class names, or an entry that is not what Ultralytics writes.
-        UnsupportedModel: a task other than detection.
+        UnsupportedModel: a task or a head that does not run here.
     """
     if "names" not in entries:
         raise NotAModel(
@@ -59,15 +75,22 @@ def parse_metadata(entries: Mapping[str, str]) -> ModelMetadata:
             "`yolo export model=best.pt format=onnx` (tools that rewrite ONNX files often drop the metadata: copy it back)"
         )
     task = entries.get("task", "detect")
-    if task != "detect":
+    if task not in TASKS:
+        raise UnsupportedModel(f"the model's task is {task[:40]!r}; models for {', '.join(TASKS)} run here")
+    head = entries.get("head")
+    if head is not None and head not in TASKS[task]:
         raise UnsupportedModel(
-            f"the model's task is {task[:40]!r}; only 'detect' models run here. Train or export a detection model"
+            f"the model ends in {head[:40]!r}, which does not run here (RT-DETR, YOLO-World and YOLOE do not either); for the "
+            f"task {task!r} use one of the models YOLOv5u, v8, v9, v10, 11, 12 or 26"
         )
+    end2end = _parse_flag("end2end", entries.get("end2end", "False"))
     return ModelMetadata(
         class_names=parse_names(entries["names"]),
         stride=_parse_stride(entries.get("stride", "32")),
         image_size_hw=_parse_image_size(entries["imgsz"]) if "imgsz" in entries else None,
-        end2end=_parse_flag("end2end", entries.get("end2end", "False")),
+        end2end=end2end or _holds_suppression(entries.get("args", "")),
+        task=task,
+        keypoint_shape=_parse_keypoint_shape(entries.get("kpt_shape", "")) if task == "pose" else None,
     )
 
 
@@ -140,6 +163,21 @@ def _parse_flag(key: str, text: str) -> bool:
     if word not in {"true", "false", "none", "null"}:
         raise _bad_entry(key, text, "True or False")
     return word == "true"
+
+
+def _holds_suppression(arguments: str) -> bool:
+    """Whether the export's arguments, a dict as text, say that non-maximum suppression is part of the graph (`nms=True`)."""
+    if len(arguments) > MAX_ARGS_CHARACTERS:
+        raise _bad_entry("args", arguments, f"at most {MAX_ARGS_CHARACTERS} characters")
+    said = _NMS_ARGUMENT.findall(arguments)
+    return len(said) == 1 and _parse_flag("args nms", said[0])
+
+
+def _parse_keypoint_shape(text: str) -> tuple[int, int]:
+    shape = _KEYPOINTS.fullmatch(text[:MAX_VALUE_CHARACTERS])
+    if shape is None or not 1 <= int(shape[1]) <= MAX_KEYPOINTS:
+        raise _bad_entry("kpt_shape", text, "[keypoints, 2 or 3]")
+    return int(shape[1]), int(shape[2])
 
 
 def _bad_names(fault: str) -> NotAModel:

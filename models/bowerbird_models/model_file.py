@@ -33,7 +33,7 @@ class ModelFile:
 
         Raises:
             NotAModel: missing, empty, damaged.
-            UnsupportedModel: weights outside the file.
+            UnsupportedModel: weights outside the file, or a TensorRT engine.
         """
         try:
             with path.open("rb") as file:
@@ -41,6 +41,7 @@ class ModelFile:
         except OSError as error:
             raise NotAModel(f"cannot read the model {path} ({error.strerror or error}); check the path") from error
         with naming(path):
+            refuse_engine(path.name, content)
             check_self_contained(content)
         return cls(content, hashlib.sha256(content).hexdigest())
 
@@ -52,6 +53,21 @@ class ModelFile:
             UnsupportedModel: a task that does not run here.
         """
         return parse_metadata(metadata_entries(self.content))
+
+
+def refuse_engine(name: str, content: bytes) -> None:
+    """Refuse a TensorRT engine: it is code for the GPU and TensorRT of whoever built it.
+
+    Raises:
+        UnsupportedModel: named like one, or begins like one: TensorRT's own mark, or the length and JSON that Ultralytics puts
+            in front.
+    """
+    packed = content[4:5] == b"{" and 0 < int.from_bytes(content[:4], "little") < len(content)
+    if name.endswith((".engine", ".plan", ".trt")) or content[:4] in {b"ftrt", b"ptrt"} or packed:
+        raise UnsupportedModel(
+            "this is a TensorRT engine, code for one GPU and one TensorRT; give the ONNX file instead "
+            "(`yolo export format=onnx`), the device builds its own engine from it"
+        )
 
 
 @contextlib.contextmanager

@@ -32,9 +32,9 @@ def suppress(candidates: Candidates, iou: float, *, max_detections: int = MAX_DE
     scores = candidates.scores
     if len(scores) == 0:
         return np.zeros(0, np.intp)
-    boxes_xywh = candidates.boxes_xyxy.astype(np.float64)
+    boxes_xywh = candidates.boxes.astype(np.float64)
     boxes_xywh[:, 2:] -= boxes_xywh[:, :2]
-    span = float(candidates.boxes_xyxy.max() - candidates.boxes_xyxy.min()) + 1.0
+    span = float(candidates.boxes.max() - candidates.boxes.min()) + 1.0
     boxes_xywh[:, :2] += (candidates.class_ids * span)[:, None]
     # Suppression is greedy by score, so what stays of the best k is a prefix of what stays of all: an undecided model that
     # offers thousands of boxes costs milliseconds instead of half a second.

@@ -1,7 +1,8 @@
-"""A YOLO in ONNX form on ONNX Runtime: the reference runtime of device and gate.
+"""ONNX Runtime: a network on its CPU, XNNPACK, CUDA or TensorRT provider; and the detector that is the reference everywhere.
 
-In: the path of one ONNX file. Out: a detector. The file is read once, hashed, checked and loaded from those same bytes. It builds no
-engine; pictures and boxes are `yolo.py`'s work.
+In: the bytes of one ONNX file. Out: a session; for `OnnxDetector` from a path, read once, hashed, checked and loaded from those same
+bytes. What was asked for runs it or an error says why not: there is no way from an accelerator back to the processor. Pictures and
+boxes are `yolo.py`'s work.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bowerbird_models.errors import NotAModel, RuntimeMissing
+from bowerbird_models.errors import AcceleratorMissing, NotAModel, RuntimeMissing
 from bowerbird_models.model_file import ModelFile, naming
+from bowerbird_models.onnx_providers import PROVIDERS
+from bowerbird_models.runtime_options import ONNXRUNTIME_TENSORRT, RuntimeOptions
 from bowerbird_models.session import TensorSpec
 from bowerbird_models.yolo import YoloDetector, first_line
 
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(uint8)": "uint8"}
+_CPU = RuntimeOptions()
 
 
 class OnnxDetector(YoloDetector):
@@ -45,9 +49,10 @@ class OnnxDetector(YoloDetector):
     """
 
     def __init__(self, path: Path, *, threads: int = 1) -> None:
+        options = RuntimeOptions(threads=threads)
         file = ModelFile.read(path)
         with naming(path):
-            session = OnnxSession(file.content, threads=threads)
+            session = OnnxSession(file.content, options)
             super().__init__(session, file.metadata(), file.digest)
 
 
@@ -56,19 +61,17 @@ class OnnxSession:
 
     Args:
         content: a whole ONNX file.
-        threads: as `OnnxDetector`.
+        options: which execution provider, and how it is used.
 
     Raises:
         NotAModel: ONNX Runtime cannot load it.
         RuntimeMissing: onnxruntime is not installed.
-        ValueError: threads is below 1.
+        AcceleratorMissing: the provider is not in this build, found no device, or would leave nodes to the processor.
     """
 
-    def __init__(self, content: bytes, *, threads: int = 1) -> None:
-        if threads < 1:
-            raise ValueError(f"threads is {threads}, must be 1 or more")
-        self._session: Any = _start_session(content, threads)
-        self.runtime = f"onnxruntime-cpu {_onnxruntime().__version__}"
+    def __init__(self, content: bytes, options: RuntimeOptions = _CPU) -> None:
+        self._session: Any = _start_session(content, options)
+        self.runtime = f"{options.runtime} {import_onnxruntime().__version__}"
         self.inputs = tuple(map(_spec, self._session.get_inputs()))
         self.outputs = tuple(map(_spec, self._session.get_outputs()))
 
@@ -105,26 +108,63 @@ def _spec(value: Any) -> TensorSpec:
     return TensorSpec(value.name, _DTYPES.get(value.type, value.type), shape)
 
 
-def _start_session(content: bytes, threads: int) -> Any:
-    onnxruntime = _onnxruntime()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 4  # what goes wrong arrives as an exception, with a message of ours
+def session_options(options: RuntimeOptions) -> Any:
+    """ONNX Runtime's `SessionOptions` for what was asked."""
+    onnxruntime, provider = import_onnxruntime(), PROVIDERS[options.runtime]
+    told = onnxruntime.SessionOptions()
+    told.intra_op_num_threads = 1 if provider.own_threads else options.threads
+    told.inter_op_num_threads = 1
+    told.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    spinning = options.spinning and not provider.own_threads
+    told.add_session_config_entry("session.intra_op.allow_spinning", "1" if spinning else "0")
+    told.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    told.add_session_config_entry("session.disable_cpu_ep_fallback", "1" if provider.accelerator else "0")
+    told.log_severity_level = 4  # what goes wrong arrives as an exception, with a message of ours
+    return told
+
+
+def _start_session(content: bytes, options: RuntimeOptions) -> Any:
+    onnxruntime, provider = import_onnxruntime(), PROVIDERS[options.runtime]
+    # A provider that is not in the build is dropped by ONNX Runtime with a warning: look first, and look again afterwards.
+    if provider.name not in onnxruntime.get_available_providers():
+        raise AcceleratorMissing(
+            f"ONNX Runtime {onnxruntime.__version__} here was built without {provider.name}, which {options.runtime} needs; "
+            f"{provider.install}"
+        )
+    if options.engine_dir is not None and options.runtime == ONNXRUNTIME_TENSORRT:
+        options.engine_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # engines are code: nobody else may write there
+    names = [provider.name, *provider.beside]
+    providers: list[Any] = [(provider.name, dict(provider.options(options))), *provider.beside]
     try:
-        return onnxruntime.InferenceSession(content, sess_options=options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            content, sess_options=session_options(options), providers=providers, enable_fallback=False
+        )
     except Exception as error:  # onnxruntime's exceptions share no base below Exception
         logger.debug("onnxruntime refused a model: %s", error)
+        if provider.accelerator:
+            raise AcceleratorMissing(
+                f"{options.runtime} cannot run the whole model here ({first_line(error)}); check the GPU and its driver with "
+                "`bowerbird-agent doctor`, export the model with a fixed size, or choose another runtime"
+            ) from error
         raise NotAModel(
             f"ONNX Runtime {onnxruntime.__version__} cannot load it ({first_line(error)}); export it again, with "
             "an opset that this version knows, or update onnxruntime"
         ) from error
+    missing = set(names) - set(session.get_providers())
+    if missing:
+        raise AcceleratorMissing(
+            f"ONNX Runtime {onnxruntime.__version__} left out {', '.join(sorted(missing))} and would have used "
+            f"{', '.join(session.get_providers())}; install the libraries it needs (see docs/runtimes.md) or choose another runtime"
+        )
+    return session
 
 
-def _onnxruntime() -> Any:
+def import_onnxruntime() -> Any:
+    """The module `onnxruntime`.
+
+    Raises:
+        RuntimeMissing: it is not installed.
+    """
     try:
         import onnxruntime
     except ImportError as error:

@@ -34,6 +34,7 @@ _INSIDE: dict[str, dict[int, str]] = {
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _MODEL_GRAPH, _MODEL_METADATA = 7, 14
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
+_GRAPH_OUTPUT, _VALUE_NAME = 12, 1
 MAX_METADATA_ENTRIES = 256
 
 
@@ -79,6 +80,26 @@ def metadata_entries(content: bytes) -> dict[str, str]:
         except (_Malformed, UnicodeDecodeError) as error:
             raise NotAModel("the ONNX metadata holds an entry that is no text; export the model again") from error
     return entries
+
+
+def output_names(content: bytes) -> tuple[str, ...]:
+    """Names of the graph's outputs, in their order, of a file that `check_self_contained` has passed.
+
+    Raises:
+        NotAModel: an output without a name, or one that is not text.
+    """
+    names: list[str] = []
+    try:
+        for number, _, graph in _fields(memoryview(content)):
+            if number != _MODEL_GRAPH or graph is None:
+                continue
+            for field, _, value in _fields(graph):
+                if field == _GRAPH_OUTPUT and value is not None:
+                    found = [bytes(body).decode() for key, _, body in _fields(value) if key == _VALUE_NAME and body is not None]
+                    names.append(found[-1])
+    except (_Malformed, UnicodeDecodeError, IndexError) as error:
+        raise NotAModel("an output of the ONNX model has no readable name; export the model again") from error
+    return tuple(names)
 
 
 class _Malformed(Exception):

@@ -22,14 +22,16 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bowerbird_models.durable import sync_file, sync_folder
 from bowerbird_models.errors import ModelError
-from bowerbird_models.golden import Tolerance, check_npz, encode_golden
+from bowerbird_models.golden import INT8_TOLERANCE, Tolerance, check_npz, encode_golden
 from bowerbird_models.manifest import (
     BYTE_LIMITS,
     CLASSES,
@@ -37,7 +39,11 @@ from bowerbird_models.manifest import (
     MANIFEST,
     MAX_JSON_BYTES,
     MAX_MANIFEST_BYTES,
+    MODEL_ROLES,
+    ONNX_FP16,
     ONNX_FP32,
+    ONNX_INT8_OPENVINO,
+    ONNX_INT8_ORT,
     ModelManifest,
     PackageError,
     PackageFile,
@@ -46,16 +52,24 @@ from bowerbird_models.manifest import (
     parse_json,
 )
 from bowerbird_models.onnx_file import check_self_contained
+from bowerbird_models.runtime_options import ONNXRUNTIME_CPU, OPENVINO_CPU, RuntimeOptions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from bowerbird_models.yolo import YoloDetector
+
 __all__ = [
     "CLASSES",
     "GOLDEN",
     "MANIFEST",
+    "MODEL_ROLES",
+    "ONNX_FP16",
     "ONNX_FP32",
+    "ONNX_INT8_OPENVINO",
+    "ONNX_INT8_ORT",
+    "RUNTIME_OF_VARIANT",
     "ModelManifest",
     "PackageError",
     "PackageFile",
@@ -65,6 +79,10 @@ __all__ = [
     "build_package",
     "load_package",
 ]
+
+
+RUNTIME_OF_VARIANT = {ONNX_INT8_ORT: ONNXRUNTIME_CPU, ONNX_INT8_OPENVINO: OPENVINO_CPU}
+"""Role of a quantised file -> the runtime that it is made for and measured with."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +96,16 @@ class PackageOnDisk:
     @property
     def onnx(self) -> Path:
         """The full-precision model file."""
-        return self.dir / self.manifest.files[ONNX_FP32].name
+        return self.dir / self.manifest.files[self.manifest.reference_role].name
 
     @property
     def file_digest(self) -> str:
-        """SHA-256 of the full-precision model file."""
-        return self.manifest.files[ONNX_FP32].sha256
+        """SHA-256 of the reference file."""
+        return self.manifest.files[self.manifest.reference_role].sha256
+
+    def variants(self) -> Mapping[str, Path]:
+        """Every model file by its role, the reference file among them; roles that this release does not know are left out."""
+        return {role: self.dir / file.name for role, file in self.manifest.files.items() if role in MODEL_ROLES}
 
 
 def build_package(
@@ -97,6 +119,9 @@ def build_package(
     notes: str = "",
     tolerance: Tolerance | None = None,
     probation: Probation | None = None,
+    role: str = ONNX_FP32,
+    variants: Mapping[str, Path] = MappingProxyType({}),
+    accuracy: Mapping[str, float] = MappingProxyType({}),
 ) -> PackageOnDisk:
     """Make a package folder from an exported model; the same arguments give the same digest.
 
@@ -108,9 +133,14 @@ def build_package(
             to at most 320 pixels. Without any, a drawn test card is used, which proves less.
         parent: model digest that this one was trained from.
         created_at: UTC ISO text.
+        tolerance: of the reference file's golden outputs.
+        role: of the exported model, `onnx-fp32` or `onnx-fp16`: the reference.
+        variants: quantised files by role; each is run on the golden pictures by the runtime that it is for.
+        accuracy: by role, mAP50-95 in [0, 1].
 
     Raises:
-        ModelError: the file is no usable model, or its class names are not the ones given. `PackageError` is a kind of it.
+        ModelError: a file is no usable model, its class names are not the ones given, or a variant's runtime is not installed.
+            `PackageError` is a kind of it.
     """
     from bowerbird_models.onnx_detector import OnnxDetector
 
@@ -122,26 +152,32 @@ def build_package(
             )
         names = detector.class_names
         size_hw = detector.image_size_hw
-        golden = encode_golden(detector, golden_images)
+        with ExitStack() as opened:
+            others = {name: opened.enter_context(_open_variant(name, path)) for name, path in variants.items()}
+            for name, other in others.items():
+                if other.class_names != names or other.image_size_hw != size_hw:
+                    raise PackageError("bad_file", f"the {name} file is of another model than {onnx.name}; make it again")
+            golden = encode_golden(detector, golden_images, others)
     part = out_dir.with_name(out_dir.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    shutil.copyfile(onnx, part / "model.onnx")
     (part / "classes.json").write_bytes(canonical_json(list(names)))
     (part / "golden.npz").write_bytes(golden)
+    files = {CLASSES: _describe(part / "classes.json"), GOLDEN: _describe(part / "golden.npz")}
+    for name, path in {role: onnx, **variants}.items():
+        target = part / ("model.onnx" if name == role else f"{name}.onnx")
+        shutil.copyfile(path, target)
+        files[name] = _describe(target)
     manifest = ModelManifest(
-        files={
-            ONNX_FP32: _describe(part / "model.onnx"),
-            CLASSES: _describe(part / "classes.json"),
-            GOLDEN: _describe(part / "golden.npz"),
-        },
+        files=files,
         class_names=names,
         input_size_hw=size_hw,
         created_at=created_at,
         parent=parent,
-        tolerance={ONNX_FP32: tolerance or Tolerance()},
+        tolerance={role: tolerance or Tolerance(), **dict.fromkeys(variants, INT8_TOLERANCE)},
         probation=probation or Probation(),
         notes=notes,
+        accuracy=accuracy,
     )
     content = manifest.to_bytes()
     (part / MANIFEST).write_bytes(content)
@@ -153,6 +189,14 @@ def build_package(
     part.rename(out_dir)
     sync_folder(out_dir.parent)
     return PackageOnDisk(out_dir, manifest, hashlib.sha256(content).hexdigest())
+
+
+def _open_variant(role: str, path: Path) -> YoloDetector:
+    from bowerbird_models.runtimes import open_model
+
+    if role not in RUNTIME_OF_VARIANT:
+        raise PackageError("bad_name", f"{role!r} is no role of a quantised file; there are {', '.join(RUNTIME_OF_VARIANT)}")
+    return open_model(path, RuntimeOptions(RUNTIME_OF_VARIANT[role]))
 
 
 def load_package(folder: Path, *, digest: str | None = None) -> PackageOnDisk:

@@ -1,8 +1,8 @@
 """A YOLO on any runtime: from a BGR frame to `Detections`. Everything that is the same whatever runs the network.
 
 In: a `Session` and what the file says of itself. Out: `Detections`. Input buffers are laid out once per network size and reused;
-beside the network there is only a resize, a normalisation, one pass over the scores and the suppression of overlaps. It opens no
-file, knows no runtime, needs no torch, and does not track objects between frames.
+beside the network there is only a resize, a normalisation and what the task's head does (`heads.py`). It opens no file, knows no
+runtime and no task, needs no torch, and does not track objects between frames.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bowerbird_models.decode import HeadLayout, decode_end_to_end, decode_raw, head_layout
-from bowerbird_models.detections import Detections
+from bowerbird_models.decode import HeadLayout
 from bowerbird_models.errors import ModelOutputError, UnsupportedModel
+from bowerbird_models.head import NetworkOutputs
+from bowerbird_models.heads import EMBEDDING_OUTPUT, FLOATS, LOC_ENTROPY_OUTPUT, choose_head, settle
 from bowerbird_models.letterbox import smallest_rectangle
 from bowerbird_models.metadata import MAX_SIDE_PX, ModelMetadata
 
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from typing_extensions import Self
 
+    from bowerbird_models.detections import Detections
+    from bowerbird_models.head import Head
     from bowerbird_models.network_input import NetworkInput
-    from bowerbird_models.session import Run, Session
+    from bowerbird_models.session import Run, Session, TensorSpec
 
-EMBEDDING_OUTPUT = "embedding"
 MAX_NETWORK_SIZES = 4  # a camera has one; a folder of pictures has many, and each costs its buffers
-_DTYPES = ("float32", "float16")
 
 
 @dataclass
@@ -62,41 +63,25 @@ class YoloDetector:
 
     def _inspect(self, session: Session, metadata: ModelMetadata) -> None:
         """Check the graph's inputs and outputs against the metadata and remember what `detect` needs."""
-        inputs, outputs = session.inputs, session.outputs
-        if len(inputs) != 1 or inputs[0].dtype not in _DTYPES or len(inputs[0].shape) != 4:
-            seen = ", ".join(map(str, inputs))
-            raise UnsupportedModel(f"the model takes {seen}; expected one float32 or float16 picture (1, 3, H, W)")
-        batch, channels, height, width = inputs[0].shape
-        if batch not in {None, 1} or channels not in {None, 3}:
-            raise UnsupportedModel(
-                f"the model takes {inputs[0]}; expected batch 1 and 3 colour channels, export it again with batch=1"
-            )
+        size_hw = _input_size(session.inputs, metadata)
         declared = metadata.image_size_hw
-        if height is not None and width is not None:
-            size_hw, dynamic = (height, width), False
-        elif declared is not None:
-            size_hw, dynamic = declared, True
-        else:
+        if size_hw is None and declared is None:
             raise UnsupportedModel(
                 "the model takes pictures of any size and its metadata names none (imgsz); export it again with Ultralytics"
             )
-        if not 1 <= min(size_hw) <= max(size_hw) <= MAX_SIDE_PX:
-            raise UnsupportedModel(f"the model takes pictures of {size_hw}; sides up to {MAX_SIDE_PX} pixels run here")
-        heads = [output for output in outputs if output.name != EMBEDDING_OUTPUT]
-        if len(heads) != 1 or heads[0].dtype not in _DTYPES:
-            seen = ", ".join(map(str, outputs))
+        self._image_size_hw = size_hw or declared or (0, 0)
+        if not 1 <= min(self._image_size_hw) <= max(self._image_size_hw) <= MAX_SIDE_PX:
             raise UnsupportedModel(
-                f"the model emits {seen}; expected one detection head and at most one {EMBEDDING_OUTPUT!r}. Export a "
-                "detection model"
+                f"the model takes pictures of {self._image_size_hw}; sides up to {MAX_SIDE_PX} pixels run here"
             )
         self._metadata = metadata
-        self._image_size_hw = size_hw
-        self._dynamic = dynamic
-        self._dtype = np.dtype(inputs[0].dtype)
-        self._output_names = [heads[0].name] + [output.name for output in outputs if output.name == EMBEDDING_OUTPUT]
-        # A declared shape that cannot be a head is refused now; one with unknown sizes is settled by the first real output.
-        self._layout = head_layout(heads[0].shape, len(metadata.class_names), end2end=metadata.end2end)
-        self._layout_is_known = all(side is not None for side in heads[0].shape[1:])
+        # A classifier of free size is run at the size of its training: it cuts out the middle and pads nothing.
+        self._dynamic = size_hw is None and metadata.task != "classify"
+        self._dtype = np.dtype(session.inputs[0].dtype)
+        # Declared shapes that cannot be a head are refused now; unknown sizes are settled by the first real output.
+        self._head: Head = choose_head(metadata, session.outputs)
+        present = {output.name for output in session.outputs}
+        self._curation = tuple(name for name in (EMBEDDING_OUTPUT, LOC_ENTROPY_OUTPUT) if name in present)
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -115,8 +100,13 @@ class YoloDetector:
 
     @property
     def layout(self) -> HeadLayout:
-        """Raw head or end to end."""
-        return self._layout
+        """How the head lays out what it found."""
+        return self._head.layout
+
+    @property
+    def task(self) -> str:
+        """What the model was trained for: detect, segment, pose, obb or classify."""
+        return self._metadata.task
 
     @property
     def runtime(self) -> str:
@@ -124,7 +114,7 @@ class YoloDetector:
         return self._runtime
 
     def detect(self, image_bgr: NDArray[np.uint8], *, confidence: float = 0.05, iou: float = 0.7) -> Detections:
-        """Detections in one frame, most confident first, at most 300.
+        """Detections in one frame, most confident first, at most 300; of a classifier one, whatever its score.
 
         Args:
             image_bgr: (H, W, 3) uint8.
@@ -146,26 +136,16 @@ class YoloDetector:
                 f"the model {self._file_digest[:12]} failed while running ({first_line(error)}); do not use this file, "
                 "export it again"
             ) from error
-        if not self._layout_is_known:
-            self._settle_layout(outputs[0].shape)
+        head_outputs = outputs[: len(self._head.output_names)]
+        if not self._head.is_settled:
+            self._settle_head(head_outputs)
+        curation = dict(zip(self._curation, outputs[len(head_outputs) :], strict=True))
+        emitted = NetworkOutputs(head_outputs, **curation)
+        return self._head.read(emitted, letterbox, confidence=confidence, iou=iou)
 
-        from bowerbird_models.nms import MAX_DETECTIONS, suppress
-
-        class_count = len(self._metadata.class_names)
-        if self._layout is HeadLayout.RAW:
-            candidates = decode_raw(outputs[0], class_count, confidence)
-            rows = suppress(candidates, iou)
-        else:
-            candidates = decode_end_to_end(outputs[0], class_count, confidence)
-            rows = np.arange(min(len(candidates.scores), MAX_DETECTIONS))
-        kept = candidates.take(rows)
-        return Detections(
-            letterbox.to_source(kept.boxes_xyxy),
-            kept.scores,
-            kept.class_ids,
-            class_scores=kept.class_scores,
-            embedding=_embedding(outputs[1]) if len(outputs) > 1 else None,
-        )
+    def new_input(self) -> NetworkInput:
+        """A second input like the one that `detect` fills, to measure what filling it takes."""
+        return self._new_input(self._image_size_hw)
 
     def close(self) -> None:
         """Free the session and its memory; calling it again does nothing."""
@@ -188,12 +168,11 @@ class YoloDetector:
             network_hw = smallest_rectangle(source_hw, self._image_size_hw, self._metadata.stride)
         bound = self._bound.get(network_hw)
         if bound is None:
-            from bowerbird_models.network_input import NetworkInput
-
-            network_input = NetworkInput(network_hw, self._dtype)
-            # A raw head's size depends on nothing but the input's: its buffers can stay.
-            fixed = self._layout is HeadLayout.RAW and self._layout_is_known
-            bound = _Bound(network_input, self._session.bind(network_input.tensor, self._output_names, fixed=fixed))
+            network_input = self._new_input(network_hw)
+            # End-to-end heads may leave their number of rows open; all others' sizes depend on nothing but the input's: buffers stay.
+            fixed = self._head.layout is not HeadLayout.END_TO_END and self._head.is_settled
+            names = [*self._head.output_names, *self._curation]
+            bound = _Bound(network_input, self._session.bind(network_input.tensor, names, fixed=fixed))
             self._bound[network_hw] = bound
             if len(self._bound) > MAX_NETWORK_SIZES:
                 self._bound.popitem(last=False)
@@ -201,22 +180,46 @@ class YoloDetector:
             self._bound.move_to_end(network_hw)
         return bound
 
-    def _settle_layout(self, shape: tuple[int, ...]) -> None:
+    def _new_input(self, network_hw: tuple[int, int]) -> NetworkInput:
+        if self._metadata.task == "classify":
+            from bowerbird_models.classifier_input import ClassifierInput
+
+            return ClassifierInput(network_hw, self._dtype)
+        from bowerbird_models.network_input import PictureInput, PlanarInput
+
+        return PictureInput(network_hw) if self._dtype == np.uint8 else PlanarInput(network_hw, self._dtype)
+
+    def _settle_head(self, outputs: list[NDArray[Any]]) -> None:
         try:
-            self._layout = head_layout(shape, len(self._metadata.class_names), end2end=self._metadata.end2end)
+            self._head = settle(self._head, self._metadata, outputs)
         except UnsupportedModel as error:
             raise ModelOutputError(f"the model {self._file_digest[:12]} ran, but {error}") from error
-        self._layout_is_known = True
         self._bound.clear()  # bound before the layout was known; from now on buffers may be kept
+
+
+def _input_size(inputs: tuple[TensorSpec, ...], metadata: ModelMetadata) -> tuple[int, int] | None:
+    """Height and width that the graph takes; None where it leaves them open.
+
+    Raises:
+        UnsupportedModel: not one picture of three colours.
+    """
+    seen = ", ".join(map(str, inputs))
+    takes_pictures = metadata.task != "classify"  # they are cut out in floats, never letterboxed in bytes
+    dtypes = (*FLOATS, "uint8") if takes_pictures else FLOATS
+    if len(inputs) != 1 or inputs[0].dtype not in dtypes or len(inputs[0].shape) != 4:
+        raise UnsupportedModel(
+            f"the model takes {seen}; expected one float32 or float16 picture (1, 3, H, W)"
+            + (" or one uint8 picture (1, H, W, 3)" if takes_pictures else "")
+        )
+    if inputs[0].dtype == "uint8":
+        batch, height, width, channels = inputs[0].shape
+    else:
+        batch, channels, height, width = inputs[0].shape
+    if batch not in {None, 1} or channels not in {None, 3}:
+        raise UnsupportedModel(f"the model takes {seen}; expected batch 1 and 3 colour channels, export it again with batch=1")
+    return None if height is None or width is None else (height, width)
 
 
 def first_line(error: Exception) -> str:
     """What a runtime's exception says, short enough for a message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
-def _embedding(output: NDArray[Any]) -> NDArray[np.float32]:
-    embedding = output.astype(np.float32).reshape(-1)
-    if not np.isfinite(embedding).all():
-        raise ModelOutputError("the model's embedding holds NaN or infinity; do not use this file, export it again")
-    return embedding

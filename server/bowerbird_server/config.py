@@ -86,6 +86,19 @@ class GateConfig(_Part):
     )
 
 
+class ModelsConfig(_Part):
+    """Which files a package has beside the float model."""
+
+    variants: list[Literal["int8-ort", "int8-openvino"]] = Field(
+        ["int8-ort", "int8-openvino"],
+        description="Quantised files that a promoted model gets: for ONNX Runtime, for OpenVINO. Empty: none.",
+    )
+    max_loss_points: float = Field(
+        0.5, ge=0, le=100, description="A quantised file that loses more points (hundredths) of mAP50-95 is left out."
+    )
+    calibration_frames: int = Field(96, ge=1, le=1024, description="Frames of the training split that set the ranges of int8.")
+
+
 class SigningConfig(_Part):
     """Who signs model packages."""
 
@@ -102,6 +115,7 @@ class ServerConfig(_Part):
     broker: BrokerConfig = BrokerConfig()
     loop: LoopConfig = LoopConfig()
     gate: GateConfig = GateConfig()
+    models: ModelsConfig = ModelsConfig()
     signing: SigningConfig = SigningConfig()
 
 

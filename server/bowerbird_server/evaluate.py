@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
-from bowerbird_models.onnx_detector import OnnxDetector
+from bowerbird_models.runtimes import RuntimeOptions, open_model
 from bowerbird_server.average_precision import (
     FrameBoxes,
     MatchTable,
@@ -142,6 +142,7 @@ def evaluate_model(
     class_names: Sequence[str],
     *,
     threads: int = 1,
+    runtime: str = "onnxruntime-cpu",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationRun:
     """Run a model over held-out frames and score it.
@@ -151,17 +152,18 @@ def evaluate_model(
         frames: at least one, with at least one drawn box among them.
         class_names: of the data set, by class id; the ids in `frames` index it.
         threads: of the runtime.
+        runtime: that the file is for; it computes in single precision.
         on_progress: called with (frames done, frames in all) after each.
 
     Raises:
         BadInput: no frames, no labels, a picture that cannot be read, or labels that do not fit the class names.
-        ModelError: the model cannot be loaded or emits nonsense.
+        ModelError: the model cannot be loaded or emits nonsense, or the runtime is not installed.
     """
     started = time.monotonic()
     drawn = _ground_truth(frames, class_names)
     found: list[FrameBoxes] = []
     latencies_ms: list[float] = []
-    with OnnxDetector(onnx_path, threads=threads) as detector:
+    with open_model(onnx_path, RuntimeOptions(runtime, threads=threads)) as detector:
         to_ours = _class_map(detector.class_names, class_names)
         for done, frame in enumerate(frames, start=1):
             image_bgr = _read_image(frame.image_path)

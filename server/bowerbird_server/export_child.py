@@ -1,28 +1,22 @@
-"""Checkpoint -> ONNX with the embedding output, inside the training process (imports torch and Ultralytics).
+"""Checkpoint -> ONNX in its transport form, inside the training process (imports torch and Ultralytics).
 
-In: a `.pt` of ours. Out: an ONNX file with Ultralytics' metadata, whose first output is the detection head as Ultralytics exports
-it and whose second, "embedding", is the global average of each feature map that enters the head, one after the other. The
-detections are compared bit by bit with the plain export before the file is kept. Only `train_child.py` calls this.
+In: a `.pt` of ours. Out: an ONNX file with Ultralytics' metadata, whose first outputs are the head's as Ultralytics exports them, whose
+further outputs are those of `curation_outputs.py` where the head can have them, and whose weights are stored in half precision
+(`half_weights.py`). Only `train_child.py` calls this.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper
 
+from bowerbird_server.curation_outputs import add_curation_outputs
+from bowerbird_server.half_weights import store_half
 from bowerbird_server.train import TrainingFailed
-
-logger = logging.getLogger(__name__)
-
-EMBEDDING_OUTPUT = "embedding"
-_PROBES = 3
 
 
 def export_onnx(weights: Path, target: Path, image_size: int) -> Path:
@@ -39,24 +33,19 @@ def export_onnx(weights: Path, target: Path, image_size: int) -> Path:
     from ultralytics import YOLO
 
     model = YOLO(str(weights))
-    head_inputs = tuple(model.model.model[-1].f)
     # Ultralytics names the file after the weights, beside them.
     work = target.parent / f".export-{os.getpid()}"
     work.mkdir(parents=True, exist_ok=True)
     try:
         copy = work / "model.pt"
         shutil.copyfile(weights, copy)
-        channels = _head_channels(model, image_size)
+        head_inputs, channels = _head_inputs(model, image_size)
         plain = Path(YOLO(str(copy)).export(format="onnx", imgsz=image_size, simplify=_can_slim(), device="cpu"))
         if not plain.is_file():
             raise TrainingFailed(f"Ultralytics exported no ONNX file from {weights}; see the log beside it")
-        finished = plain
-        extended = work / "embedding.onnx"
-        try:
-            add_embedding(plain, extended, head_inputs, channels)
-            finished = extended
-        except ValueError as fault:
-            logger.warning("exported without the embedding output: %s", fault)
+        finished = work / "finished.onnx"
+        add_curation_outputs(plain, finished, head_inputs, channels)
+        onnx.save(store_half(onnx.load(str(finished))), str(finished))
         _clean_metadata(finished)
         finished.replace(target)
     finally:
@@ -86,85 +75,22 @@ def _can_slim() -> bool:
     return numbers >= [0, 1, 82]
 
 
-def _head_channels(model: Any, image_size: int) -> tuple[int, ...]:
-    """How many channels each feature map has that enters the detection head."""
+def _head_inputs(model: Any, image_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Numbers of the layers that feed the head, and how many channels each of them has."""
     import torch
 
+    head = model.model.model[-1]
+    sources = head.f if isinstance(head.f, list) else [head.f]
+    layers = tuple(layer if layer >= 0 else head.i + layer for layer in sources)
     seen: list[tuple[int, ...]] = []
+
+    def look(_: Any, inputs: Any) -> None:
+        maps = inputs[0] if isinstance(inputs[0], list | tuple) else [inputs[0]]
+        seen.append(tuple(each.shape[1] for each in maps))
+
     network = model.model.eval()
-    hook = network.model[-1].register_forward_pre_hook(lambda _, inputs: seen.append(tuple(x.shape[1] for x in inputs[0])))
+    hook = head.register_forward_pre_hook(look)
     with torch.no_grad():
         network(torch.zeros(1, 3, image_size, image_size))
     hook.remove()
-    return seen[0]
-
-
-def add_embedding(plain: Path, target: Path, head_inputs: tuple[int, ...], channels: tuple[int, ...]) -> None:
-    """Copy an exported detector and give it the second output.
-
-    Args:
-        plain: as Ultralytics exports it.
-        target: where the copy goes.
-        head_inputs: numbers of the layers that feed the head (`model.model[-1].f`).
-        channels: of each of those.
-
-    Raises:
-        ValueError: the feature maps cannot be told in the graph, or the detections would change by a bit.
-    """
-    graph_file = onnx.load(str(plain))
-    graph = graph_file.graph
-    maps = [_feature_map(graph, layer, count) for layer, count in zip(head_inputs, channels, strict=True)]
-    pooled = []
-    for i, name in enumerate(maps):
-        graph.node.append(helper.make_node("GlobalAveragePool", [name], [f"embedding_pool_{i}"], name=f"embedding/pool_{i}"))
-        graph.node.append(
-            helper.make_node("Flatten", [f"embedding_pool_{i}"], [f"embedding_flat_{i}"], name=f"embedding/flat_{i}", axis=1)
-        )
-        pooled.append(f"embedding_flat_{i}")
-    graph.node.append(helper.make_node("Concat", pooled, [EMBEDDING_OUTPUT], name="embedding/concat", axis=1))
-    graph.output.append(helper.make_tensor_value_info(EMBEDDING_OUTPUT, TensorProto.FLOAT, [1, sum(channels)]))
-    entry = graph_file.metadata_props.add()
-    entry.key, entry.value = EMBEDDING_OUTPUT, str(sum(channels))
-    onnx.checker.check_model(graph_file)
-    onnx.save(graph_file, str(target))
-    _compare(plain, target)
-
-
-def _feature_map(graph: Any, layer: int, channels: int) -> str:
-    """The tensor that layer `layer` hands to the head: its last output that another layer's node reads.
-
-    Ultralytics' exporter keeps the module's path in each node's name (`/model.16/cv2/act/Mul`).
-    """
-    prefix = f"/model.{layer}/"
-    mine = [node for node in graph.node if node.name.startswith(prefix)]
-    if not mine:
-        raise ValueError(f"no node of layer {layer} in the graph")
-    read_elsewhere = {name for node in graph.node if not node.name.startswith(prefix) for name in node.input}
-    outputs = [name for node in mine for name in node.output if name in read_elsewhere]
-    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.value_info}
-    if len(outputs) != 1:
-        raise ValueError(f"layer {layer} hands on {len(outputs)} tensors; expected one")
-    shape = shapes.get(outputs[0])
-    if shape is not None and (len(shape) != 4 or shape[1] != channels):
-        raise ValueError(f"layer {layer} hands on a tensor of shape {shape}; expected {channels} channels")
-    return str(outputs[0])
-
-
-def _compare(plain: Path, extended: Path) -> None:
-    """Same input, same detections, to the bit."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    sessions = [
-        onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"]) for path in (plain, extended)
-    ]
-    image = sessions[0].get_inputs()[0]
-    rng = np.random.default_rng(0)
-    for _ in range(_PROBES):
-        batch = rng.random(image.shape, np.float32)
-        before, after = (session.run(None, {image.name: batch}) for session in sessions)
-        if not np.array_equal(before[0], after[0]):
-            raise ValueError("the second output changes the detections")
-        if not np.isfinite(after[1]).all():
-            raise ValueError("the embedding is not finite")
+    return layers, seen[0]

@@ -1,27 +1,36 @@
 """Models coming into the site: an ONNX file becomes a package, a blob and a row; a promoted one becomes a release.
 
-In: an exported or imported ONNX file, perhaps its weights. Out: a row in state `candidate`, a package folder, a release number.
+In: an exported or imported ONNX file, perhaps its weights. Out: a row in state `candidate`, a package folder, a release number. The
+float file of a package is in transport form where that is possible (`quantise.py`), and that file is what is evaluated.
 It judges nothing (see `promotion_gate.py`) and sends nothing (see `rollout.py`).
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from bowerbird_models.errors import ModelError
+from bowerbird_models.manifest import ONNX_FP32
 from bowerbird_models.onnx_detector import OnnxDetector
 from bowerbird_models.package import PackageOnDisk, build_package, load_package
 from bowerbird_server.catalogue import Row, utc_now
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import class_names as known_classes
-from bowerbird_server.errors import BadInput
+from bowerbird_server.errors import BadInput, EnvironmentFault
 from bowerbird_server.export import export_weights
+from bowerbird_server.quantise import FloatFile, to_transport_form
 from bowerbird_server.repository import Repository
 from bowerbird_server.site import Site
+from bowerbird_server.snapshot import evaluation_frames
+from bowerbird_server.train import TrainingFailed
+from bowerbird_server.variants import OnProgress, Variants, build_variants
+
+logger = logging.getLogger(__name__)
 
 GOLDEN_IMAGES = 4
 
@@ -38,39 +47,46 @@ def register_model(
     dataset_version: str | None = None,
     training_run: str | None = None,
     created_at: str | None = None,
+    variants: Variants | None = None,
 ) -> Row:
     """Take a model in: check that the device's own code runs it, build its package, keep its files as blobs.
 
     Args:
-        onnx: the exported model.
+        onnx: the exported model, in transport form or not.
         weights: the checkpoint it came from; stays on the server, to start the next training from.
         origin: `trained` or `imported`.
         golden_images: pictures whose outputs every device must reproduce; a few real ones.
         parent: digest of the model it was trained from.
+        variants: quantised files of it, and what was measured.
 
     Raises:
         BadInput: the file is not a YOLO model that a device could run; the message says why.
     """
-    try:
-        with OnnxDetector(onnx) as detector:
-            names = detector.class_names
-    except (ModelError, OSError) as error:
-        raise BadInput(f"{onnx.name} cannot be used: {error}") from error
+    names = _class_names(onnx)
     _check_classes(site, names)
     scratch = site.folder.packages / f".new-{onnx.stat().st_ino}"
     shutil.rmtree(scratch, ignore_errors=True)
-    try:
-        package = build_package(
-            scratch,
-            onnx,
-            class_names=names,
-            golden_images=list(golden_images)[:GOLDEN_IMAGES],
-            parent=parent,
-            created_at=created_at or utc_now(),
-        )
-    except ModelError as error:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise BadInput(f"{onnx.name} cannot be packaged: {error}") from error
+    pictures = list(golden_images)[:GOLDEN_IMAGES]
+    extra = variants or Variants()
+    with tempfile.TemporaryDirectory(dir=site.folder.training) as work:
+        reference = float_file(onnx, Path(work), pictures)
+        try:
+            package = build_package(
+                scratch,
+                reference.path,
+                class_names=names,
+                golden_images=pictures,
+                parent=parent,
+                created_at=created_at or utc_now(),
+                role=reference.role,
+                variants=extra.files,
+                accuracy=extra.package_accuracy(reference.role),
+                notes=extra.notes(),
+            )
+        except ModelError as error:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise BadInput(f"{onnx.name} cannot be packaged: {error}") from error
+        onnx_blob = site.blobs.put_file(reference.path)
     final = site.folder.packages / package.digest
     if final.exists():
         shutil.rmtree(scratch)
@@ -85,7 +101,7 @@ def register_model(
             "training_run": training_run,
             "origin": origin,
             "state": "candidate",
-            "onnx_sha256": site.blobs.put_file(onnx),
+            "onnx_sha256": onnx_blob,
             "weights_sha256": None if weights is None else site.blobs.put_file(weights),
             "manifest": package.manifest.to_bytes().decode(),
             "class_names": json.dumps(list(names)),
@@ -95,8 +111,60 @@ def register_model(
     return model_rows.model(site.catalogue, package.digest)
 
 
-def import_model(site: Site, file: Path, *, trust: bool, actor: str) -> Row:
-    """Take in a model that a user has.
+def float_file(onnx: Path, out_dir: Path, pictures: Sequence[Path] = ()) -> FloatFile:
+    """The float file that a package of `onnx` has: in transport form, or the file itself where that is not possible.
+
+    Raises:
+        BadInput: the file is no model.
+    """
+    try:
+        return to_transport_form(onnx, out_dir, pictures=pictures)
+    except (TrainingFailed, EnvironmentFault) as fault:
+        # A server without the `train` extra takes models in as they are.
+        logger.info("%s is kept as it is: %s", onnx.name, fault)
+        return FloatFile(onnx, ONNX_FP32, str(fault))
+
+
+def with_variants(
+    site: Site, digest: str, version: Row, actor: str, on_progress: OnProgress = lambda *_: None
+) -> tuple[Row, Variants]:
+    """A new package of a model of the site: the same float file, and the quantised files that the configuration names.
+
+    Another manifest is another digest, so it is another row, a candidate with the same parent, data set, figures and verdict: those
+    are of the float file, and that is the same to the byte wherever the older one was in transport form already.
+
+    Args:
+        version: data set version to calibrate and to measure on.
+
+    Raises:
+        NotFound: no such model.
+    """
+    row = model_rows.model(site.catalogue, digest)
+    older = package_of(site, row["digest"])
+    frames, _ = evaluation_frames(site.catalogue, site.blobs, version)
+    pictures = [frame.image_path for frame in frames][:GOLDEN_IMAGES]
+    with tempfile.TemporaryDirectory(dir=site.folder.training) as scratch:
+        reference = float_file(older.onnx, Path(scratch), pictures)
+        variants = build_variants(site, reference, version, Path(scratch, "variants"), on_progress=on_progress)
+        weights = row["weights_sha256"]
+        made = register_model(
+            site,
+            reference.path,
+            weights=None if weights is None else site.blobs.path(weights),
+            origin=row["origin"],
+            actor=actor,
+            golden_images=pictures,
+            parent=row["parent"],
+            dataset_version=row["dataset_version"],
+            training_run=row["training_run"],
+            variants=variants,
+        )
+    model_rows.set_metrics(site.catalogue, made["digest"], json.loads(row["metrics"]), json.loads(row["verdict"]))
+    return model_rows.model(site.catalogue, made["digest"]), variants
+
+
+def import_model(site: Site, file: Path, *, trust: bool, actor: str, on_progress: OnProgress = lambda *_: None) -> Row:
+    """Take in a model that a user has; on a site with a data set it gets the quantised files that the configuration names.
 
     Args:
         file: an ONNX file, or a `.pt` if `trust`: a checkpoint is a program, and it runs, in a child process, when it is read.
@@ -107,7 +175,7 @@ def import_model(site: Site, file: Path, *, trust: bool, actor: str) -> Row:
     if not file.is_file():
         raise BadInput(f"there is no file {file}; give the path of a .onnx or a .pt")
     if file.suffix.lower() == ".onnx":
-        return register_model(site, file, weights=None, origin="imported", actor=actor)
+        return _take_in(site, file, None, actor, on_progress)
     if file.suffix.lower() != ".pt":
         raise BadInput(f"{file.name} is neither .onnx nor .pt; export it first: yolo export model={file.name} format=onnx")
     if not trust:
@@ -117,7 +185,30 @@ def import_model(site: Site, file: Path, *, trust: bool, actor: str) -> Row:
         )
     with tempfile.TemporaryDirectory(dir=site.folder.training) as scratch:
         result = export_weights(file, Path(scratch))
-        return register_model(site, result.onnx, weights=file, origin="imported", actor=actor)
+        return _take_in(site, result.onnx, file, actor, on_progress)
+
+
+def _take_in(site: Site, onnx: Path, weights: Path | None, actor: str, on_progress: OnProgress) -> Row:
+    version = site.catalogue.row("SELECT * FROM dataset_version ORDER BY number DESC")
+    frames = [] if version is None else evaluation_frames(site.catalogue, site.blobs, version)[0]
+    pictures = [frame.image_path for frame in frames][:GOLDEN_IMAGES]
+    with tempfile.TemporaryDirectory(dir=site.folder.training) as scratch:
+        _check_classes(site, _class_names(onnx))  # before minutes are spent on a model that does not belong here
+        reference = float_file(onnx, Path(scratch), pictures)
+        variants = Variants()
+        if version is not None:
+            variants = build_variants(site, reference, version, Path(scratch, "variants"), on_progress=on_progress)
+        return register_model(
+            site, reference.path, weights=weights, origin="imported", actor=actor, golden_images=pictures, variants=variants
+        )
+
+
+def _class_names(onnx: Path) -> tuple[str, ...]:
+    try:
+        with OnnxDetector(onnx) as detector:
+            return detector.class_names
+    except (ModelError, OSError) as error:
+        raise BadInput(f"{onnx.name} cannot be used: {error}") from error
 
 
 def _check_classes(site: Site, names: Sequence[str]) -> None:

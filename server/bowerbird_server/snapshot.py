@@ -181,3 +181,21 @@ def evaluation_frames(catalogue: Catalogue, blobs: BlobStore, version: Row) -> t
             )
         )
     return frames, manifest["classes"]
+
+
+def calibration_frames(blobs: BlobStore, version: Row, count: int) -> list[Path]:
+    """Pictures of the training split, spread evenly over its scenes; never one that is held out.
+
+    What int8 is calibrated on must not be what it is measured on: an evaluation frame that set the ranges would flatter them.
+
+    Args:
+        count: at most so many.
+    """
+    entries = [entry for entry in read_manifest(blobs, version)["frames"] if entry["split"] == "train"]
+    by_scene: dict[str, list[str]] = {}
+    for entry in sorted(entries, key=lambda entry: (entry["scene"], entry["frame"])):
+        by_scene.setdefault(entry["scene"], []).append(entry["blob"])
+    # One of every scene, then a second one: neighbouring frames of a scene teach the ranges nothing new.
+    turns = max(map(len, by_scene.values()), default=0)
+    chosen = [blobs_of[turn] for turn in range(turns) for blobs_of in by_scene.values() if turn < len(blobs_of)]
+    return [blobs.path(blob) for blob in chosen[:count]]

@@ -158,10 +158,21 @@ def run_training(
     )
 
 
-def run_child(task: Mapping[str, Any], out_dir: Path, threads: int, cancelled: Callable[[], bool]) -> Iterator[dict[str, Any]]:
-    """Start `train_child` on a task and yield its events; the last one has `event == "result"`.
+def run_child(
+    task: Mapping[str, Any],
+    out_dir: Path,
+    threads: int,
+    cancelled: Callable[[], bool],
+    module: str = "bowerbird_server.train_child",
+    what: str = "training",
+) -> Iterator[dict[str, Any]]:
+    """Start a child process on a task and yield its events; the last one has `event == "result"`.
 
     The child is gone when the iteration ends, however it ends.
+
+    Args:
+        module: what the child runs: a module that calls `child_task.run_task`.
+        what: the work in one word, for messages and the log's name.
 
     Raises:
         As `run_training`.
@@ -171,12 +182,12 @@ def run_child(task: Mapping[str, Any], out_dir: Path, threads: int, cancelled: C
         config_dir.mkdir(parents=True, exist_ok=True)
         task_file = out_dir / "task.json"
         task_file.write_text(json.dumps(dict(task)))
-        log = (out_dir / "training.log").open("w")
+        log = (out_dir / f"{what}.log").open("w")
     except OSError as error:
         raise EnvironmentFault(f"{out_dir} cannot be written ({error.strerror}); free some space or fix its rights") from error
     with log:
         child = subprocess.Popen(
-            [sys.executable, "-m", "bowerbird_server.train_child", str(task_file)],
+            [sys.executable, "-m", module, str(task_file)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=log,
@@ -184,7 +195,7 @@ def run_child(task: Mapping[str, Any], out_dir: Path, threads: int, cancelled: C
             text=True,
         )
         try:
-            yield from _events(child, Path(log.name), cancelled)
+            yield from _events(child, Path(log.name), cancelled, what)
         finally:
             _end(child)
 
@@ -212,13 +223,13 @@ def child_environment(config_dir: Path, threads: int) -> dict[str, str]:
     }
 
 
-def _events(child: subprocess.Popen[str], log: Path, cancelled: Callable[[], bool]) -> Iterator[dict[str, Any]]:
+def _events(child: subprocess.Popen[str], log: Path, cancelled: Callable[[], bool], what: str) -> Iterator[dict[str, Any]]:
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     threading.Thread(target=_read_lines, args=(child, lines), name="training-output", daemon=True).start()
     finished = False
     while True:
         if cancelled():
-            raise TrainingCancelled("the training was cancelled; the model in use stays as it is")
+            raise TrainingCancelled(f"the {what} was cancelled; the model in use stays as it is")
         try:
             line = lines.get(timeout=_POLL_S)
         except queue.Empty:
@@ -238,7 +249,7 @@ def _events(child: subprocess.Popen[str], log: Path, cancelled: Callable[[], boo
         yield event
     code = child.wait()
     if not finished:
-        raise TrainingFailed(_how_it_died(code, log))
+        raise TrainingFailed(_how_it_died(code, log, what))
 
 
 def _read_lines(child: subprocess.Popen[str], lines: queue.SimpleQueue[str | None]) -> None:
@@ -249,16 +260,14 @@ def _read_lines(child: subprocess.Popen[str], lines: queue.SimpleQueue[str | Non
     lines.put(None)
 
 
-def _how_it_died(code: int, log: Path) -> str:
+def _how_it_died(code: int, log: Path, what: str) -> str:
     tail = log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:]
     last = next((line.strip() for line in reversed(tail) if line.strip()), "it left no message")
     if code == -signal.SIGKILL:
-        return (
-            "the training process was killed, most often because memory ran out; lower `batch` or `image_size` and train "
-            f"again (log: {log})"
-        )
+        advice = "lower `batch` or `image_size` and train again" if what == "training" else "free memory and start it again"
+        return f"the {what} process was killed, most often because memory ran out; {advice} (log: {log})"
     how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    return f"the training process ended {how}: {last} (log: {log})"
+    return f"the {what} process ended {how}: {last} (log: {log})"
 
 
 def _end(child: subprocess.Popen[str]) -> None:

@@ -8,82 +8,22 @@ Everything that Ultralytics prints goes to standard error, which the parent keep
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import json
 import math
 import os
 import platform
 import shutil
-import signal
 import sys
-import threading
-import traceback
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, TextIO
 
 import yaml
 
-from bowerbird_server.dataset_check import NoLabels, count_training_boxes
-from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
+from bowerbird_server.child_task import emit, run_task
+from bowerbird_server.dataset_check import count_training_boxes
+from bowerbird_server.errors import BadInput, EnvironmentFault
 from bowerbird_server.train import TrainingFailed
 
 EIGHTH = "bowerbird-eighth"
-_KINDS: dict[type[ServerError], str] = {
-    NoLabels: "no_labels",
-    BadInput: "bad_input",
-    EnvironmentFault: "environment",
-    ServerError: "failed",
-}
-
-
-def main(arguments: list[str]) -> int:
-    """Do the task; the exit code is 0 when a result was written."""
-    # Ultralytics prints freely: from here on standard output is standard error, and only we hold the real one.
-    events = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    _die_with_parent()
-    try:
-        task = json.loads(Path(arguments[0]).read_text())
-        result = _TASKS[task["do"]](task, events)
-    except ServerError as error:
-        kind = next(name for cls, name in _KINDS.items() if isinstance(error, cls))
-        _emit(events, event="error", kind=kind, message=str(error))
-        return 1
-    except OSError as error:
-        traceback.print_exc()
-        if error.errno != errno.ENOSPC:
-            _emit(events, event="error", kind="failed", message=f"the training stopped: {error}")
-            return 1
-        _emit(events, event="error", kind="environment", message="the disk is full; free some space and train again")
-        return 1
-    except Exception as error:
-        traceback.print_exc()
-        _emit(events, event="error", kind="failed", message=f"the training stopped: {type(error).__name__}: {error}")
-        return 1
-    _emit(events, event="result", **result)
-    return 0
-
-
-def _emit(events: TextIO, **fields: Any) -> None:
-    events.write(json.dumps(fields) + "\n")
-    events.flush()
-
-
-def _die_with_parent() -> None:
-    """End this process when the parent's end of our standard input closes, whatever killed the parent."""
-    if platform.system() == "Linux":
-        import ctypes
-
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: at once, but tied to the parent's *thread*
-
-    def watch() -> NoReturn:
-        while os.read(0, 4096):
-            pass
-        os._exit(3)
-
-    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 def _ultralytics(threads: int) -> Any:
@@ -129,7 +69,7 @@ def _train(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
             raise TrainingFailed(
                 "the training diverged (the loss is not a number); lower the learning rate or check the labels"
             )
-        _emit(events, event="progress", epoch=trainer.epoch + 1, loss=loss)
+        emit(events, event="progress", epoch=trainer.epoch + 1, loss=loss)
 
     # The trainer sets its own thread count once more while it starts.
     model.add_callback("on_pretrain_routine_end", lambda _: torch.set_num_threads(task["threads"]))
@@ -270,4 +210,4 @@ def _export(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
 _TASKS = {"train": _train, "export": _export}
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_task(sys.argv[1:], _TASKS, "training"))

@@ -1,7 +1,8 @@
 """Carrying out one training run: data set on disk -> challenger -> the same held-out frames for both -> verdict.
 
-In: a queued or interrupted run. Out: a model row with metrics, verdict and reasons, promoted or rejected. A run that is killed
-begins again from its frozen data set. Ultralytics lives in the child process that `train.py` starts.
+In: a queued or interrupted run. Out: a model row with metrics, verdict and reasons, promoted or rejected; a promoted one has the
+quantised files that the configuration names. A run that is killed begins again from its frozen data set. Ultralytics lives in the
+child process that `train.py` starts.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from bowerbird_server.config import TrainingConfig
 from bowerbird_server.errors import BadInput, Conflict, ServerError
 from bowerbird_server.evaluate import EvaluationRun, evaluate_model
 from bowerbird_server.promotion_gate import PROFILES, Verdict, compare
-from bowerbird_server.registry import register_model
+from bowerbird_server.registry import GOLDEN_IMAGES, float_file, register_model
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import evaluation_frames, materialise
 from bowerbird_server.train import TrainingCancelled, TrainingProgress, TrainingRequest, TrainingResult, run_training
+from bowerbird_server.variants import OnProgress, Variants, build_variants
 
 logger = logging.getLogger(__name__)
-
-OnProgress = Callable[[str, int, int], None]  # stage, done, in all
 
 
 def queue_run(site: Site, version: Row, settings: TrainingConfig, actor: str) -> str:
@@ -102,29 +102,40 @@ def _base_weights(site: Site, run: Row, out: Path) -> Path | None:
 
 
 def _judge(site: Site, run: Row, result: TrainingResult, on_progress: OnProgress) -> None:
+    """Measure the challenger, ask the gate, and register what it decided on.
+
+    The gate speaks of the float file, before there is a package: a challenger that loses is not worth quantising, and a digest
+    that has a verdict must not change afterwards. So quantised files are made between the verdict and the package.
+    """
     version = dataset_version(site.catalogue, run["dataset_version"])
     data_yaml = materialise(site.blobs, version, site.folder.datasets)
     frames, names = evaluation_frames(site.catalogue, site.blobs, version)
     champion = model_rows.champion(site.catalogue)
-    row = register_model(
-        site,
-        result.onnx,
-        weights=result.weights,
-        origin="trained",
-        actor="scheduler",
-        golden_images=[frame.image_path for frame in frames] or sorted(data_yaml.parent.glob("images/*/*")),
-        parent=None if champion is None else champion["digest"],
-        dataset_version=version["id"],
-        training_run=run["id"],
-    )
+    pictures = [frame.image_path for frame in frames] or sorted(data_yaml.parent.glob("images/*/*"))
+    out = site.folder.training / run["id"]
+    reference = float_file(result.onnx, out / "transport", pictures[:GOLDEN_IMAGES])
+
+    def register(variants: Variants) -> Row:
+        return register_model(
+            site,
+            reference.path,
+            weights=result.weights,
+            origin="trained",
+            actor="scheduler",
+            golden_images=pictures,
+            parent=None if champion is None else champion["digest"],
+            dataset_version=version["id"],
+            training_run=run["id"],
+            variants=variants,
+        )
+
     if not frames:
+        register(Variants())
         raise Conflict(
             "the data set has no held-out frames, so nothing can be proved; label frames of more scenes, or import an "
             "evaluation set with `bowerbird dataset import`"
         )
-    challenger = evaluate_model(
-        site.blobs.path(row["onnx_sha256"]), frames, names, on_progress=_stage(on_progress, "evaluating")
-    )
+    challenger = evaluate_model(reference.path, frames, names, on_progress=_stage(on_progress, "evaluating"))
     if champion is None:
         verdict = first_verdict(challenger, site.config.gate.profile)
     else:
@@ -132,6 +143,18 @@ def _judge(site: Site, run: Row, result: TrainingResult, on_progress: OnProgress
             site.blobs.path(champion["onnx_sha256"]), frames, names, on_progress=_stage(on_progress, "evaluating the champion")
         )
         verdict = compare(before, challenger, PROFILES[site.config.gate.profile], seed=0)
+    variants = Variants(accuracy={reference.role: challenger.evaluation.map50_95})
+    if verdict.promoted:
+        variants = build_variants(
+            site,
+            reference,
+            version,
+            out / "variants",
+            reference_map=challenger.evaluation.map50_95,
+            on_progress=on_progress,
+            cancelled=lambda: run_rows.run(site.catalogue, run["id"])["state"] == "cancelled",
+        )
+    row = register(variants)
     keep_verdict(site, row["digest"], challenger, verdict)
     state = "promoted" if verdict.promoted else "rejected"
     result_json = json.dumps({"model": row["digest"], "seconds": result.seconds, "versions": result.versions})

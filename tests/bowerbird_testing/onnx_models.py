@@ -1,9 +1,10 @@
 """Real YOLO architectures exported by Ultralytics, and what Ultralytics itself sees with them.
 
-In: a folder. Out: small ONNX files (random weights, a few seconds each) and for each the boxes that
-`ultralytics.YOLO("x.onnx").predict` returns on the pictures that its package ships. Everything of Ultralytics runs in a child
-process without network, as in the product. The weights are untrained but their batch statistics are fitted to the pictures and
-the class biases raised, so that a head emits dozens of boxes with different scores. `tiny_yolo.py` needs none of this.
+In: a folder. Out: small ONNX files (random weights, a second or a few each) and for each what
+`ultralytics.YOLO("x.onnx").predict` returns on the pictures that its package ships and on odd crops of them. Everything of Ultralytics
+runs in a child process without network, as in the product (`onnx_export_child.py`). The weights are untrained but their batch statistics
+are fitted to the pictures and the class biases raised, so that a head emits dozens of boxes with different scores. `tiny_yolo.py`
+needs none of this.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IOU = 0.7
+TINY = 0.125  # of the full width; the packaged "n" models are 0.25
 
 
 @dataclass(frozen=True)
@@ -32,39 +34,122 @@ class ExportCase:
 
     Args:
         name: of the test and of the file.
-        yaml: the architecture; the scale letter must parse ("yolo11n.yaml").
+        yaml: the architecture; the scale letter must parse ("yolo11n.yaml"). Its ending tells the task.
         image_size: side, or height and width.
         export: further arguments of `YOLO.export`.
+        width: channels, as a share of the full width; None for what the architecture says.
+        class_count: None for what the architecture says.
+        keypoint_shape: of pose models, None for what the architecture says.
+        then: what is done to the exported file: "half" makes every number float16, inputs and outputs too; "int8" quantises the
+            convolutions with ONNX Runtime's own tool.
     """
 
     name: str
     yaml: str
     image_size: int | tuple[int, int] = 320
     export: tuple[tuple[str, Any], ...] = ()
+    width: float | None = None
+    class_count: int | None = None
+    keypoint_shape: tuple[int, int] | None = None
+    then: str = ""
 
+    @property
+    def task(self) -> str:
+        """What the architecture is for."""
+        endings = {"seg": "segment", "pose": "pose", "obb": "obb", "cls": "classify"}
+        return endings.get(self.yaml.removesuffix(".yaml").rpartition("-")[2], "detect")
+
+    @property
+    def is_end_to_end(self) -> bool:
+        """Whether nothing is left to suppress."""
+        return any(name in {"end2end", "nms"} and value is not None for name, value in self.export)
+
+
+def _tiny(name: str, yaml: str, image_size: int | tuple[int, int] = 256, **options: Any) -> ExportCase:
+    return ExportCase(name, yaml, image_size, **{"width": TINY, "class_count": 6, **options})
+
+
+END_TO_END = (("nms", False),)  # Ultralytics' word for the head that needs no suppression
+DYNAMIC = (("dynamic", True),)
+SUPPRESSING = (("nms", True), ("conf", 0.01))  # suppression in the graph
 
 CASES = (
     ExportCase("v5u", "yolov5n.yaml", 256),
     ExportCase("v8_rectangular", "yolov8n.yaml", (192, 320)),
-    ExportCase("v8_dynamic", "yolov8n.yaml", 320, (("dynamic", True),)),
+    ExportCase("v8_dynamic", "yolov8n.yaml", 320, DYNAMIC),
     ExportCase("v9", "yolov9t.yaml", 256),
     ExportCase("v10", "yolov10n.yaml", 256),
-    ExportCase("v10_end_to_end", "yolov10n.yaml", 256, (("end2end", True),)),
+    ExportCase("v10_end_to_end", "yolov10n.yaml", 256, END_TO_END),
     ExportCase("v11", "yolo11n.yaml", 320),
     ExportCase("v11_half", "yolo11n.yaml", 256, (("quantize", 16),)),
     ExportCase("v12", "yolo12n.yaml", 256),
     ExportCase("v26", "yolo26n.yaml", 256),
-    ExportCase("v26_end_to_end", "yolo26n.yaml", 256, (("end2end", True),)),
+    ExportCase("v26_end_to_end", "yolo26n.yaml", 256, END_TO_END),
+    _tiny("v11_all_half", "yolo11n.yaml", then="half"),
+    _tiny("v11_int8", "yolo11n.yaml", then="int8"),
+    _tiny("v11_suppressing", "yolo11n.yaml", export=SUPPRESSING),
+    _tiny("v26_end_to_end_dynamic", "yolo26n.yaml", export=(*END_TO_END, *DYNAMIC)),
+    _tiny("v8_segment", "yolov8n-seg.yaml"),
+    _tiny("v9_segment", "yolov9c-seg.yaml"),
+    _tiny("v11_segment_rectangular", "yolo11n-seg.yaml", (192, 320)),
+    _tiny("v11_segment_dynamic", "yolo11n-seg.yaml", export=DYNAMIC),
+    _tiny("v11_segment_half", "yolo11n-seg.yaml", then="half"),
+    _tiny("v11_segment_int8", "yolo11n-seg.yaml", then="int8"),
+    _tiny("v11_segment_suppressing", "yolo11n-seg.yaml", export=SUPPRESSING),
+    _tiny("v12_segment", "yolo12n-seg.yaml"),
+    _tiny("v26_segment", "yolo26n-seg.yaml"),
+    _tiny("v26_segment_end_to_end", "yolo26n-seg.yaml", export=END_TO_END),
+    _tiny("v8_pose", "yolov8n-pose.yaml"),
+    _tiny("v11_pose_rectangular", "yolo11n-pose.yaml", (320, 192)),
+    _tiny("v11_pose_dynamic", "yolo11n-pose.yaml", export=DYNAMIC),
+    _tiny("v11_pose_half", "yolo11n-pose.yaml", then="half"),
+    _tiny("v11_pose_int8", "yolo11n-pose.yaml", then="int8"),
+    _tiny("v11_pose_suppressing", "yolo11n-pose.yaml", export=SUPPRESSING),
+    _tiny("v11_pose_without_visibility", "yolo11n-pose.yaml", keypoint_shape=(5, 2)),
+    _tiny("v12_pose", "yolo12n-pose.yaml"),
+    _tiny("v26_pose", "yolo26n-pose.yaml"),
+    _tiny("v26_pose_end_to_end", "yolo26n-pose.yaml", export=END_TO_END),
+    _tiny("v8_obb", "yolov8n-obb.yaml"),
+    _tiny("v11_obb_rectangular", "yolo11n-obb.yaml", (192, 320)),
+    _tiny("v11_obb_dynamic", "yolo11n-obb.yaml", export=DYNAMIC),
+    _tiny("v11_obb_half", "yolo11n-obb.yaml", then="half"),
+    _tiny("v11_obb_int8", "yolo11n-obb.yaml", then="int8"),
+    _tiny("v11_obb_suppressing", "yolo11n-obb.yaml", export=SUPPRESSING),
+    _tiny("v12_obb", "yolo12n-obb.yaml"),
+    _tiny("v26_obb", "yolo26n-obb.yaml"),
+    _tiny("v26_obb_end_to_end", "yolo26n-obb.yaml", export=END_TO_END),
+    _tiny("v8_classify", "yolov8n-cls.yaml", 96, class_count=10),
+    _tiny("v11_classify", "yolo11n-cls.yaml", 224, class_count=10),
+    _tiny("v11_classify_rectangular", "yolo11n-cls.yaml", (96, 160), class_count=10),
+    _tiny("v11_classify_dynamic", "yolo11n-cls.yaml", 128, export=DYNAMIC, class_count=10),
+    _tiny("v11_classify_half", "yolo11n-cls.yaml", 128, class_count=10, then="half"),
+    _tiny("v11_classify_int8", "yolo11n-cls.yaml", 128, class_count=10, then="int8"),
+    _tiny("v12_classify", "yolo12n-cls.yaml", 128, class_count=10),
+    _tiny("v26_classify", "yolo26n-cls.yaml", 128, class_count=10),
 )
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What Ultralytics saw in one picture: `boxes` (n, 6) left, top, right, bottom, score, class."""
+    """What Ultralytics saw in one picture.
+
+    Args:
+        image_path: the picture.
+        confidence: lowest score, chosen where scores leave a gap.
+        boxes: (n, 6) left, top, right, bottom, score, class; none of a classifier.
+        rotated: (n, 5) centre, size, angle, of oriented boxes.
+        keypoints: (n, k, 2 or 3) of poses.
+        masks: (n, H, W) in source pixels, of segmentations and the smallest picture only.
+        probabilities: (classes,) of a classifier.
+    """
 
     image_path: Path
     confidence: float
     boxes: NDArray[np.float64]
+    rotated: NDArray[np.float64] | None = None
+    keypoints: NDArray[np.float64] | None = None
+    masks: NDArray[np.bool_] | None = None
+    probabilities: NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
@@ -96,101 +181,29 @@ def export_models(folder: Path, cases: Sequence[ExportCase]) -> dict[str, Export
     """
     names = [case.name for case in cases]
     # A file, not -m: the child needs nothing of ours.
-    wanted = json.dumps([asdict(case) for case in cases])
-    command = [sys.executable, str(Path(__file__).resolve()), str(folder), wanted]
+    wanted = json.dumps([{**asdict(case), "task": case.task} for case in cases])
+    command = [sys.executable, str(Path(__file__).with_name("onnx_export_child.py").resolve()), str(folder), wanted]
     child = subprocess.run(
         command, env=offline_environment(folder), cwd=folder, capture_output=True, text=True, timeout=500, check=False
     )
     if child.returncode != 0:
         raise RuntimeError(f"the export of {names} failed:\n{child.stdout[-2000:]}\n{child.stderr[-4000:]}")
-    exported = {}
-    for case in cases:
-        facts = json.loads((folder / f"{case.name}.json").read_text())
-        exported[case.name] = ExportedModel(
-            case,
-            folder / f"{case.name}.onnx",
-            tuple(
-                Prediction(Path(each["image"]), each["confidence"], np.array(each["boxes"], float).reshape(-1, 6))
-                for each in facts
-            ),
-        )
-    return exported
+    return {case.name: ExportedModel(case, folder / f"{case.name}.onnx", _predictions(folder, case)) for case in cases}
 
 
-def stand_in_for_torchvision() -> None:
-    """A torchvision built for another torch cannot load its operators; Ultralytics wants only one, and has its own of it."""
-    try:
-        import torchvision  # type: ignore[import-untyped]  # noqa: F401 -- the import is the test
-    except (ImportError, RuntimeError, OSError):
-        from types import ModuleType, SimpleNamespace
-
-        from ultralytics.utils.nms import TorchNMS
-
-        stand_in = ModuleType("torchvision")
-        stand_in.ops = SimpleNamespace(nms=TorchNMS.nms)  # type: ignore[attr-defined]  # a module made by hand
-        sys.modules["torchvision"] = stand_in
-
-
-def _spread_logits(layer: Any, _inputs: Any, logits: Any) -> Any:
-    """Scale a class layer so that its logits have mean -3 and deviation 1.2: scores differ, and none reaches 1."""
-    scale = 1.2 / logits.std()
-    layer.bias.sub_(logits.mean()).mul_(scale).sub_(3.0)
-    layer.weight.mul_(scale)
-    return layer.forward(_inputs[0])
-
-
-def _export(folder: Path, case: ExportCase) -> None:
-    """In the child: build, liven up, export, predict, write down."""
-    import cv2
-    import torch
-    from ultralytics import YOLO
-    from ultralytics.utils import ASSETS
-
-    stand_in_for_torchvision()
-    torch.set_num_threads(1)
-    torch.manual_seed(7)
-    pictures = [ASSETS / "bus.jpg", ASSETS / "zidane.jpg"]
-    model = YOLO(case.yaml)
-    network = model.model
-    batch = np.stack([cv2.resize(np.asarray(cv2.imread(str(picture))), (256, 256))[..., ::-1] for picture in pictures])
-    tensor = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2).float() / 255
-    with torch.no_grad():
-        for module in network.modules():
-            if isinstance(module, torch.nn.BatchNorm2d):
-                module.momentum = 0.5
-        network.train()
-        for _ in range(8):  # fits the batch statistics; with the initial ones the signal dies out in the depth
-            network(tensor)
-        network.eval()
-        for name, branches in network.model[-1].named_children():
-            if name.endswith("cv3"):  # the class branches, one-to-one ones included
-                for branch in branches:
-                    branch[-1].register_forward_hook(_spread_logits)
-        network(tensor)
-        for module in network.modules():
-            module._forward_hooks.clear()
-    size = case.image_size if isinstance(case.image_size, int) else list(case.image_size)
-    arguments = {"imgsz": size, "format": "onnx", "simplify": False, **dict(case.export)}
-    checkpoint = folder / f"{case.name}.pt"
-    model.save(checkpoint)
-    Path(YOLO(checkpoint).export(**arguments)).replace(folder / f"{case.name}.onnx")
-    theirs = YOLO(folder / f"{case.name}.onnx", task="detect")
-    facts = []
-    for picture in pictures:
-        image = cv2.imread(str(picture))
-        scores = theirs.predict(image, conf=0.01, iou=IOU, imgsz=size, verbose=False)[0].boxes.conf.numpy()
-        # A confidence that falls into the widest gap of scores near rank 60: no box is in or out by rounding.
-        ranked = np.sort(scores)[::-1]
-        window = ranked[min(40, len(ranked) // 2) : 100]
-        gap = int(np.argmax(window[:-1] - window[1:]))
-        confidence = float((window[gap] + window[gap + 1]) / 2)
-        result = theirs.predict(image, conf=confidence, iou=IOU, imgsz=size, verbose=False)[0]
-        facts.append(
-            {"image": str(picture), "confidence": confidence, "boxes": result.boxes.data.numpy().astype(float).tolist()}
-        )
-    (folder / f"{case.name}.json").write_text(json.dumps(facts))
-
-
-if __name__ == "__main__":
-    for each_case in json.loads(sys.argv[2]):
-        _export(Path(sys.argv[1]), ExportCase(**each_case))
+def _predictions(folder: Path, case: ExportCase) -> tuple[Prediction, ...]:
+    predictions = []
+    for fact in json.loads((folder / f"{case.name}.json").read_text()):
+        arrays = {
+            name: np.array(fact[name], float)
+            for name in ("rotated", "keypoints", "probabilities")
+            if fact.get(name) is not None
+        }
+        masks = None
+        if fact.get("masks") is not None:
+            with np.load(fact["masks"]) as packed:
+                count, height, width = packed["shape"]
+                masks = np.unpackbits(packed["bits"], count=count * height * width).reshape(count, height, width).astype(bool)
+        boxes = np.array(fact["boxes"], float).reshape(-1, 6)
+        predictions.append(Prediction(Path(fact["image"]), fact["confidence"], boxes, masks=masks, **arrays))
+    return tuple(predictions)

@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from bowerbird_models.runtime_options import RUNTIMES
 from bowerbird_models.scenes import SceneStream
 from bowerbird_testing.agent_process import UNSURE_BOXES, write_config
 from bowerbird_testing.broker import Mosquitto, free_port
@@ -122,6 +123,76 @@ def test_run_with_a_missing_film_does_not_start(tmp_path: Path) -> None:
     assert "none.avi does not exist" in done.stderr
 
 
+def test_tune_shows_a_reason_for_every_candidate_and_says_that_nothing_is_remembered(model: Path, tmp_path: Path) -> None:
+    done = agent("tune", "--model", model, "--seconds", "6", "--runtime", "onnxruntime-cpu", "--config", tmp_path / "none.toml")
+    assert done.returncode == 0, done.stderr
+    assert "* onnx-fp32 on onnxruntime-cpu" in done.stdout
+    assert "usable" in done.stdout
+    assert "not remembered" in done.stdout
+
+
+def test_tune_remembers_for_the_device_and_doctor_says_what_runs_and_why(tmp_path: Path) -> None:
+    overrides = {"model": {"runtime": None, "huge_pages": False, "spinning": False}}
+    config = write_config(tmp_path, port=free_port(), cameras=CAMERA, overrides=overrides)
+    model_line = {row["name"]: row for row in json.loads(agent("doctor", "--config", config, "--json").stdout)}["model"]
+    assert model_line["state"] == "ok"
+    assert "not tuned here yet" in model_line["found"]
+    assert model_line["advice"].startswith("run `bowerbird-agent tune`")
+    done = agent("tune", "--config", config, "--seconds", "6", "--runtime", "onnxruntime-cpu", "--json")
+    answer = json.loads(done.stdout)
+    assert answer["chosen"]["runtime"] == "onnxruntime-cpu"
+    assert {row["verdict"] for row in answer["rows"]} <= {"chosen", "slower", "discarded"}
+    assert all(row["reason"] for row in answer["rows"])
+    findings = {row["name"]: row for row in json.loads(agent("doctor", "--config", config, "--json").stdout)}
+    assert "tuned" in findings["model"]["found"]
+    assert answer["why"] in findings["model"]["found"]
+    assert findings["model"]["advice"] == ""
+
+
+def test_tune_without_a_usable_candidate_exits_with_one(model: Path) -> None:
+    done = agent("tune", "--model", model, "--seconds", "3", "--memory-mb", "1", "--runtime", "onnxruntime-cpu")
+    assert done.returncode == 1
+    assert "over the memory limit of 1 MB" in done.stdout
+
+
+def test_doctor_names_every_runtime_and_fails_on_one_that_is_named_and_absent(tmp_path: Path) -> None:
+    overrides = {"model": {"runtime": "onnxruntime-cuda"}}
+    config = write_config(tmp_path, port=free_port(), cameras=CAMERA, overrides=overrides)
+    findings = {row["name"]: row for row in json.loads(agent("doctor", "--config", config, "--json").stdout)}
+    assert {f"runtime {name}" for name in RUNTIMES} <= findings.keys()
+    assert findings["runtime onnxruntime-cpu"]["state"] == "ok"
+    assert findings["runtime onnxruntime-cuda"]["state"] == "fail"
+    assert 'model.runtime = "auto"' in findings["runtime onnxruntime-cuda"]["advice"]
+    absent = [row for name, row in findings.items() if name.startswith("runtime ") and row["state"] == "-"]
+    assert all(row["advice"] for row in absent)
+
+
+def test_bench_puts_runtimes_side_by_side(model: Path) -> None:
+    done = agent("bench", "--model", model, "--compare", "--frames", "10", "--source", "synthetic:?seed=1", "--json")
+    lines = json.loads(done.stdout)
+    reference = lines[0]
+    assert reference["candidate"]["runtime"] == "onnxruntime-cpu"
+    assert reference["result"]["frames"] == 10
+    assert reference["differing_cases"] == 0
+    assert set(reference["result"]["stages"]["infer"]) == {"p50_ms", "p95_ms", "p99_ms"}
+    text = agent("bench", "--model", model, "--compare", "--frames", "5", "--source", "synthetic:?seed=1").stdout
+    assert "1/1" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--runtime", "onnxruntime-cuda"), "CUDA"),
+        (("--precision", "bf16"), "computes in fp32"),
+        (("--variant", "onnx-int8-ort"), "is one file"),
+    ],
+)
+def test_bench_says_what_cannot_be_had(model: Path, arguments: tuple[str, ...], says: str) -> None:
+    done = agent("bench", "--model", model, "--frames", "3", *arguments)
+    assert done.returncode == 1
+    assert says in done.stderr
+
+
 def test_bench_measures_every_stage(model: Path) -> None:
     done = agent("bench", "--model", model, "--frames", "5", "--source", "synthetic:?seed=1", "--json")
     answer = json.loads(done.stdout)
@@ -151,7 +222,7 @@ def test_doctor_says_what_to_do_and_exits_with_one(tmp_path: Path) -> None:
 
 def test_version_and_help_are_quick_to_read() -> None:
     assert agent("--version").stdout.startswith("bowerbird-agent ")
-    for command in ("run", "score", "bench", "doctor"):
+    for command in ("run", "score", "tune", "bench", "doctor"):
         assert "example:" in agent(command, "--help").stdout
     assert agent().returncode == 2
 

@@ -11,10 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bowerbird_server.batch import build_batch
-from bowerbird_server.catalogue import batches, frames
+from bowerbird_server.catalogue import batches, fleet, frames
 from bowerbird_server.catalogue.labels import labels_of, newest_label
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.scene_frames import SceneSite
+from bowerbird_wire.messages import Health
 
 TOKEN = "api-test-token-0123456789"
 BEARER = {"Authorization": f"Bearer {TOKEN}"}
@@ -52,6 +53,16 @@ def person(anyone: TestClient) -> TestClient:
 
 def label_of(box: tuple[float, float, float, float], name: str = "car", **more: Any) -> dict[str, Any]:
     return {"boxes": [{"class_name": name, "box_xyxy": box}], **more}
+
+
+def test_the_dashboard_says_what_a_device_runs_its_model_with(site: SceneSite, person: TestClient) -> None:
+    device = site.device
+    runs = {"variant": "onnx-int8-ort", "runtime": "onnxruntime-cpu <1.32>", "origin": "tuned", "file_digest": "0" * 12}
+    fleet.record_health(site.cat, device, Health("boot", 1, "a" * 64, extra={"runtime": runs}))
+    page = person.get("/").text
+    assert "onnx-int8-ort on onnxruntime-cpu &lt;1.32&gt;" in page
+    fleet.record_health(site.cat, device, Health("boot", 2, "a" * 64, extra={"runtime": "nonsense"}))
+    assert person.get("/").status_code == 200
 
 
 # ---- who may come in

@@ -54,6 +54,34 @@ def test_every_fault_is_told_in_one_go_with_its_key_path_and_line() -> None:
     assert len(faults) == 5
 
 
+def test_how_the_model_runs_is_left_to_tuning_unless_it_is_written_down() -> None:
+    left = parse_config(GOOD, Path("/etc")).model
+    assert (left.runtime, left.is_pinned, left.variant, left.threads, left.spinning) == ("auto", False, None, None, None)
+    text = GOOD.replace(
+        'factory = "m.onnx"',
+        'runtime = "openvino-cpu"\nprecision = "bf16"\nthreads = 2\nspinning = false\nmemory_limit_mb = 300',
+    )
+    named = parse_config(text, Path("/etc")).model
+    assert (named.runtime, named.precision, named.threads, named.spinning) == ("openvino-cpu", "bf16", 2, False)
+    assert named.is_pinned
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('runtime = "openvino"', "must be one of 'auto', 'onnxruntime-cpu'"),
+        ('precision = "bf16"', "precision is for a runtime that is named"),
+        ('runtime = "onnxruntime-cpu"\nprecision = "bf16"', "onnxruntime-cpu computes in 'fp32'"),
+        ("threads = 0", "threads is 0; it must be 1 to 64"),
+        ("memory_limit_mb = 3", "it must be at least 16"),
+        ("accuracy_loss_points = -1.0", "it must be 0 to 100"),
+        ('spinning = "yes"', "must be true or false"),
+    ],
+)
+def test_a_model_section_that_cannot_be_meant_says_what_to_write(line: str, says: str) -> None:
+    assert says in faults_of(GOOD.replace('factory = "m.onnx"', line))[0]
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [

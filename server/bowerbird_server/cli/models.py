@@ -1,12 +1,14 @@
-"""`bowerbird models`: import, list, show, evaluate, promote, publish, sign."""
+"""`bowerbird models`: import, list, show, evaluate, quantise, promote, publish, sign."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import Progress, TaskID
 
 from bowerbird_models.signing import sign_file
 from bowerbird_server.catalogue import models as model_rows
@@ -14,9 +16,20 @@ from bowerbird_server.catalogue import overview
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.classes import class_names as known_classes
 from bowerbird_server.catalogue.datasets import dataset_version
-from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
+from bowerbird_server.cli.common import (
+    DATA,
+    AsJson,
+    Config,
+    Data,
+    actor,
+    open_site,
+    progress_bars,
+    say,
+    show_json,
+    show_rows,
+)
 from bowerbird_server.errors import BadInput
-from bowerbird_server.registry import finish_signing, import_model, publish
+from bowerbird_server.registry import finish_signing, import_model, publish, with_variants
 from bowerbird_server.training_runs import evaluate_on
 
 app = typer.Typer(no_args_is_help=True, help="Models and their packages. Example: bowerbird models import best.onnx")
@@ -35,7 +48,8 @@ def import_(
 ) -> None:
     """Take in a model that you have. Example: bowerbird models import best.onnx --promote"""
     with open_site(data, config, make=True) as site:
-        row = import_model(site, file, trust=trust, actor=actor())
+        with progress_bars() as bars:
+            row = import_model(site, file, trust=trust, actor=actor(), on_progress=_bar(bars))
         if not known_classes(site.catalogue):
             add_classes(site.catalogue, json.loads(row["class_names"]), actor())
         if promote:
@@ -44,6 +58,18 @@ def import_(
             show_json(model_rows.model(site.catalogue, row["digest"]))
         else:
             say(f"model {row['digest'][:12]} with classes {', '.join(json.loads(row['class_names']))}")
+
+
+def _bar(bars: Progress) -> Callable[[str, int, int], None]:
+    """Shows one stage after the other, from the first that is told."""
+    tasks: list[TaskID] = []
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if not tasks:
+            tasks.append(bars.add_task(stage, total=total))
+        bars.update(tasks[0], description=stage, completed=done, total=total)
+
+    return progress
 
 
 @app.command("list")
@@ -98,6 +124,45 @@ def evaluate(
     with open_site(data) as site:
         run = evaluate_on(site, model_rows.model(site.catalogue, model)["digest"], dataset_version(site.catalogue, dataset))
         show_json(json.loads(run.evaluation.to_json()))
+
+
+@app.command("quantise")
+def quantise_(
+    model: Annotated[str, typer.Argument(help="Digest, a prefix of it, or champion.")],
+    data: Data = DATA,
+    config: Config = None,
+    dataset: Annotated[
+        str, typer.Option(help="Data set version: its training split calibrates, its held-out frames measure.")
+    ] = "newest",
+    as_json: AsJson = False,
+) -> None:
+    """Make a new package of a model with the quantised files of `[models]`. Example: bowerbird models quantise champion
+
+    The model itself stays as it is; the new package is a candidate. Ends with 1 when no quantised file was good enough.
+    """
+    with open_site(data, config) as site:
+        version = dataset_version(site.catalogue, dataset)
+        with progress_bars() as bars:
+            row, variants = with_variants(site, model_rows.model(site.catalogue, model)["digest"], version, actor(), _bar(bars))
+        table = [
+            {
+                "role": role,
+                "map50_95": None if (value := variants.accuracy.get(role)) is None else round(value, 4),
+                "state": variants.left_out.get(role, "in the package"),
+            }
+            for role in sorted({*variants.accuracy, *variants.left_out})
+        ]
+        if as_json:
+            show_json({"digest": row["digest"], "files": table})
+        else:
+            show_rows(
+                table, {"role": "file", "map50_95": "mAP50-95", "state": "state"}, as_json=False, none="nothing to quantise"
+            )
+            say(
+                f"model {row['digest'][:12]}; `bowerbird models promote {row['digest'][:12]} --why quantised` makes it the champion"
+            )
+    if not variants.files:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -29,6 +29,7 @@ from bowerbird_server.config import (
     CONFIG_NAME,
     GateConfig,
     LoopConfig,
+    ModelsConfig,
     ServerConfig,
     SigningConfig,
     TrainingConfig,
@@ -55,6 +56,8 @@ AGENT_TABLES: dict[str, dict[str, Any]] = {
     "budget": {"bytes_per_s": 200_000.0, "burst_bytes": 2_000_000},
     "accounting": {"encode_everything": True},
     "health": {"interval_s": 1.0},
+    # Server, training and agents share this machine: nothing that a device measured here would be worth keeping.
+    "model": {"runtime": "onnxruntime-cpu", "threads": 1},
 }
 MARK = "demo.json"
 # A stage that makes no progress for so long is given up, with a word on where to look.
@@ -176,6 +179,7 @@ def server_config(world: World) -> ServerConfig:
             training=TrainingConfig.model_validate(recipe.round_training),
         ),
         gate=GateConfig(profile="point_estimate"),
+        models=ModelsConfig(variants=[]),  # calibrating and measuring them would be half of the demo's time
         signing=SigningConfig(mode="automatic"),
     )
 
@@ -186,7 +190,7 @@ def write_config(folder: Path, config: ServerConfig) -> None:
         "# Written by `bowerbird demo`; the gate's profile `point_estimate` is not a significance test.",
         f'site = "{config.site}"',
     ]
-    for name in ("loop", "gate", "signing"):
+    for name in ("loop", "gate", "models", "signing"):
         lines += _toml_table(name, getattr(config, name).model_dump(exclude_none=True))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).write_text("\n".join(lines) + "\n")
