@@ -195,7 +195,9 @@ def _predictions(folder: Path, case: ExportCase) -> tuple[Prediction, ...]:
     predictions = []
     for fact in json.loads((folder / f"{case.name}.json").read_text()):
         arrays = {
-            name: np.array(fact[name], float) for name in ("rotated", "keypoints", "probabilities") if fact.get(name) is not None
+            name: np.array(fact[name], float)
+            for name in ("rotated", "keypoints", "probabilities")
+            if fact.get(name) is not None
         }
         masks = None
         if fact.get("masks") is not None:

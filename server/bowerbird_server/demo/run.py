@@ -29,6 +29,7 @@ from bowerbird_server.config import (
     CONFIG_NAME,
     GateConfig,
     LoopConfig,
+    ModelsConfig,
     ServerConfig,
     SigningConfig,
     TrainingConfig,
