@@ -106,7 +106,10 @@ def write_conv_yolo(
         two=np.array(2, np.float32),
         stride=np.array(STRIDE, np.float32),
     )
-    nodes.append(helper.make_node("Split", [distances, "halves"], ["lt", "rb"], name="/model.3/split", axis=1))
+    if opset >= 13:
+        nodes.append(helper.make_node("Split", [distances, "halves"], ["lt", "rb"], name="/model.3/split", axis=1))
+    else:
+        nodes.append(helper.make_node("Split", [distances], ["lt", "rb"], name="/model.3/split", axis=1, split=[2, 2]))
     first, last = node("Sub", ["grid", "lt"], "first"), node("Add", ["grid", "rb"], "last")
     centre = node("Div", [node("Add", [first, last], "sum"), "two"], "centre")
     size = node("Sub", [last, first], "size")
