@@ -1,7 +1,8 @@
 """`bowerbird-agent`: the device's command line.
 
 In: arguments. Out: text, or JSON where a script would want it, and an exit code: 0 fine, 1 something failed while running, 2 the
-arguments or the configuration are wrong. It only parses, builds and prints; heavy packages are imported by the command that needs them.
+arguments or the configuration are wrong, 3 a thread of the running agent has hung. It only parses, builds and prints; heavy packages
+are imported by the command that needs them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bowerbird_agent.errors import AgentError, ConfigError
+from bowerbird_agent.errors import AgentError, ConfigError, StageHung
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from bowerbird_agent.config import AgentConfig
     from bowerbird_agent.folder_score import ScoredPicture
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HUNG = 0, 1, 2, 3
 _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 _EXAMPLES = """\
@@ -34,6 +36,7 @@ examples:
   bowerbird-agent --check-config --config agent.toml
   bowerbird-agent doctor --config agent.toml
   bowerbird-agent score pictures/ --model best.onnx --top 100 --out to-label/
+  bowerbird-agent snapshot --config agent.toml --out snap.jpg
   bowerbird-agent bench --model best.onnx
 """
 
@@ -122,6 +125,27 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="threads of the model (default 1)")
     bench.set_defaults(command=_bench)
 
+    snapshot = _command(
+        commands,
+        "snapshot",
+        "one annotated frame, with the score of each strategy and whether it would be kept",
+        "bowerbird-agent snapshot --config agent.toml --camera gate --out snap.jpg\n"
+        "  bowerbird-agent snapshot --source street.mp4 --model best.onnx --out snap.jpg --json",
+    )
+    what = snapshot.add_mutually_exclusive_group()
+    what.add_argument("--camera", metavar="NAME", help="a camera of the configuration (default: its first)")
+    what.add_argument("--source", help="film, folder, camera or synthetic:, with no configuration")
+    snapshot.add_argument("--model", type=Path, help="ONNX file or model package (default: the model on this device)")
+    snapshot.add_argument("--out", type=Path, required=True, metavar="FILE", help="the picture, .jpg or .png")
+    snapshot.add_argument(
+        "--warm-up",
+        type=_positive,
+        default=30,
+        metavar="N",
+        help="frames before the one shown, to know what moves (default 30)",
+    )
+    snapshot.set_defaults(command=_snapshot)
+
     doctor = _command(
         commands,
         "doctor",
@@ -159,7 +183,10 @@ def _common(parser: argparse.ArgumentParser, *, defaults: bool) -> None:
     )
     parser.add_argument("--json", action="store_true", default=default(False), help="answer as JSON")
     parser.add_argument(
-        "--log-level", default=default("info"), choices=("debug", "info", "warning", "error"), help="default: info"
+        "--log-level",
+        default=default(None),
+        choices=("debug", "info", "warning", "error"),
+        help="default: the configuration's log.level, or info",
     )
 
 
@@ -171,9 +198,8 @@ def _positive(text: str) -> int:
 
 
 def _configure_logging(arguments: argparse.Namespace) -> None:
-    level = arguments.log_level.upper()
-    quiet = arguments.command is not _run and level == "INFO"
-    logging.basicConfig(level="WARNING" if quiet else level, format=_LOG_FORMAT, stream=sys.stderr)
+    level = arguments.log_level or ("info" if arguments.command is _run else "warning")
+    logging.basicConfig(level=level.upper(), format=_LOG_FORMAT, stream=sys.stderr)
     for name in ("tuf", "securesystemslib", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -209,12 +235,47 @@ def _run(arguments: argparse.Namespace) -> int:
     config = read_config(arguments.config)
     check_files(config, str(arguments.config))
     from bowerbird_agent.device import Device
+    from bowerbird_agent.sd_notify import Notifier, NotifyAddress
 
-    device = Device(config, version=_version())
+    def reread() -> AgentConfig:
+        changed = read_config(arguments.config)
+        check_files(changed, str(arguments.config))
+        return changed
+
+    def set_level(level: str) -> None:
+        if arguments.log_level is None:
+            logging.getLogger().setLevel(level.upper())
+
+    set_level(config.log.level)
+    # Children (self-tests) must not speak to the supervisor in our name.
+    found = {name: os.environ.pop(name) for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID") if name in os.environ}
+    device = Device(
+        config,
+        version=_version(),
+        reread=reread,
+        on_log_level=set_level,
+        notifier=Notifier(NotifyAddress.from_environment(found, pid=os.getpid())),
+        give_up=os._exit,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: device.stop())
-    device.run(until_done=arguments.until_done)
-    return EXIT_OK
+    signal.signal(signal.SIGHUP, lambda _number, _frame: device.ask_reload())
+    code = EXIT_OK
+    try:
+        device.run(until_done=arguments.until_done)
+    except StageHung as error:
+        code = _fail(error, EXIT_HUNG)
+    except Exception:
+        if not device.is_hanging:
+            raise
+        logging.exception("the agent ends")
+        code = EXIT_FAILED
+    if device.is_hanging:
+        # A thread that sits in a driver would be waited for, or be torn down under the driver's feet.
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _score(arguments: argparse.Namespace) -> int:
@@ -316,6 +377,46 @@ def _bench(arguments: argparse.Namespace) -> int:
     for stage, times in result.stages.items():
         print(f"{stage:10} {times.p50_ms:9.2f} {times.p95_ms:9.2f} {times.p99_ms:9.2f}")
     print(f"{result.fps:.1f} frames per second, {result.peak_rss_mb:.0f} MB at most")
+    return EXIT_OK
+
+
+def _snapshot(arguments: argparse.Namespace) -> int:
+    import cv2
+
+    from bowerbird_agent.capture import Source
+    from bowerbird_agent.models import model_on_device, open_detector
+    from bowerbird_agent.policy import Policy
+    from bowerbird_agent.snapshot import draw, take_snapshot
+
+    if arguments.out.suffix.lower() not in {".jpg", ".jpeg", ".png"}:
+        raise AgentError(f"--out {arguments.out} is no picture; name a file that ends in .jpg or .png")
+    policy, model, threads = Policy(), arguments.model, 1
+    if arguments.source is not None:
+        source = Source("snapshot", arguments.source)
+        if model is None:
+            raise AgentError("--source needs --model FILE; with --camera the model on this device is taken")
+    else:
+        from bowerbird_agent.config import read_config
+
+        config = read_config(arguments.config)
+        policy, threads = config.selection, config.model.threads
+        cameras = {camera.name: camera for camera in config.cameras}
+        name = arguments.camera or config.cameras[0].name
+        if name not in cameras:
+            raise AgentError(f"there is no camera {name!r} in {arguments.config}; there are {', '.join(cameras)}")
+        source = cameras[name].to_source()
+        model = model or model_on_device(config)
+    snapshot = take_snapshot(source, open_detector(model, threads=threads), policy, warm_up_frames=arguments.warm_up)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(arguments.out), draw(snapshot)):
+        raise AgentError(f"{arguments.out} cannot be written; check folder and permissions")
+    if arguments.json:
+        print(json.dumps({"out": str(arguments.out), **snapshot.plain()}, indent=1))
+    else:
+        print(f"{arguments.out}: {snapshot.verdict}")
+        for strategy, score in snapshot.strategy_scores.items():
+            weight = policy.strategies.get(strategy, 0.0)
+            print(f"  {strategy:20} {score:.3f}" + (f"  weight {weight:g}" if weight else ""))
     return EXIT_OK
 
 

@@ -49,6 +49,7 @@ class UpdateRunner:
         send: hands a message to the link; must not block; what it drops is asked for or reported again.
         swap: loads a model and returns when it answers frames, or raises; None takes the model away. Called in the runner's thread.
         on_state: called after each state was persisted and before it is acted on.
+        beat: called at each sign of progress, for the watchdog.
 
     Raises:
         UpdateError: the state cannot be opened or written.
@@ -66,6 +67,7 @@ class UpdateRunner:
         settings: RunnerSettings | None = None,
         boot_id: str | None = None,
         on_state: Callable[[State], None] = lambda _: None,
+        beat: Callable[[], None] = lambda: None,
         wall_ms: Callable[[], int] = lambda: int(time.time() * 1000),
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -75,6 +77,7 @@ class UpdateRunner:
         self._settings = settings or RunnerSettings()
         self._boot_id = machine_boot_id() if boot_id is None else boot_id
         self._on_state = on_state
+        self._beat = beat
         self._wall_ms = wall_ms
         self._monotonic_s = monotonic_s
         self._wakeup = threading.Event()
@@ -212,6 +215,7 @@ class UpdateRunner:
         if self._record.job is not None:
             self._report()
         while not self._stopping.is_set():
+            self._beat()
             try:
                 if self._record.state in updater.TERMINAL:
                     self._idle()
@@ -347,6 +351,7 @@ class UpdateRunner:
             while verdict is False:
                 if self._stopping.is_set():
                     return
+                self._beat()
                 if self._jobs.over_because(self._record) is not None:
                     break
                 reached = reached or self._reach_server(trial)
@@ -437,6 +442,7 @@ class UpdateRunner:
         self._retries += 1
 
     def _is_over(self) -> bool:
+        self._beat()  # the fetcher asks while it waits for blocks
         return self._stopping.is_set() or self._jobs.over_because(self._record) is not None
 
     def _end_if_over(self) -> bool:

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
 from bowerbird_wire.codec import MAX_FRAME_BYTES
 from bowerbird_wire.errors import TopicError
-from bowerbird_wire.topics import DOWN, ROOT, UP, VERSION, FrameTopic, check_name
+from bowerbird_wire.topics import DOWN, LOCAL, ROOT, UP, VERSION, FrameTopic, check_name
 
 SERVER_USER = "bowerbird-server"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -91,7 +91,8 @@ def find_program(name: str) -> str | None:
 
 
 def access_rules(devices: Mapping[str, str], server_user: str = SERVER_USER) -> str:
-    """mosquitto's ACL: the server may do all below our tree, a device publish its own `up` leaves and read its own `down` leaves.
+    """mosquitto's ACL: the server may do all below our tree, a device publish its own `up` and
+    `local` leaves and read its own `down` leaves.
 
     Args:
         devices: name -> site.
@@ -100,6 +101,7 @@ def access_rules(devices: Mapping[str, str], server_user: str = SERVER_USER) -> 
     for device, site in sorted(devices.items()):
         lines += ["", f"user {device}"]
         lines += [f"topic write {kind(site, device)}" for kind in UP]
+        lines += [f"topic write {kind.of_device(site, device)}" for kind in LOCAL]
         lines += [f"topic read {kind(site, device)}" for kind in DOWN]
     return "\n".join(lines) + "\n"
 
