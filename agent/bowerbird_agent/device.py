@@ -73,7 +73,6 @@ class Device:
 
     Raises:
         AgentError: spool, password or state cannot be used.
-        ModelError: the factory model is none.
     """
 
     def __init__(
@@ -98,9 +97,7 @@ class Device:
         password = read_password(config.broker)
         device.state_dir.mkdir(parents=True, exist_ok=True)
         self._store = ModelStore(device.state_dir / "models")
-        if config.model.factory is not None:
-            self._store.install_factory(config.model.factory)
-        root = None if config.update.trusted_root is None else _read_root(config)
+        self._root = None if config.update.trusted_root is None else _read_root(config)
         self._spool = Spool(
             device.state_dir / "spool", max_bytes=config.spool.max_bytes, min_free_bytes=config.spool.min_free_bytes
         )
@@ -187,18 +184,6 @@ class Device:
             pulse=self._pulses["control"],
         )
         self._updates: UpdateRunner | None = None
-        if root is not None:
-            self._updates = UpdateRunner(
-                self._store,
-                root,
-                device.state_dir,
-                device=device.id,
-                send=self._control.send,
-                swap=self._swap,
-                beat=self._pulses["update"].beat,
-            )
-            self._control.updates = self._updates
-            self._inference.observer = self._updates
 
     # --- running -------------------------------------------------------------------------------------------------------
 
@@ -208,6 +193,7 @@ class Device:
         Raises:
             StageDied: a thread of the agent died; everything else was taken down in order.
             StageHung: a thread shows no sign of life; the same.
+            ModelError: the factory model is none.
         """
         self._stages.start("spool", self._storing.run, self._pulses["spool"])
         self._stages.start("inference", self._inference.run, self._pulses["inference"])
@@ -372,7 +358,13 @@ class Device:
         return not self._stop_asked.is_set()
 
     def _load_first_model(self) -> None:
-        """Load what the updater or the store names; a model that does not load gives way to the next one."""
+        """Load what the updater or the store names; a model that does not load gives way to the next one.
+
+        In a thread of its own, since a model's file decides how long this takes: even making a package of a bare file runs it once.
+        """
+        if self._config.model.factory is not None:
+            self._store.install_factory(self._config.model.factory)
+        self._updates = self._make_updates()
         slot = self._updates.running if self._updates is not None else self._store.boot()
         while slot is not None:
             try:
@@ -387,6 +379,24 @@ class Device:
                 "there is no model on this device and no update repository that it trusts; set model.factory or update.trusted_root"
             )
         logger.warning("there is no model on this device yet; waiting for the server to send one")
+
+    def _make_updates(self) -> UpdateRunner | None:
+        """The updater, woken; None where no update repository is trusted."""
+        if self._root is None:
+            return None
+        device = self._config.device
+        updates = UpdateRunner(
+            self._store,
+            self._root,
+            device.state_dir,
+            device=device.id,
+            send=self._control.send,
+            swap=self._swap,
+            beat=self._pulses["update"].beat,
+        )
+        self._control.updates = updates
+        self._inference.observer = updates
+        return updates
 
     def _load(self, slot: ModelSlot) -> None:
         detector = OnnxDetector(slot.onnx, threads=self._config.model.threads)
