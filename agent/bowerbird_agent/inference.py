@@ -262,7 +262,8 @@ class Inference:
         return self._is_resting
 
     def _work(self, model: LoadedModel, frame: Frame) -> None:
-        is_new = self._seen[frame.camera].is_new(frame.sequence) if frame.camera in self._seen else not frame.repeat
+        seen = self._seen.get(frame.camera)  # a camera may be taken out of the configuration between two frames
+        is_new = not frame.repeat if seen is None else seen.is_new(frame.sequence)
         if frame.repeat == is_new:
             frame = replace(frame, repeat=not is_new)
         if is_new:

@@ -110,7 +110,7 @@ class LocalPublisher:
             return False
         # From when it was due, not from now: a camera of 25 frames a second shall give five messages, not four and a half.
         period_s = 1.0 / config.max_per_s
-        self._due_s[frame.camera] = due_s + period_s if due_s + period_s > now_s else now_s + period_s
+        self._due_s[frame.camera] = max(due_s + period_s, now_s + period_s / 2)
         if len(self._waiting) >= _MAX_WAITING:
             self._counters.add(names.DETECTIONS_UNPUBLISHED)
             return False

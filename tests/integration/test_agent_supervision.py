@@ -15,10 +15,14 @@ import cv2
 import numpy as np
 import pytest
 
+from bowerbird_agent.config import read_config
+from bowerbird_agent.device import Device
+from bowerbird_agent.machine_sensors import MachineSensors
 from bowerbird_agent.sd_notify import Notifier, NotifyAddress
 from bowerbird_agent.shutdown import LastResort
 from bowerbird_testing.agent_process import UNSURE_BOXES, AgentProcess, write_config
-from bowerbird_testing.broker import free_port
+from bowerbird_testing.broker import Mosquitto, free_port
+from bowerbird_testing.site_server import SiteServer
 from bowerbird_testing.supervisor_socket import SupervisorSocket
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_testing.update_server import UpdateServer
@@ -249,3 +253,39 @@ def test_an_end_that_hangs_is_cut_short_and_one_that_does_not_is_left_alone() ->
     LastResort(give_up).arm(1, timeout_s=0.4)
     assert given_up.wait(10)
     assert codes == [1]
+
+
+# -- heat
+
+
+def test_a_hot_board_judges_fewer_frames_and_says_why_in_log_and_health(
+    broker: Mosquitto, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    zone = tmp_path / "sys" / "thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "type").write_text("cpu-thermal\n")
+    (zone / "temp").write_text("95000\n")
+    config = read_config(write_config(tmp_path, port=broker.port, cameras=ENDLESS))
+    nowhere = tmp_path / "nothing"
+    device = Device(config, version="test", sensors=MachineSensors(tmp_path / "sys", nowhere, nowhere, nowhere))
+    thread = threading.Thread(target=device.run)
+    with caplog.at_level("INFO"), SiteServer(broker.host, broker.port) as server:
+        thread.start()
+        try:
+            server.wait(
+                lambda: bool(server.health) and server.health[-1].extra.get("guard", {}).get("share") == 0.2, "the guard"
+            )
+            server.wait(lambda: server.health[-1].extra["guard"]["frames_skipped"] > 10, "skipped frames")
+            guard = server.health[-1].extra["guard"]
+            assert guard["why"] == ["hot: 95 °C at cpu-thermal"]
+            first, seen = server.health[-1], len(server.health)
+            server.wait(lambda: len(server.health) > seen + 10, "more health")
+            last = server.health[-1]
+            judged = last.frames_seen - first.frames_seen
+            skipped = last.extra["guard"]["frames_skipped"] - first.extra["guard"]["frames_skipped"]
+            assert 0 < judged < skipped, "a fifth of the frames is judged"
+        finally:
+            device.stop()
+            thread.join(20)
+    lowered = [record.getMessage() for record in caplog.records if "lowers the frame rate" in record.getMessage()]
+    assert len(lowered) == 2, f"one line for each change: {lowered}"

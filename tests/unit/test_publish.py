@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -107,6 +108,19 @@ def test_each_camera_has_its_own_rate(fps: int, max_per_s: float, messages: int)
         publisher.pump(line, clock.now_s)
     for camera in ("gate", "yard"):
         assert sum(f"/{camera}/" in topic for topic, _ in line.sent) == pytest.approx(messages, abs=1)
+
+
+def test_after_a_silence_the_rate_is_not_caught_up() -> None:
+    line, clock = Line(), Clock()
+    publisher, _ = make(line, clock, PublishConfig(detections=True, max_per_s=2.0))
+    sent_at_s = []
+    for moment_s in [0.0, *(60.0 + n / 50 for n in range(200))]:
+        clock.now_s = moment_s
+        if publisher.offer(frame("gate", 0), SEEN, NAMES, ""):
+            sent_at_s.append(moment_s)
+    gaps_s = [later - earlier for earlier, later in pairwise(sent_at_s)]
+    assert min(gaps_s) > 0.24
+    assert len(sent_at_s) <= 2 + 2 * 4 + 1
 
 
 def test_nothing_is_queued_while_the_link_is_down_or_publishing_is_off() -> None:
