@@ -134,6 +134,13 @@ class TokenBucket:
         self._record(size_bytes)
         self._ahead_left -= size_bytes
 
+    def change_limits(self, limits: ByteLimits, now_s: float) -> None:
+        """Other caps from now on. What was spent stays spent; a bucket that grows fills at its rate, it is not made full."""
+        self._advance(now_s)
+        had_rate = self.limits.bytes_per_s is not None
+        self.limits = limits
+        self._tokens = min(self._tokens, float(limits.burst_bytes or 0)) if had_rate else 0.0
+
     @property
     def needs_save(self) -> bool:
         """True when more was spent than the saved state accounts for: save before the next byte leaves."""

@@ -14,12 +14,14 @@ from typing import TYPE_CHECKING
 
 from bowerbird_agent.capture import Camera, Frame, Source, open_camera
 from bowerbird_agent.errors import CameraError, SourceError
+from bowerbird_agent.heartbeat import no_pulse
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bowerbird_agent.config import CameraConfig
-    from bowerbird_agent.exchange import FrameExchange
+    from bowerbird_agent.exchange import Mailbox
+    from bowerbird_agent.heartbeat import Pulse
 
 logger = logging.getLogger(__name__)
 
@@ -41,17 +43,20 @@ class CaptureWorker:
         resume_after: highest sequence handed out before this process; -1 for none.
         open_: opens a source; tests put a camera of theirs here.
         first_backoff_s: wait before the first attempt to reconnect a live camera; doubles up to 30 s.
+        pulse: this thread's heartbeat: it works while it opens and reads, and waits in between.
     """
 
     def __init__(
         self,
         config: CameraConfig,
-        exchange: FrameExchange,
+        exchange: Mailbox,
         *,
         resume_after: int = -1,
         open_: Callable[[Source], Camera] = open_camera,
         first_backoff_s: float = _FIRST_BACKOFF_S,
+        pulse: Pulse | None = None,
     ) -> None:
+        self._pulse = pulse or no_pulse()
         self.name = config.name
         self._config = config
         self._exchange = exchange
@@ -82,6 +87,7 @@ class CaptureWorker:
         failures = 0
         while not self._stop.is_set():
             started_s = time.monotonic()
+            self._pulse.beat()
             try:
                 if self._read_all():
                     break
@@ -99,6 +105,7 @@ class CaptureWorker:
                 wait_s = backoff_s * random.uniform(0.75, 1.25)  # noqa: S311
                 logger.log(level, "%s; trying again in %.0f s and from then on", error, wait_s)
                 backoff_s = min(backoff_s * 2, _LONGEST_BACKOFF_S)
+                self._pulse.wait()
                 self._stop.wait(wait_s)
         self._is_done = True
 
@@ -109,9 +116,12 @@ class CaptureWorker:
             pacer = None if self._config.pace == "fast" or camera.live else Pacer(self._config.fps or camera.fps)
             first = True
             while not self._stop.is_set():
+                self._pulse.wait()
                 if pacer is not None and not pacer.wait(self._stop):
                     return True
+                self._pulse.beat()
                 frame = camera.read()
+                self._pulse.wait()
                 if frame is None:
                     self._state = f"{FINISHED}; {camera.trouble}" if camera.trouble else FINISHED
                     logger.info("camera %s: %s", self.name, self._state)

@@ -1,7 +1,8 @@
 """`bowerbird-agent`: the device's command line.
 
 In: arguments. Out: text, or JSON where a script would want it, and an exit code: 0 fine, 1 something failed while running, 2 the
-arguments or the configuration are wrong. It only parses, builds and prints; heavy packages are imported by the command that needs them.
+arguments or the configuration are wrong, 3 a thread of the running agent has hung. It only parses, builds and prints; heavy packages
+are imported by the command that needs them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 from bowerbird_agent.cli_models import add_bench, add_tune
-from bowerbird_agent.cli_options import EXIT_FAILED, EXIT_OK, EXIT_USAGE, add_command, add_common_options
+from bowerbird_agent.cli_options import EXIT_FAILED, EXIT_HUNG, EXIT_OK, EXIT_USAGE, add_command, add_common_options
 from bowerbird_agent.cli_score import add_score
-from bowerbird_agent.errors import AgentError, ConfigError
+from bowerbird_agent.cli_snapshot import add_snapshot
+from bowerbird_agent.errors import AgentError, ConfigError, StageHung
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +37,7 @@ examples:
   bowerbird-agent score pictures/ --model best.onnx --top 100 --out to-label/
   bowerbird-agent tune --config agent.toml
   bowerbird-agent bench --model best.onnx --compare
+  bowerbird-agent snapshot --config agent.toml --out snap.jpg
 """
 
 
@@ -97,6 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     add_tune(commands)
     add_bench(commands)
 
+    add_snapshot(commands)
+
     doctor = add_command(
         commands,
         "doctor",
@@ -108,9 +113,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _configure_logging(arguments: argparse.Namespace) -> None:
-    level = arguments.log_level.upper()
-    quiet = arguments.command is not _run and level == "INFO"
-    logging.basicConfig(level="WARNING" if quiet else level, format=_LOG_FORMAT, stream=sys.stderr)
+    level = arguments.log_level or ("info" if arguments.command is _run else "warning")
+    logging.basicConfig(level=level.upper(), format=_LOG_FORMAT, stream=sys.stderr)
     for name in ("tuf", "securesystemslib", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
@@ -148,12 +152,47 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.is_own_process:
         _begin_again_on_huge_pages(config)
     from bowerbird_agent.device import Device
+    from bowerbird_agent.sd_notify import Notifier, NotifyAddress
 
-    device = Device(config, version=_version())
+    def reread() -> AgentConfig:
+        changed = read_config(arguments.config)
+        check_files(changed, str(arguments.config))
+        return changed
+
+    def set_level(level: str) -> None:
+        if arguments.log_level is None:
+            logging.getLogger().setLevel(level.upper())
+
+    set_level(config.log.level)
+    # Children (self-tests) must not speak to the supervisor in our name.
+    found = {name: os.environ.pop(name) for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID") if name in os.environ}
+    device = Device(
+        config,
+        version=_version(),
+        reread=reread,
+        on_log_level=set_level,
+        notifier=Notifier(NotifyAddress.from_environment(found, pid=os.getpid())),
+        give_up=os._exit,
+    )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: device.stop())
-    device.run(until_done=arguments.until_done)
-    return EXIT_OK
+    signal.signal(signal.SIGHUP, lambda _number, _frame: device.ask_reload())
+    code = EXIT_OK
+    try:
+        device.run(until_done=arguments.until_done)
+    except StageHung as error:
+        code = _fail(error, EXIT_HUNG)
+    except Exception:
+        if not device.is_hanging:
+            raise
+        logging.exception("the agent ends")
+        code = EXIT_FAILED
+    if device.is_hanging:
+        # A thread that sits in a driver would be waited for, or be torn down under the driver's feet.
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def _begin_again_on_huge_pages(config: AgentConfig) -> None:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-EXIT_OK, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_OK, EXIT_FAILED, EXIT_USAGE, EXIT_HUNG = 0, 1, 2, 3
 
 
 def add_command(commands: Any, name: str, summary: str, example: str) -> argparse.ArgumentParser:
@@ -40,7 +40,10 @@ def add_common_options(parser: argparse.ArgumentParser, *, defaults: bool) -> No
     )
     parser.add_argument("--json", action="store_true", default=default(False), help="answer as JSON")
     parser.add_argument(
-        "--log-level", default=default("info"), choices=("debug", "info", "warning", "error"), help="default: info"
+        "--log-level",
+        default=default(None),
+        choices=("debug", "info", "warning", "error"),
+        help="default: the configuration's log.level, or info",
     )
 
 

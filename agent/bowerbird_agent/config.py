@@ -16,8 +16,11 @@ from typing import Any
 from bowerbird_agent.budget import ByteLimits
 from bowerbird_agent.capture import Segments, Source, is_live, kind_of, without_password
 from bowerbird_agent.errors import ConfigError
+from bowerbird_agent.guard import GuardConfig
+from bowerbird_agent.heartbeat import WatchdogConfig
 from bowerbird_agent.model_config import ModelConfig
 from bowerbird_agent.policy import TEMPLATES, Policy
+from bowerbird_agent.publish import PublishConfig
 from bowerbird_agent.structuring import Faults, structure
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.topics import check_name
@@ -28,6 +31,7 @@ else:
     import tomli as tomllib
 
 MAX_LONG_SIDE_PX = 4096
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
 def _require(holds: bool, message: str) -> None:
@@ -218,6 +222,16 @@ class HealthConfig:
 
 
 @dataclass(frozen=True)
+class LogConfig:
+    """How much the agent says: "debug", "info", "warning" or "error". `--log-level` wins."""
+
+    level: str = "info"
+
+    def __post_init__(self) -> None:
+        _require(self.level in LOG_LEVELS, f"level is {self.level!r}; it must be one of {', '.join(LOG_LEVELS)}")
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """Everything in agent.toml."""
 
@@ -232,6 +246,10 @@ class AgentConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     accounting: AccountingConfig = field(default_factory=AccountingConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         _require(bool(self.cameras), "there is no [[cameras]] section; add one with name and source")

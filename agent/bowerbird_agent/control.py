@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.errors import SpoolError
+from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published
 from bowerbird_agent.outbox import Outbox
 from bowerbird_wire import codec
@@ -32,9 +33,11 @@ from bowerbird_wire.topics import (
 )
 
 if TYPE_CHECKING:
-    from bowerbird_agent.budget import TokenBucket
+    from bowerbird_agent.budget import ByteLimits, TokenBucket
     from bowerbird_agent.health import Vitals
+    from bowerbird_agent.heartbeat import Pulse
     from bowerbird_agent.mqtt_link import MqttLink
+    from bowerbird_agent.publish import LocalPublisher
     from bowerbird_agent.spool import Spool
     from bowerbird_agent.upload_runner import UploadRunner
 
@@ -64,6 +67,14 @@ class ModelChanged:
 
 
 @dataclass(frozen=True)
+class Reconfigure:
+    """The configuration was read again: other byte limits, another health interval, or only news for the next health message."""
+
+    limits: ByteLimits
+    health_every_s: float
+
+
+@dataclass(frozen=True)
 class SendReport:
     """What the updater wants told."""
 
@@ -77,6 +88,8 @@ class Control:
         events: what the link puts its events on; shared with `wake` and `send`.
         budget: the uploads' byte budget, owned by this thread.
         health_every_s: seconds between health messages; one more is sent whenever the link comes up.
+        publisher: what waits there is sent last, None for nothing.
+        pulse: this thread's heartbeat.
     """
 
     def __init__(
@@ -89,7 +102,10 @@ class Control:
         budget: TokenBucket,
         vitals: Vitals,
         health_every_s: float,
+        publisher: LocalPublisher | None = None,
+        pulse: Pulse | None = None,
     ) -> None:
+        self._publisher, self._pulse = publisher, pulse or no_pulse()
         self._link, self._events, self._spool, self._uploads, self._vitals = link, events, spool, uploads, vitals
         self._budget = budget
         self.bytes_left_today = budget.left_today_bytes(time.monotonic())
@@ -112,6 +128,10 @@ class Control:
         """Tell the server soon."""
         self._events.put(ModelChanged())
 
+    def reconfigure(self, limits: ByteLimits, health_every_s: float) -> None:
+        """Take up what a reload has changed, and tell the server soon."""
+        self._events.put(Reconfigure(limits, health_every_s))
+
     def send(self, message: BlockRequest | Report) -> None:
         """For the updater. A block request that does not get through is asked again there; a report is kept until it does."""
         if isinstance(message, BlockRequest):
@@ -130,11 +150,14 @@ class Control:
         """Carry messages until `stop`."""
         wait_s = 0.0
         while not self._stop.is_set():
+            self._pulse.beat()
             for event in self._next_events(wait_s):
                 self._handle(event)
             now_s = time.monotonic()
             again_s = self._uploads.pump(now_s)
             self._outbox.pump()
+            if self._publisher is not None:
+                self._publisher.pump(self._uploads, now_s)
             self._count_bytes()
             # The bucket belongs to this thread; a window elsewhere plans with this number and needs no lock for it.
             self.bytes_left_today = self._budget.left_today_bytes(now_s)
@@ -183,6 +206,11 @@ class Control:
             self._outbox.put(f"report {report.job_id} {report.state}", ReportTopic(*self._names), codec.encode(report))
         elif isinstance(event, ModelChanged):
             self._outbox.put("status", StatusTopic(*self._names), codec.encode(self._vitals.status()), retain=True)
+            self._health_due_s = now_s
+        elif isinstance(event, Reconfigure):
+            if event.limits != self._budget.limits:
+                self._uploads.change_limits(event.limits, now_s)
+            self._health_every_s = event.health_every_s
             self._health_due_s = now_s
         elif isinstance(event, MessageIn):
             self._message(event)

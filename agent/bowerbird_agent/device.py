@@ -1,7 +1,8 @@
 """The running device: builds every part from the configuration, connects them, runs them and takes them down.
 
-In: an `AgentConfig`. Out: a process that runs until it is asked to stop, or until a thread of it dies. This is the composition root of
-`bowerbird-agent run`; it decides nothing that a part could decide.
+In: an `AgentConfig`. Out: a process that runs until it is asked to stop, or until a thread of it dies or hangs. This is the composition
+root of `bowerbird-agent run`; it decides nothing that a part could decide: which thread hangs is `heartbeat.py`'s word, what a reload
+may change `reload.py`'s, how long an end may take `shutdown.py`'s.
 """
 
 from __future__ import annotations
@@ -10,25 +11,34 @@ import base64
 import contextlib
 import logging
 import queue
+import sys
 import threading
 import time
+import traceback
 from typing import TYPE_CHECKING, Any
 
 from bowerbird_agent import counters as names
-from bowerbird_agent.capture_worker import CaptureWorker
+from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
-from bowerbird_agent.counters import Counters, SeenFrames
+from bowerbird_agent.counters import Counters
 from bowerbird_agent.encode import FrameEncoder
-from bowerbird_agent.errors import AgentError, NoModelError, SpoolError, StageDied
+from bowerbird_agent.errors import AgentError, ConfigError, NoModelError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.health import Vitals
+from bowerbird_agent.guard_watch import GuardWatch
+from bowerbird_agent.health import Vitals, now_ms
+from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.machine_sensors import MachineSensors
 from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelSlot, ModelStore
 from bowerbird_agent.model_tuning import ModelTuning
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
+from bowerbird_agent.publish import LocalPublisher
+from bowerbird_agent.reload import reload_plan
+from bowerbird_agent.sd_notify import Notifier
 from bowerbird_agent.select import Selector
+from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
@@ -37,27 +47,53 @@ from bowerbird_agent.upload_runner import UploadRunner, restore_budget
 from bowerbird_models.errors import ModelError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bowerbird_agent.config import AgentConfig
 
 logger = logging.getLogger(__name__)
 
 # A clock before the first release of this software has not been set yet.
 _CLOCK_OK_FROM_S = 1_767_225_600
-_LINK_STOP_S = 0.8
-_JOIN_S = 0.8
 _POLL_S = 0.5
+_EXTEND_EVERY_S = 10.0
+# Packets under way from which on detections for the site are dropped: a frame is on its way through a thin pipe.
+_MANY_IN_FLIGHT = 8
+_OLD_CAMERAS_S = 1.0
 
 
 class Device:
     """All parts of one agent. Building it claims the state folder; `run` starts the threads.
+
+    Args:
+        reread: reads the configuration again, for `ask_reload`; raises ConfigError. None: it cannot.
+        on_log_level: told of another `log.level`.
+        notifier: tells the supervisor how the agent is.
+        give_up: ends the process at once with an exit code when its orderly end hangs; None waits for ever.
+        sensors: what the guard reads.
 
     Raises:
         AgentError: spool, password or state cannot be used, or a runtime that was named is not here.
         ModelError: the factory model is none.
     """
 
-    def __init__(self, config: AgentConfig, *, version: str) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        *,
+        version: str,
+        reread: Callable[[], AgentConfig] | None = None,
+        on_log_level: Callable[[str], None] = lambda _level: None,
+        notifier: Notifier | None = None,
+        give_up: Callable[[int], None] | None = None,
+        sensors: MachineSensors | None = None,
+    ) -> None:
         self._config = config
+        self._reread, self._on_log_level = reread, on_log_level
+        self._notifier = notifier or Notifier()
+        self._last_resort = LastResort(give_up)
+        self._hanging: list[str] = []
+        self._exit_code = 0
         device = config.device
         # Everything that can be wrong with files is looked at before the first thread starts.
         password = read_password(config.broker)
@@ -66,9 +102,7 @@ class Device:
         self._runtimes.check()
         self._file_digests: dict[str, str] = {}  # model -> the file of it that was loaded
         self._store = ModelStore(device.state_dir / "models")
-        if config.model.factory is not None:
-            self._store.install_factory(config.model.factory)
-        root = None if config.update.trusted_root is None else _read_root(config)
+        self._root = None if config.update.trusted_root is None else _read_root(config)
         self._spool = Spool(
             device.state_dir / "spool", max_bytes=config.spool.max_bytes, min_free_bytes=config.spool.min_free_bytes
         )
@@ -81,16 +115,24 @@ class Device:
         self._wake = threading.Event()
         self._stages = Stages(self._wake)
         self._stop_asked = threading.Event()
-        self._exchange = FrameExchange(lambda _camera: self._counters.add(names.FRAMES_DROPPED))
+        self._reload_asked = threading.Event()
+        self._heartbeats = Heartbeats(config.watchdog.limits_s())
+        self._pulses = {
+            name: self._heartbeats.add(name, kind)
+            for name, kind in (
+                ("spool", Kind.SPOOL),
+                ("inference", Kind.INFERENCE),
+                ("control", Kind.CONTROL),
+                ("guard", Kind.GUARD),
+                ("model", Kind.LOAD),
+                ("update", Kind.UPDATE),
+            )
+        }
+        self._exchange = FrameExchange(self._count_replaced)
         boot_id = machine_boot_id()
-        encoder = FrameEncoder(
-            config.image, device=device.id, boot_id=boot_id, clock_ok=lambda: time.time() >= _CLOCK_OK_FROM_S
-        )
-        self._storing = StoringThread(self._spool, self._counters, encoder)
-        seen = {camera.name: SeenFrames(camera, self._counters) for camera in config.cameras}
-        self._workers = [
-            CaptureWorker(camera, self._exchange, resume_after=seen[camera.name].resume_after) for camera in config.cameras
-        ]
+        self._encoder = encoder = FrameEncoder(config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok)
+        self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"])
+        self._cameras = Cameras(config.cameras, self._exchange, self._counters, self._heartbeats, self._stages)
         budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic())
         self._inference = Inference(
             self._exchange,
@@ -98,14 +140,18 @@ class Device:
             self._make_selector(),
             encoder=encoder,
             counters=self._counters,
-            seen=seen,
+            seen=self._cameras.seen,
             decode_confidence=config.selection.decode_confidence,
             encode_everything=config.accounting.encode_everything,
             bytes_left=lambda: self._control.bytes_left_today,
-            sources_done=lambda: all(worker.is_done for worker in self._workers),
+            sources_done=lambda: self._cameras.all_done,
             on_promoted=lambda: events.put(Wake()),
+            pulse=self._pulses["inference"],
         )
-        vitals = Vitals(self._counters, self._inference, self._storing, self._workers, boot_id, version)
+        self._guard = GuardWatch(config.guard, sensors or MachineSensors(), self._inference, pulse=self._pulses["guard"])
+        self._vitals = vitals = Vitals(
+            self._counters, self._inference, self._storing, self._cameras, boot_id, version, lambda: self._guard.state
+        )
         self._link = MqttLink(
             BrokerSettings(
                 config.broker.host,
@@ -120,6 +166,16 @@ class Device:
             online=vitals.status,
             offline=vitals.offline(),
         )
+        self._publisher = LocalPublisher(
+            config.publish,
+            device.site,
+            device.id,
+            self._counters,
+            connected=lambda: self._link.connected and self._link.in_flight < _MANY_IN_FLIGHT,
+            wake=lambda: events.put(Wake()),
+            clock_ok=_clock_ok,
+        )
+        self._inference.audience = self._publisher
         uploads = UploadRunner(self._spool, self._link, device.site, device.id, budget, now_s=time.monotonic())
         self._control = Control(
             self._link,
@@ -129,21 +185,10 @@ class Device:
             budget=budget,
             vitals=vitals,
             health_every_s=config.health.interval_s,
+            publisher=self._publisher,
+            pulse=self._pulses["control"],
         )
         self._updates: UpdateRunner | None = None
-        if root is not None:
-            self._updates = UpdateRunner(
-                self._store,
-                root,
-                device.state_dir,
-                device=device.id,
-                send=self._control.send,
-                swap=self._swap,
-                install_test=ModelTuning(self._runtimes).install_test,
-                file_digest=lambda slot: self._file_digests.get(slot.digest, slot.file_digest),
-            )
-            self._control.updates = self._updates
-            self._inference.observer = self._updates
 
     # --- running -------------------------------------------------------------------------------------------------------
 
@@ -152,53 +197,92 @@ class Device:
 
         Raises:
             StageDied: a thread of the agent died; everything else was taken down in order.
+            StageHung: a thread shows no sign of life; the same.
+            ModelError: the factory model is none.
         """
-        self._stages.start("spool", self._storing.run)
-        self._stages.start("inference", self._inference.run)
+        self._stages.start("spool", self._storing.run, self._pulses["spool"])
+        self._stages.start("inference", self._inference.run, self._pulses["inference"])
         try:
-            self._load_first_model()
-            self._stages.start("control", self._control.run)
-            self._link.start()
-            if self._updates is not None:
-                self._updates.start()
-            for worker in self._workers:
-                self._stages.start(f"camera-{worker.name}", worker.run)
-            while not self._stop_asked.is_set() and self._stages.died is None:
-                self._wake.wait(_POLL_S)
-                if self._updates is not None and not self._updates.is_alive:
-                    raise StageDied("the update thread died; the log says why. The agent ends so that it is started again")
-                if until_done and self._is_done():
-                    break
+            if self._load_in_thread():
+                self._stages.start("control", self._control.run, self._pulses["control"])
+                self._stages.start("guard", self._guard.run, self._pulses["guard"])
+                self._link.start()
+                if self._updates is not None:
+                    self._pulses["update"].beat()
+                    self._updates.start()
+                self._cameras.start()
+                self._notifier.ready(self._vitals.line())
+                while not self._stop_asked.is_set():
+                    self._wait()
+                    self._look_after()
+                    if self._updates is not None and not self._updates.is_alive:
+                        raise StageDied("the update thread died; the log says why. The agent ends so that it is started again")
+                    if self._reload_asked.is_set():
+                        self._reload_asked.clear()
+                        self._reload()
+                    if until_done and self._is_done():
+                        break
+        except BaseException as error:
+            self._exit_code = 3 if isinstance(error, StageHung) else 1
+            raise
         finally:
             self._shut_down()
-        if self._stages.died is not None:
-            name, error = self._stages.died
-            raise StageDied(f"thread {name} died ({type(error).__name__}: {error}); the agent ends so that it is started again")
 
     def stop(self) -> None:
         """Ask `run` to end; safe in a signal handler."""
         self._stop_asked.set()
         self._wake.set()
 
+    def ask_reload(self) -> None:
+        """Ask `run` to read the configuration again; safe in a signal handler."""
+        self._reload_asked.set()
+        self._wake.set()
+
+    @property
+    def is_hanging(self) -> bool:
+        """After `run`: whether threads are left that did not end, so that the process should not wait for them."""
+        return bool(self._hanging)
+
+    def _wait(self) -> None:
+        self._wake.wait(min(_POLL_S, self._notifier.poll_s))
+        if not self._stop_asked.is_set():
+            self._wake.clear()
+
+    def _look_after(self) -> None:
+        """Raise when a thread has died or hangs; tell the supervisor that all is well otherwise."""
+        if self._stages.died is not None:
+            name, error = self._stages.died
+            raise StageDied(f"thread {name} died ({type(error).__name__}: {error}); the agent ends so that it is started again")
+        late = self._heartbeats.late()
+        if late:
+            for each in late:
+                logger.critical("%s; the agent ends so that it is started again. It hangs in:\n%s", each, _stack(each.thread))
+            raise StageHung(f"{late[0]}; the agent ends so that it is started again")
+        self._notifier.alive(time.monotonic(), self._vitals.line())
+
     def _shut_down(self) -> None:
+        self._last_resort.arm(self._exit_code, BUDGET_S)
+        self._notifier.stopping()
         self._inference.stop()
-        for worker in self._workers:
-            worker.stop()
+        self._cameras.stop()
+        self._guard.stop()
         self._exchange.close()
         if self._link.connected:
             self._control.last_words()
         self._control.stop()
         self._storing.stop()
         if self._updates is not None:
-            self._updates.stop(timeout_s=_JOIN_S)
-        self._link.stop(timeout_s=_LINK_STOP_S)
-        hanging = self._stages.join(_JOIN_S)
-        if hanging:
-            logger.info("not waiting for %s", ", ".join(hanging))
-        with contextlib.suppress(SpoolError):
-            self._storing.flush()
-        if "spool" not in hanging and "control" not in hanging:
-            self._spool.close()
+            self._updates.stop(timeout_s=STAGE_S["update"])
+        self._link.stop(timeout_s=STAGE_S["link"])
+        self._hanging = self._stages.join(STAGE_S["threads"])
+        if self._hanging:
+            logger.info("not waiting for %s", ", ".join(self._hanging))
+        if "spool" not in self._hanging:
+            with contextlib.suppress(SpoolError):
+                self._storing.flush()
+            if "control" not in self._hanging:
+                self._spool.close()
+        self._last_resort.disarm()
         logger.info("stopped")
 
     def _is_done(self) -> bool:
@@ -207,10 +291,85 @@ class Device:
             return False
         return sum(self._spool.counts().values()) == 0
 
+    def _count_replaced(self, _camera: str) -> None:
+        self._counters.add(names.FRAMES_SKIPPED if self._inference.is_resting else names.FRAMES_DROPPED)
+
+    # --- the configuration, read again ---------------------------------------------------------------------------------
+
+    def _reload(self) -> None:
+        """Read the configuration again and apply what has changed; with a fault in it everything stays as it is."""
+        if self._reread is None:
+            return
+        self._notifier.reloading()
+        news = self._vitals.reload
+        try:
+            plan = reload_plan(self._config, self._reread())
+        except (AgentError, OSError) as error:
+            logger.error("the configuration stays as it was: %s", error)
+            news.at_ms = now_ms()
+            news.faults = error.faults if isinstance(error, ConfigError) else (str(error),)
+        else:
+            before, self._config = self._config, plan.config
+            news.at_ms, news.faults, news.restart_needed = now_ms(), (), plan.refused
+            for refusal in plan.refused:
+                logger.warning("%s", refusal)
+            logger.info("the configuration was read again: %s", plan)
+            config = self._config
+            if "log" in plan.live:
+                self._on_log_level(config.log.level)
+            self._encoder.image_config = config.image
+            self._guard.config = config.guard
+            self._publisher.config = config.publish
+            self._inference.encode_everything = config.accounting.encode_everything
+            self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
+            if "selection" in plan.live or len(config.cameras) != len(before.cameras):
+                self._inference.set_policy(config.selection, device=config.device.id, cameras=len(config.cameras))
+        self._control.reconfigure(self._config.budget.to_limits(), self._config.health.interval_s)
+        self._notifier.ready(self._vitals.line())
+
     # --- models --------------------------------------------------------------------------------------------------------
 
+    def _load_in_thread(self) -> bool:
+        """Load the first model while watching over the threads; False when the agent was asked to stop meanwhile.
+
+        Raises:
+            ModelError, AgentError: as `_load_first_model`.
+        """
+        over = threading.Event()
+        failed: list[BaseException] = []
+
+        def load() -> None:
+            try:
+                self._load_first_model()
+            except (ModelError, AgentError) as error:  # the user's to mend: shown without a stack trace
+                failed.append(error)
+            finally:
+                over.set()
+                self._wake.set()
+
+        self._stages.start("model", load, self._pulses["model"])
+        extended_s = float("-inf")
+        while not over.is_set():
+            self._wait()
+            if self._stop_asked.is_set():
+                return False
+            self._look_after()
+            if time.monotonic() - extended_s > _EXTEND_EVERY_S:
+                extended_s = time.monotonic()
+                self._notifier.starting()
+        if failed:
+            raise failed[0]
+        self._look_after()
+        return not self._stop_asked.is_set()
+
     def _load_first_model(self) -> None:
-        """Load what the updater or the store names; a model that does not load gives way to the next one."""
+        """Load what the updater or the store names; a model that does not load gives way to the next one.
+
+        In a thread of its own, since a model's file decides how long this takes: even making a package of a bare file runs it once.
+        """
+        if self._config.model.factory is not None:
+            self._store.install_factory(self._config.model.factory)
+        self._updates = self._make_updates()
         slot = self._updates.running if self._updates is not None else self._store.boot()
         while slot is not None:
             self._runtimes.for_model(slot.manifest, slot.digest)  # a setting that cannot be met is not the model's fault
@@ -226,6 +385,26 @@ class Device:
                 "there is no model on this device and no update repository that it trusts; set model.factory or update.trusted_root"
             )
         logger.warning("there is no model on this device yet; waiting for the server to send one")
+
+    def _make_updates(self) -> UpdateRunner | None:
+        """The updater, woken; None where no update repository is trusted."""
+        if self._root is None:
+            return None
+        device = self._config.device
+        updates = UpdateRunner(
+            self._store,
+            self._root,
+            device.state_dir,
+            device=device.id,
+            send=self._control.send,
+            swap=self._swap,
+            install_test=ModelTuning(self._runtimes).install_test,
+            file_digest=lambda slot: self._file_digests.get(slot.digest, slot.file_digest),
+            beat=self._pulses["update"].beat,
+        )
+        self._control.updates = updates
+        self._inference.observer = updates
+        return updates
 
     def _load(self, slot: ModelSlot) -> None:
         detector, runs = self._runtimes.open(slot)
@@ -268,3 +447,14 @@ def _read_root(config: AgentConfig) -> bytes:
         return b"" if path is None else path.read_bytes()
     except OSError as error:
         raise AgentError(f"update.trusted_root: {path} cannot be read ({error.strerror}); check the path") from error
+
+
+def _clock_ok() -> bool:
+    return time.time() >= _CLOCK_OK_FROM_S
+
+
+def _stack(name: str) -> str:
+    """Where a thread stands, for the log."""
+    numbers = {thread.ident for thread in threading.enumerate() if thread.name == name}
+    found = [frame for number, frame in sys._current_frames().items() if number in numbers]
+    return "".join(line for frame in found for line in traceback.format_stack(frame)[-4:]) or "(no thread of this name)"

@@ -72,20 +72,21 @@ def wire_detections(
 
 
 class FrameEncoder:
-    """Turns judged frames into what the spool keeps. Thread-safe: it has no state.
+    """Turns judged frames into what the spool keeps. Thread-safe: `image_config` is replaced whole.
 
     Args:
-        image: size and quality.
+        image: size and quality; `image_config` may be replaced while running, by assignment.
         device, boot_id: for headers.
         clock_ok: whether wall time may be trusted now.
     """
 
     def __init__(self, image: ImageConfig, *, device: str, boot_id: str, clock_ok: Callable[[], bool] = lambda: True) -> None:
-        self._image, self._device, self._boot_id, self._clock_ok = image, device, boot_id, clock_ok
+        self.image_config, self._device, self._boot_id, self._clock_ok = image, device, boot_id, clock_ok
 
     def image(self, image_bgr: NDArray[np.uint8]) -> Encoded:
         """A picture at the sending resolution, (H, W, 3) uint8 in."""
-        return encode_image(image_bgr, long_side=self._image.long_side, quality=self._image.quality)
+        config = self.image_config
+        return encode_image(image_bgr, long_side=config.long_side, quality=config.quality)
 
     def frame(
         self,
@@ -101,7 +102,8 @@ class FrameEncoder:
         Args:
             detections: in source pixels, None when the model failed on it.
         """
-        encoded = self.image(frame.image_bgr)
+        config = self.image_config
+        encoded = encode_image(frame.image_bgr, long_side=config.long_side, quality=config.quality)
         source_height, source_width = frame.image_bgr.shape[:2]
         sent: tuple[WireDetection, ...] = ()
         if detections is not None:
@@ -125,7 +127,7 @@ class FrameEncoder:
             captured_at_ms=frame.captured_at_ms,
             width=encoded.width,
             height=encoded.height,
-            quality=self._image.quality,
+            quality=config.quality,
             source_width=source_width,
             source_height=source_height,
             boot_id=self._boot_id,

@@ -57,5 +57,9 @@ class NoModelError(AgentError):
     """There is no model to run: neither an installed one nor a factory one."""
 
 
+class StageHung(AgentError):
+    """A thread of the agent shows no sign of life; the process ends so that its supervisor starts it again."""
+
+
 class StageDied(AgentError):
     """A thread of the agent ended by an error of ours; the process ends so that its supervisor starts it again."""

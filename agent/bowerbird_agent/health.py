@@ -6,7 +6,8 @@ In: counters, ledger, inference and cameras. Out: messages. It counts nothing it
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bowerbird_agent import counters as names
@@ -14,10 +15,11 @@ from bowerbird_agent.model_runtime import FALLBACK
 from bowerbird_wire.messages import Health, Status
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    from bowerbird_agent.capture_worker import CaptureWorker
+    from bowerbird_agent.cameras import Cameras
     from bowerbird_agent.counters import Counters
+    from bowerbird_agent.guard import GuardState
     from bowerbird_agent.inference import Inference
     from bowerbird_agent.spool_index import Ledger
     from bowerbird_agent.storing import StoringThread
@@ -28,6 +30,30 @@ _IN_HEALTH = ("runtime", "variant", "origin")
 _FILE_DIGEST_DIGITS = 12
 
 
+@dataclass
+class ReloadNews:
+    """What the last reading of the configuration came to; written by the main thread.
+
+    Args:
+        at_ms: UTC of the last reload, 0 for none.
+        faults: why the file was refused as a whole; () when it was not.
+        restart_needed: settings that wait for a restart.
+    """
+
+    at_ms: int = 0
+    faults: tuple[str, ...] = ()
+    restart_needed: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, object]:
+        """For the message; {} before the first reload."""
+        found: dict[str, object] = {"reloaded_at_ms": self.at_ms} if self.at_ms else {}
+        if self.faults:
+            found["faults"] = [fault[:300] for fault in self.faults[:20]]
+        if self.restart_needed:
+            found["restart_needed"] = list(self.restart_needed)
+        return found
+
+
 @dataclass(frozen=True)
 class Vitals:
     """The parts that health asks."""
@@ -35,9 +61,11 @@ class Vitals:
     counters: Counters
     inference: Inference
     storing: StoringThread
-    workers: Sequence[CaptureWorker]
+    cameras: Cameras
     boot_id: str
     agent_version: str
+    guard: Callable[[], GuardState]
+    reload: ReloadNews = field(default_factory=ReloadNews)
 
     def status(self) -> Status:
         """The retained presence while connected."""
@@ -73,7 +101,7 @@ class Vitals:
             desired_version=count(names.DESIRED_VERSION),
             spool=dict(ledger.in_spool),
             evicted=dict(ledger.evicted),
-            cameras={worker.name: worker.state[:300] for worker in self.workers},
+            cameras={worker.name: worker.state[:300] for worker in self.cameras.workers},
             fps=round(inference.fps, 2),
             inference_ms=round(inference.inference_ms, 2),
             extra=self._extra(ledger),
@@ -102,12 +130,42 @@ class Vitals:
             ("runtime", _shortened(self.inference.runs_with)),
             ("trouble", trouble),
             ("failures", counted),
+            ("guard", self._guard()),
+            ("config", self.reload.plain()),
+            ("published", self._published()),
             ("refused", dict(ledger.refused)),
             ("dropped", dict(ledger.dropped)),
         ):
             if value:
                 extra[key] = value
         return extra
+
+    def _guard(self) -> Mapping[str, object]:
+        state, skipped = self.guard(), self.counters.value(names.FRAMES_SKIPPED)
+        if state.share >= 1.0 and not skipped:
+            return {}
+        return {"share": state.share, "why": list(state.reasons), "frames_skipped": skipped}
+
+    def _published(self) -> Mapping[str, object]:
+        sent, dropped = self.counters.value(names.DETECTIONS_PUBLISHED), self.counters.value(names.DETECTIONS_UNPUBLISHED)
+        return {"detections": sent, "dropped": dropped} if sent or dropped else {}
+
+    def line(self) -> str:
+        """One line for the supervisor's status: model, cameras, rate, and what is out of order."""
+        inference, workers = self.inference, self.cameras.workers
+        digest = inference.model_digest
+        well = sum(worker.state == "ok" for worker in workers)
+        parts = [
+            f"model {digest[:12]}" if digest else "waiting for a model",
+            f"{well} of {len(workers)} cameras ok",
+            f"{inference.fps:.1f} frames/s",
+        ]
+        state = self.guard()
+        if state.share < 1.0:
+            parts.append(f"guard: {state.share * 100:.0f} % of the frame rate ({'; '.join(state.reasons)})")
+        if self.reload.faults:
+            parts.append("the changed configuration has faults and is not in force")
+        return ", ".join(parts)
 
 
 def _shortened(runs_with: Mapping[str, object]) -> dict[str, object]:

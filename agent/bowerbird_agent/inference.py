@@ -18,17 +18,21 @@ import numpy as np
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.errors import AgentError
-from bowerbird_agent.select import Candidate, rule_would_send
+from bowerbird_agent.guard import rest_s
+from bowerbird_agent.heartbeat import no_pulse
+from bowerbird_agent.select import Candidate, Selector, rule_would_send
 from bowerbird_agent.storing import HOLD_AT, CountBytes, Promote, StoreFrame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.counters import Counters, SeenFrames
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange
-    from bowerbird_agent.select import Judgement, Selector
+    from bowerbird_agent.heartbeat import Pulse
+    from bowerbird_agent.policy import Policy
+    from bowerbird_agent.select import Judgement
     from bowerbird_agent.storing import StoringThread
     from bowerbird_models.detections import Detections
     from bowerbird_models.detector import Detector
@@ -64,6 +68,12 @@ class _Idle:
         del ok, inference_ms, detections
 
 
+class Audience(Protocol):
+    """Who wants every frame's detections: `publish.LocalPublisher`. Must not block."""
+
+    def offer(self, frame: Frame, detections: Detections, class_names: Sequence[str], model_digest: str) -> bool: ...
+
+
 class Inference:
     """The loop; `run` belongs to a thread of its own. Other threads call `swap_model`, `set_desired` and read the properties.
 
@@ -79,6 +89,8 @@ class Inference:
         bytes_left: bytes that a window may plan with, None for no limit; must not block.
         sources_done: whether no camera will ever give another frame; the last window is then closed early.
         observer: told of every detection, for a model on trial.
+        audience: offered every frame's detections, None for nobody.
+        pulse: this thread's heartbeat.
         on_promoted: called in the spool thread when frames became ready to send.
     """
 
@@ -96,20 +108,29 @@ class Inference:
         bytes_left: Callable[[], int | None] = lambda: None,
         sources_done: Callable[[], bool] = lambda: False,
         observer: Observer | None = None,
+        audience: Audience | None = None,
         on_promoted: Callable[[], None] = lambda: None,
+        pulse: Pulse | None = None,
     ) -> None:
+        self._pulse = pulse or no_pulse()
+        # Allowed share of the frame rate, in (0, 1]: set by the guard.
+        self.share = 1.0
+        self._rest_until_s = 0.0
+        self._is_resting = False
         self._exchange, self._storing, self._selector = exchange, storing, selector
         self._encoder, self._counters, self._seen = encoder, counters, seen
         self._decode_confidence = decode_confidence
-        self._encode_everything = encode_everything
+        self.encode_everything = encode_everything
         self._bytes_left, self._sources_done = bytes_left, sources_done
         self.observer: Observer = observer or _Idle()
+        self.audience = audience
         self.on_promoted = on_promoted
         storing.on_promoted = self._settle
         self._lock = threading.Lock()
         self._model: LoadedModel | None = None
         self._next_model: tuple[LoadedModel | None, threading.Event] | None = None
         self._restart_why = ""
+        self._next_selector: Callable[[bytes], Selector] | None = None
         self._stop = threading.Event()
         self._reserved = 0
         self._window_frames = 0
@@ -146,6 +167,24 @@ class Inference:
         with self._lock:
             self._restart_why = f"desired version {version}"
         return True
+
+    def set_policy(self, policy: Policy, *, device: str, cameras: int) -> None:
+        """Choose by another policy, or for another number of cameras, from the next frame on.
+
+        The open window is closed under the old policy, so no candidate is given up; what was sent so far stays remembered.
+        """
+        with self._lock:
+            self._next_selector = lambda state: Selector(policy, device=device, cameras=cameras, state=state)
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether the guard lets a moment pass without taking a frame; what live cameras replace meanwhile, it has skipped."""
+        return self._is_resting
+
+    @property
+    def own_share(self) -> float:
+        """Time in the model per second over the last frames, in [0, 1]."""
+        return min(1.0, self.fps * self.inference_ms / 1000.0)
 
     @property
     def model_digest(self) -> str:
@@ -192,12 +231,16 @@ class Inference:
     def run(self) -> None:
         """Judge frames until `stop`."""
         while not self._stop.is_set():
+            self._pulse.beat()
             self.step(timeout_s=0.1)
 
     def step(self, *, timeout_s: float) -> bool:
         """One round of the loop; False when no frame came in `timeout_s` seconds."""
         self._take_model()
         self._take_restart()
+        self._take_policy()
+        if self._rests(timeout_s):
+            return False
         if self._selector.window_closed():
             self._close_window()
         self._exchange.hold(self._model is None or self._storing.backlog >= HOLD_AT)
@@ -209,11 +252,26 @@ class Inference:
             self._drop_without_model(frame)
             return True
         self._is_flushed = False
+        started_s = time.monotonic()
         self._work(self._model, frame)
+        work_s = time.monotonic() - started_s
+        self._rest_until_s = started_s + work_s + rest_s(self.share, work_s=work_s, arrival_s=self._exchange.arrival_s)
         return True
 
+    def _rests(self, timeout_s: float) -> bool:
+        """While the guard asks for a lower rate: let time pass without taking a frame.
+
+        Nothing is taken instead of being thrown away: live cameras replace their frame, which is counted, and files wait.
+        """
+        left_s = self._rest_until_s - time.monotonic() if self.share < 1.0 else 0.0
+        self._is_resting = left_s > 0
+        if self._is_resting:
+            self._stop.wait(min(timeout_s, left_s))
+        return self._is_resting
+
     def _work(self, model: LoadedModel, frame: Frame) -> None:
-        is_new = self._seen[frame.camera].is_new(frame.sequence) if frame.camera in self._seen else not frame.repeat
+        seen = self._seen.get(frame.camera)  # a camera may be taken out of the configuration between two frames
+        is_new = not frame.repeat if seen is None else seen.is_new(frame.sequence)
         if frame.repeat == is_new:
             frame = replace(frame, repeat=not is_new)
         if is_new:
@@ -226,7 +284,7 @@ class Inference:
         would_send = is_new and detections is not None and rule_would_send(detections)
         if would_send:
             self._counters.add(names.RULE_FRAMES)
-        counts = is_new and self._encode_everything
+        counts = is_new and self.encode_everything
         if judgement is not None and judgement.admit:
             size_bytes = self._keep(model, frame, detections, judgement)
             if counts:
@@ -263,6 +321,8 @@ class Inference:
         took_ms = (time.perf_counter() - started_s) * 1000
         self._is_failing = False
         self._latencies_ms.append(took_ms)
+        if self.audience is not None:
+            self.audience.offer(frame, detections, model.detector.class_names, model.digest)
         self.observer.observe(True, took_ms, len(detections))
         return detections
 
@@ -347,6 +407,18 @@ class Inference:
             why, self._restart_why = self._restart_why, ""
         if why:
             self._start_round(why)
+
+    def _take_policy(self) -> None:
+        with self._lock:
+            make, self._next_selector = self._next_selector, None
+        if make is None:
+            return
+        if self._window_frames:
+            self._close_window()
+        self._selector = make(self._selector.to_state())
+        self._decode_confidence = self._selector.policy.decode_confidence
+        self._selector.expect(self._frames_left())
+        logger.info("the selection goes on with the new configuration")
 
     def _start_round(self, why: str, *, new_model: bool = False) -> None:
         """Ranks, candidates and the round's counters begin again."""

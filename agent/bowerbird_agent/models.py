@@ -1,4 +1,4 @@
-"""Opens a model file or package for the commands that need no updates: `score`, `bench`, `tune` and `doctor`.
+"""Opens a model file or package for the commands that need no updates: `score`, `bench`, `tune`, `snapshot` and `doctor`.
 
 In: a path that a user typed. Out: a detector, or a package. The running agent's models come from `model_store.py` instead.
 """
@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bowerbird_agent.errors import NoModelError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from bowerbird_agent.autotune import Candidate
+    from bowerbird_agent.config import AgentConfig
     from bowerbird_models.package import PackageOnDisk
     from bowerbird_models.runtime_options import RuntimeOptions
     from bowerbird_models.yolo import YoloDetector
@@ -65,3 +68,20 @@ def open_package(path: Path, scratch: Path) -> PackageOnDisk:
     if path.is_dir():
         return load_package(path)
     return build_package(scratch / "package", path, created_at=FACTORY_CREATED_AT)
+
+
+def model_on_device(config: AgentConfig) -> Path:
+    """The model that a running agent with this configuration answers with, else its factory model; the store is only read.
+
+    Raises:
+        NoModelError: there is neither.
+    """
+    from bowerbird_agent.model_store import ModelStore
+
+    folder = config.device.state_dir / "models"
+    active = ModelStore(folder).active() if folder.is_dir() else None
+    if active is not None:
+        return active.onnx
+    if config.model.factory is None:
+        raise NoModelError("there is no model on this device yet; name one with --model FILE")
+    return config.model.factory

@@ -270,6 +270,7 @@ class MqttLink:
     def stop(self, *, timeout_s: float = 5.0) -> None:
         """Say good-bye (the broker then publishes the will) and end the thread."""
         self._stopping.set()
+        deadline_s = time.monotonic() + timeout_s
         connection = self._connection
         if connection is not None:
             if connection.up:
@@ -278,7 +279,7 @@ class MqttLink:
                 connection.ended.wait(timeout_s / 2)
             connection.ended.set()
         if self._thread is not None:
-            self._thread.join(timeout_s)
+            self._thread.join(max(0.0, deadline_s - time.monotonic()))
             self._thread = None
 
     @property
@@ -286,6 +287,12 @@ class MqttLink:
         """Whether a publish has a chance. True only after the broker has accepted connection and subscriptions."""
         connection = self._connection
         return connection is not None and connection.up and not connection.ended.is_set()
+
+    @property
+    def in_flight(self) -> int:
+        """Packets handed to the connection that are neither acknowledged nor, for QoS 0, written yet."""
+        connection = self._connection
+        return 0 if connection is None else connection.issued - connection.taken
 
     @property
     def bytes_sent(self) -> int:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from bowerbird_agent.heartbeat import Pulse
+
 logger = logging.getLogger(__name__)
 
 
@@ -30,11 +32,13 @@ class Stages:
         self._threads: list[threading.Thread] = []
         self._died: list[tuple[str, BaseException]] = []
 
-    def start(self, name: str, run: Callable[[], None]) -> None:
-        """Run `run` in a thread of that name; returning is fine, an exception is a death."""
-        thread = threading.Thread(target=self._watched, args=(name, run), name=name, daemon=True)
-        self._threads.append(thread)
+    def start(self, name: str, run: Callable[[], None], pulse: Pulse | None = None) -> threading.Thread:
+        """Run `run` in a thread of that name; returning is fine, an exception is a death. `pulse` ends with the thread."""
+        thread = threading.Thread(target=self._watched, args=(name, run, pulse), name=name, daemon=True)
+        # Cameras come and go when the configuration is read again; who has ended is forgotten.
+        self._threads = [each for each in self._threads if each.is_alive()] + [thread]
         thread.start()
+        return thread
 
     @property
     def died(self) -> tuple[str, BaseException] | None:
@@ -48,7 +52,9 @@ class Stages:
             thread.join(max(0.0, deadline_s - time.monotonic()))
         return [thread.name for thread in self._threads if thread.is_alive()]
 
-    def _watched(self, name: str, run: Callable[[], None]) -> None:
+    def _watched(self, name: str, run: Callable[[], None], pulse: Pulse | None) -> None:
+        if pulse is not None:
+            pulse.beat()
         try:
             run()
         except BaseException as error:
@@ -56,3 +62,6 @@ class Stages:
             logger.critical("thread %s died; the agent ends so that its supervisor starts it again", name, exc_info=error)
             self._died.append((name, error))
             self._wake.set()
+        finally:
+            if pulse is not None:
+                pulse.end()

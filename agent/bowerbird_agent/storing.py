@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.errors import AgentError
+from bowerbird_agent.heartbeat import no_pulse
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from bowerbird_agent.counters import Counters
     from bowerbird_agent.encode import FrameEncoder
+    from bowerbird_agent.heartbeat import Pulse
     from bowerbird_wire.messages import FrameHeader
 
 logger = logging.getLogger(__name__)
@@ -91,9 +93,11 @@ class StoringThread:
         spool: where frames go.
         counters: totals, flushed at least every second and at each window's end.
         encoder: for frames that are only counted.
+        pulse: this thread's heartbeat.
     """
 
-    def __init__(self, spool: Store, counters: Counters, encoder: FrameEncoder) -> None:
+    def __init__(self, spool: Store, counters: Counters, encoder: FrameEncoder, pulse: Pulse | None = None) -> None:
+        self._pulse = pulse or no_pulse()
         self._spool, self._counters, self._encoder = spool, counters, encoder
         self._tasks: deque[Task] = deque()
         self._changed = threading.Condition()
@@ -126,6 +130,7 @@ class StoringThread:
     def run(self) -> None:
         """Work until `stop`, then once more through the queue."""
         while True:
+            self._pulse.beat()
             with self._changed:
                 self._changed.wait_for(lambda: self._tasks or self._is_stopping, _FLUSH_EVERY_S)
                 task = self._tasks.popleft() if self._tasks else None

@@ -51,6 +51,7 @@ class UpdateRunner:
         install_test: the self-test of a new model's folder, on what it will run with.
         file_digest: SHA-256 of the file that was loaded for a model.
         on_state: called after each state was persisted and before it is acted on.
+        beat: called at each sign of progress, for the watchdog.
 
     Raises:
         UpdateError: the state cannot be opened or written.
@@ -70,6 +71,7 @@ class UpdateRunner:
         settings: RunnerSettings | None = None,
         boot_id: str | None = None,
         on_state: Callable[[State], None] = lambda _: None,
+        beat: Callable[[], None] = lambda: None,
         wall_ms: Callable[[], int] = lambda: int(time.time() * 1000),
         monotonic_s: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -80,6 +82,7 @@ class UpdateRunner:
         self._settings = settings or RunnerSettings()
         self._boot_id = machine_boot_id() if boot_id is None else boot_id
         self._on_state = on_state
+        self._beat = beat
         self._wall_ms = wall_ms
         self._monotonic_s = monotonic_s
         self._wakeup = threading.Event()
@@ -217,6 +220,7 @@ class UpdateRunner:
         if self._record.job is not None:
             self._report()
         while not self._stopping.is_set():
+            self._beat()
             try:
                 if self._record.state in updater.TERMINAL:
                     self._idle()
@@ -353,6 +357,7 @@ class UpdateRunner:
             while verdict is False:
                 if self._stopping.is_set():
                     return
+                self._beat()
                 if self._jobs.over_because(self._record) is not None:
                     break
                 reached = reached or self._reach_server(trial)
@@ -443,6 +448,7 @@ class UpdateRunner:
         self._retries += 1
 
     def _is_over(self) -> bool:
+        self._beat()  # the fetcher asks while it waits for blocks
         return self._stopping.is_set() or self._jobs.over_because(self._record) is not None
 
     def _end_if_over(self) -> bool:

@@ -98,8 +98,7 @@ class UploadRunner:
         self._charged = 0  # bytes that the budget knows of, never below what the link has written
         self._said: set[str] = set()
         self._pause_until_s = -math.inf
-        caps = [cap // 20 for cap in (budget.limits.burst_bytes, budget.limits.bytes_per_day) if cap is not None]
-        self._ahead_bytes = min([_AHEAD_BYTES, *caps])
+        self._set_ahead()
         self._save_budget()
         for frame in spool.frames(FrameState.IN_DOUBT):
             self.uploader.handle(FrameReady(frame.frame_id, frame.message_bytes, in_doubt=True), now_s)
@@ -135,7 +134,8 @@ class UploadRunner:
                 if isinstance(decision, Publish):
                     self._publish(decision.frame_id, now_s)
                 elif isinstance(decision, Stuck):
-                    self._say(decision.reason, decision.frame_id or "silence")
+                    # One key for all frames: the first is a warning, and nothing grows with their number.
+                    self._say(decision.reason, "parked" if decision.frame_id else "silence")
                     if not decision.frame_id:
                         return decision.until_s
                 else:
@@ -144,6 +144,42 @@ class UploadRunner:
             self._say(f"upload waits: {error}", "fault")
             self._pause_until_s = now_s + _FAULT_PAUSE_S
             return self._pause_until_s
+
+    def publish_beside(self, topic: DeviceTopic, payload: bytes, now_s: float) -> bool:
+        """Publish something of QoS 0 that no frame may pay for; False when it was dropped.
+
+        The bytes that a waiting frame needs, half of the bucket and half of the day stay for frames.
+        """
+        size = packet_bytes(topic, len(payload), qos=0)
+        if not self._has_room_beside(size, now_s):
+            return False
+        if self._budget.needs_save:
+            self._save_budget()
+        if self._link.publish(topic, payload, qos=0) == 0:
+            return False
+        self._budget.charge(now_s, size)
+        self._charged += size
+        return True
+
+    def _has_room_beside(self, size: int, now_s: float) -> bool:
+        left, today = self._budget.left_bytes(now_s), self._budget.left_today_bytes(now_s)
+        limits = self._budget.limits
+        caps = [cap for cap in (limits.burst_bytes, limits.bytes_per_day) if cap is not None]
+        if left is None or not caps:
+            return True
+        if today is not None and limits.bytes_per_day is not None and today - size < limits.bytes_per_day // 2:
+            return False
+        return left - size >= max(min(caps) // 2, self.uploader.waiting_bytes)
+
+    def change_limits(self, limits: ByteLimits, now_s: float) -> None:
+        """Other caps from now on, also on the disk."""
+        self._budget.change_limits(limits, now_s)
+        self._set_ahead()
+        self._save_budget()
+
+    def _set_ahead(self) -> None:
+        caps = [cap // 20 for cap in (self._budget.limits.burst_bytes, self._budget.limits.bytes_per_day) if cap is not None]
+        self._ahead_bytes = min([_AHEAD_BYTES, *caps])
 
     def close(self) -> None:
         """Write the budget down as it is."""

@@ -322,6 +322,12 @@ class Uploader:
             return False
         return self._outstanding() < self._max_frames() and self._outstanding_bytes() < self.limits.max_bytes
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes on the wire of the largest frame that is to be sent, again or for the first time; 0 when none waits."""
+        waiting = (e.message_bytes for e in self._entries.values() if e.flight in (Flight.READY, Flight.IN_DOUBT))
+        return max((self._packet_bytes(size) for size in waiting), default=0)
+
     def flights(self) -> dict[Flight, int]:
         """How many frames are in each state."""
         return {

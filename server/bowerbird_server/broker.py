@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
 from bowerbird_wire.codec import MAX_FRAME_BYTES
 from bowerbird_wire.errors import TopicError
-from bowerbird_wire.topics import DOWN, ROOT, UP, VERSION, FrameTopic, check_name
+from bowerbird_wire.topics import DOWN, LOCAL, ROOT, UP, VERSION, FrameTopic, check_name
 
 SERVER_USER = "bowerbird-server"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -90,17 +90,25 @@ def find_program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=places)
 
 
-def access_rules(devices: Mapping[str, str], server_user: str = SERVER_USER) -> str:
-    """mosquitto's ACL: the server may do all below our tree, a device publish its own `up` leaves and read its own `down` leaves.
+def access_rules(
+    devices: Mapping[str, str], server_user: str = SERVER_USER, *, readers: Mapping[str, str] | None = None
+) -> str:
+    """mosquitto's ACL: the server may do all below our tree, a device publish its own `up` and
+    `local` leaves and read its own `down` leaves.
 
     Args:
         devices: name -> site.
+        readers: other programs of a site, which read what its devices tell it (`local` leaves) and nothing else; name -> site.
     """
     lines = [f"user {server_user}", f"topic readwrite {ROOT}/{VERSION}/#"]
     for device, site in sorted(devices.items()):
         lines += ["", f"user {device}"]
         lines += [f"topic write {kind(site, device)}" for kind in UP]
+        lines += [f"topic write {kind.of_device(site, device)}" for kind in LOCAL]
         lines += [f"topic read {kind(site, device)}" for kind in DOWN]
+    for reader, site in sorted((readers or {}).items()):
+        lines += ["", f"user {reader}"]
+        lines += [f"topic read {kind.filter(site)}" for kind in LOCAL]
     return "\n".join(lines) + "\n"
 
 
@@ -158,7 +166,7 @@ class EmbeddedBroker:
         with self._changing():
             return self._prepare(devices)
 
-    def _prepare(self, devices: Mapping[str, str]) -> BrokerAddress:
+    def _prepare(self, devices: Mapping[str, str], readers: Mapping[str, str] | None = None) -> BrokerAddress:
         old = BrokerAddress.load(self.address_path) if self.address_path.is_file() else None
         port = self._port or (old.port if old else _free_port(self.host))
         password = old.password if old else secrets.token_urlsafe(24)
@@ -170,7 +178,8 @@ class EmbeddedBroker:
             self._store_password(SERVER_USER, password)
         # Another process may have added a device since the caller asked the catalogue: who has a password keeps its rules.
         others = {device: site for device, site in self._read_rules().items() if device in known}
-        self._write_config({**others, **devices})
+        readers = {reader: site for reader, site in {**self._read_readers(), **(readers or {})}.items() if reader in known}
+        self._write_config({**others, **devices}, readers)
         return address
 
     def add_device(self, name: str, devices: Mapping[str, str]) -> str:
@@ -196,8 +205,35 @@ class EmbeddedBroker:
         self.reload()
         return password
 
+    def add_reader(self, name: str, site: str, devices: Mapping[str, str]) -> str:
+        """A password for another program of a site, which may read the detections of its cameras; again: a new one.
+
+        Args:
+            devices: name -> site, all active devices.
+
+        Raises:
+            BadInput, Conflict: the name cannot be one, or is taken by a device or the server.
+        """
+        try:
+            check_name(name, "reader")
+        except TopicError as error:
+            raise BadInput(str(error)) from error
+        if name == SERVER_USER or name in devices or name in self._read_rules():
+            raise Conflict(f"{name} is a device, or the server itself; a reader needs a name of its own")
+        password = secrets.token_urlsafe(24)
+        with self._changing():
+            self._store_password(name, password)
+            self._prepare(devices, {name: site})
+        self.reload()
+        return password
+
+    def readers(self) -> dict[str, str]:
+        """The programs that may read detections: name -> site."""
+        known = self._read_passwords()
+        return {reader: site for reader, site in self._read_readers().items() if reader in known}
+
     def remove_device(self, name: str, devices: Mapping[str, str]) -> None:
-        """Forget a device's password and rules; `devices` are those that remain."""
+        """Forget a device's, or a reader's, password and rules; `devices` are those that remain."""
         with self._changing():
             known = self._read_passwords()
             if known.pop(name, None) is not None:
@@ -258,6 +294,21 @@ class EmbeddedBroker:
         topics = [line.removeprefix("topic write ") for line in lines if line.endswith(f"/{FrameTopic.LEAF}")]
         return {topic.device: topic.site for topic in map(FrameTopic.parse, topics)}
 
+    def _read_readers(self) -> dict[str, str]:
+        """Readers (name -> site) that the rules on disk know: those that read a topic of the cameras."""
+        try:
+            lines = (self.folder / "acl").read_text().splitlines()
+        except FileNotFoundError:
+            return {}
+        found: dict[str, str] = {}
+        user = ""
+        for line in lines:
+            user = line.removeprefix("user ") if line.startswith("user ") else user
+            levels = line.removeprefix("topic read ").split("/")
+            if line.startswith("topic read ") and levels[3:4] == [LOCAL[0].DIRECTION]:
+                found[user] = levels[2]
+        return found
+
     def _read_passwords(self) -> dict[str, str]:
         try:
             text = self._passwords.read_text()
@@ -295,10 +346,10 @@ class EmbeddedBroker:
             raise EnvironmentFault(f"mosquitto_passwd could not hash a password: {done.stderr.strip()[:300]}")
         return hashed
 
-    def _write_config(self, devices: Mapping[str, str]) -> None:
+    def _write_config(self, devices: Mapping[str, str], readers: Mapping[str, str]) -> None:
         if self.program == "mosquitto":
             _write_private(self.config_path, self._mosquitto_config())
-        _write_private(self.folder / "acl", access_rules(devices))
+        _write_private(self.folder / "acl", access_rules(devices, readers=readers))
         if self.program == "iotcore":
             _write_private(self.config_path, self._rumqttd_config())
 

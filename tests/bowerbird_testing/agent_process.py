@@ -40,6 +40,7 @@ def write_config(folder: Path, *, port: int, cameras: str, overrides: Mapping[st
         "spool": {"min_free_bytes": 0},
         "accounting": {"encode_everything": True},
         "health": {"interval_s": 0.3},
+        "guard": {"cpu_pressure": 100},  # tests crowd the machine that they share
     }
     for section, values in (overrides or {}).items():
         sections.setdefault(section, {}).update(values)
@@ -64,9 +65,11 @@ class AgentProcess:
     Args:
         config: agent.toml; the log goes beside it.
         arguments: behind `run --config FILE`.
+        environment: variables beside this process's own.
     """
 
-    def __init__(self, config: Path, *arguments: str) -> None:
+    def __init__(self, config: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+        self._environment = dict(environment or {})
         self.config = config
         self.log_path = config.parent / "agent.log"
         self._arguments = arguments
@@ -83,7 +86,7 @@ class AgentProcess:
         """Start it; returns at once."""
         argv = [sys.executable, "-m", "bowerbird_agent", "run", "--config", str(self.config), *self._arguments]
         with self.log_path.open("ab") as log:
-            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            env = {**os.environ, "OMP_NUM_THREADS": "1", **self._environment}
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
         return self
 
@@ -93,6 +96,11 @@ class AgentProcess:
         started_s = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(timeout_s), time.monotonic() - started_s
+
+    def hang_up(self) -> None:
+        """SIGHUP: read the configuration again."""
+        assert self.process is not None
+        self.process.send_signal(signal.SIGHUP)
 
     def wait(self, *, timeout_s: float = 60.0) -> int:
         """The exit code of a process that ends by itself."""

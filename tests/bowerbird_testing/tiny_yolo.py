@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 END_TO_END_ROWS = 300
+_LARGE = 2000
 _SPIN_WIDTH = 192  # one loop of the slow model multiplies two square matrices of this width, a fraction of a millisecond
 
 
@@ -57,6 +58,8 @@ def write_tiny_yolo(
     embedding_size: int = 0,
     emit_nan: bool = False,
     sleep_loops: int = 0,
+    load_products: int = 0,
+    hangs_on_black: bool = False,
     wrong_shape: bool = False,
     external_data: bool = False,
     salt: str = "",
@@ -74,6 +77,8 @@ def write_tiny_yolo(
         embedding_size: length of a second output "embedding", 0 for none; its values are the mean brightness.
         emit_nan: every output value is NaN.
         sleep_loops: matrix products spent before answering, a fraction of a millisecond each.
+        hangs_on_black: it never answers a black picture; every other one at once.
+        load_products: large matrix products that ONNX Runtime computes while it loads the model, a third of a second each.
         wrong_shape: the head declares no sizes, loads well, and emits three rows or columns too many when it runs. (For a
             head that disagrees with its class names at once, replace the metadata's "names".)
         external_data: keep the weights in a second file beside it, as files over 2 GB must.
@@ -110,8 +115,22 @@ def write_tiny_yolo(
     above = node("Mul", [node("Sub", [brightness, "lowest"], "over"), "slope"], "scaled")
     ramp = node("Clip", [above, "zero", "one"], "ramp")  # (1, slots)
 
-    if sleep_loops:
-        ramp = _spin(nodes, constants, node, ramp, loops=sleep_loops, elem=elem, dtype=dtype)
+    if sleep_loops or hangs_on_black:
+        go = ""
+        if hangs_on_black:
+            constants["nearly_black"] = np.array(0.02, dtype)
+            light = node("ReduceMean", ["images"], "light", axes=[0, 1, 2, 3], keepdims=0)
+            go = node("Less", [light, "nearly_black"], "is_black")
+        ramp = _spin(nodes, constants, node, ramp, loops=sleep_loops or 2**62, elem=elem, dtype=dtype, go=go)
+
+    if load_products:
+        constants["large"] = np.array([_LARGE, _LARGE], np.int64)
+        zeros = helper.make_tensor("nothing", elem, [1], [0.0])
+        nodes.append(helper.make_node("ConstantOfShape", ["large"], ["product_0"], value=zeros))
+        for n in range(load_products):
+            node("MatMul", [f"product_{n}", "product_0"], f"product_{n + 1}")
+        mean = node("ReduceMean", [f"product_{load_products}"], "product_mean", axes=[0, 1], keepdims=0)
+        ramp = node("Add", [ramp, mean], "ramp_after_load")
 
     by_light = {name: np.zeros((nc, slots), dtype) for name in ("always", "bright", "dark")}
     geometry = np.zeros((4, slots), dtype)
@@ -217,8 +236,9 @@ def _spin(
     loops: int,
     elem: int,
     dtype: np.dtype[Any],
+    go: str = "",
 ) -> str:
-    """Burn time in an ONNX Loop whose result is multiplied by zero; `ramp` comes out unchanged."""
+    """Burn time in an ONNX Loop whose result is multiplied by zero; `ramp` comes out unchanged. `go`: whether to, "" always."""
     square = (_SPIN_WIDTH, _SPIN_WIDTH)
     body = helper.make_graph(
         [
@@ -242,7 +262,7 @@ def _spin(
     constants["wheel"] = np.full(square, 0.01, dtype)
     mean = node("ReduceMean", [ramp], "spin_start", axes=[0, 1], keepdims=0)  # tied to the input: nothing to fold away
     start = node("Add", ["wheel", mean], "spin_state")
-    nodes.append(helper.make_node("Loop", ["turns", "go", start], ["spun"], body=body))
+    nodes.append(helper.make_node("Loop", ["turns", go or "go", start], ["spun"], body=body))
     rest = node("ReduceMean", ["spun"], "spun_mean", axes=[0, 1], keepdims=0)
     nothing = node("Mul", [rest, "zero"], "spun_nothing")
     result: str = node("Add", [ramp, nothing], "ramp_after_spin")

@@ -12,9 +12,10 @@ import cv2
 import numpy as np
 import pytest
 
+from bowerbird_agent.policy import STRATEGIES, Policy
 from bowerbird_models.runtime_options import RUNTIMES
 from bowerbird_models.scenes import SceneStream
-from bowerbird_testing.agent_process import UNSURE_BOXES, write_config
+from bowerbird_testing.agent_process import UNSURE_BOXES, AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto, free_port
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 
@@ -231,3 +232,54 @@ def test_the_command_line_starts_without_the_heavy_packages() -> None:
     code = "import sys, bowerbird_agent.cli; print(sorted({'cv2', 'onnxruntime', 'numpy', 'paho', 'tuf'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_snapshot_shows_every_strategy_and_says_whether_the_frame_would_be_kept(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "snap.jpg"
+    source = "synthetic:?seed=1&frames=60"
+    done = agent("snapshot", "--source", source, "--model", model, "--out", out, "--warm-up", "40", "--json")
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["sequence"] == 40
+    assert set(told["strategies"]) == set(STRATEGIES)
+    assert all(0 <= entry["score"] <= 1 for entry in told["strategies"].values())
+    assert {name: entry["weight"] for name, entry in told["strategies"].items() if entry["weight"]} == dict(Policy().strategies)
+    assert told["strategies"]["rule_max"]["score"] in {0.0, 1.0}
+    assert isinstance(told["kept"], bool)
+    assert told["verdict"].startswith("candidate, because of" if told["kept"] else "not kept: ")
+    picture = cv2.imread(str(out))
+    width, height = told["width"], told["height"]
+    assert picture.shape[0] >= height
+    assert picture.shape[1] > width, "a panel stands beside the picture"
+    plain = SceneStream(1).render(40)[0]
+    differs = cv2.absdiff(picture[: plain.shape[0], : plain.shape[1]], plain).max(axis=2) > 60
+    assert differs.any() == any(box["shown"] for box in told["detections"]), "boxes are drawn where there are some"
+
+
+def test_a_snapshot_of_a_configured_camera_needs_no_server_and_disturbs_no_running_agent(tmp_path: Path) -> None:
+    config = write_config(tmp_path, port=free_port(), cameras=CAMERA)
+    with AgentProcess(config) as running:
+        out = tmp_path / "shots" / "snap.png"
+        done = agent("snapshot", "--config", config, "--camera", "gate", "--out", out)
+        assert done.returncode == 0, done.stderr
+        assert "entropy" in done.stdout
+        assert cv2.imread(str(out)) is not None
+        assert running.process is not None
+        assert running.process.poll() is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--camera", "garden", "--out", "x.jpg"), "there is no camera 'garden'"),
+        (("--source", "synthetic:?seed=1", "--out", "x.jpg"), "needs --model"),
+        (("--out", "x.webm"), ".jpg or .png"),
+        (("--source", "nothing.avi", "--model", "m.onnx", "--out", "x.jpg"), "nothing.avi"),
+    ],
+)
+def test_a_snapshot_that_cannot_be_taken_says_why(arguments: tuple[str, ...], says: str, tmp_path: Path, model: Path) -> None:
+    config = write_config(tmp_path, port=free_port(), cameras=CAMERA)
+    told = [str(model) if word == "m.onnx" else word for word in arguments]
+    done = agent("snapshot", "--config", config, *told)
+    assert done.returncode != 0
+    assert says in done.stderr

@@ -23,7 +23,7 @@ from bowerbird_agent.inference import Inference, LoadedModel
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.select import Selector
 from bowerbird_agent.spool import Spool
-from bowerbird_agent.storing import StoringThread
+from bowerbird_agent.storing import MAX_WAITING, StoringThread
 from bowerbird_models.detections import Detections
 from bowerbird_models.errors import ModelOutputError
 from bowerbird_models.scenes import SceneStream
@@ -153,6 +153,70 @@ def test_a_repeated_or_older_wish_changes_nothing(bench: Bench) -> None:
     assert bench.inference.set_desired(2, 5)
     assert not bench.inference.set_desired(2, 9)
     assert not bench.inference.set_desired(1, 9)
+
+
+def test_a_guard_slows_a_film_down_and_drops_none_of_its_frames(bench: Bench) -> None:
+    bench.load(OneBox(), "a" * 64)
+    bench.inference.share = 0.2
+    film = threading.Thread(
+        target=lambda: [
+            bench.exchange.put_waiting(Frame(bench.stream.render(n)[0], "gate", n, n * 1000, n * 10**9)) for n in range(20)
+        ]
+    )
+    film.start()
+    rested = 0
+    for _ in range(20_000):
+        bench.inference.step(timeout_s=0.01)
+        rested += bench.inference.is_resting
+        if bench.inference.window_frames == 0 and not film.is_alive() and bench.exchange.is_empty:
+            break
+    film.join(10)
+    counted = bench.finish()
+    assert counted[names.FRAMES_SEEN] == 20
+    assert rested > 0
+    assert names.FRAMES_SKIPPED not in counted
+
+
+def test_what_a_live_camera_shows_while_the_guard_rests_is_skipped_and_the_newest_is_judged_next(bench: Bench) -> None:
+    bench.load(OneBox(), "a" * 64)
+    bench.inference.share = 0.05
+    replaced: list[bool] = []
+    bench.exchange._on_drop = lambda _camera: replaced.append(bench.inference.is_resting)
+    for n in range(10):  # ten frames a second
+        bench.exchange.put_newest(Frame(bench.stream.render(n)[0], "gate", n, n * 100, n * 10**8))
+        bench.inference.step(timeout_s=0)
+    assert bench.inference.window_frames < 10
+    assert replaced
+    assert all(replaced), "every frame that was replaced was replaced during a rest"
+    bench.inference.share = 1.0
+    bench.show(10, 12)
+    assert bench.inference.is_resting is False, "the guard has let go: each frame is judged at once"
+
+
+def test_nothing_that_is_remembered_grows_with_the_number_of_frames(bench: Bench) -> None:
+    bench.load(OneBox(), "a" * 64)
+    bench.inference._seen["gate"]._has_bits = False  # as a live camera: only the highest number
+    bench.show(0, 300)
+    before = set(bench.counters._totals)
+    bench.show(300, 900)
+    assert set(bench.counters._totals) == before
+    assert bench.storing.backlog <= 2 * MAX_WAITING
+    assert len(bench.inference._frame_times_s) <= 256
+
+
+def test_another_policy_closes_the_open_window_under_the_old_one(bench: Bench) -> None:
+    bench.load(OneBox(), "a" * 64)
+    bench.show(0, 12)
+    policy = Policy(window_frames=6, frames_per_window=1, min_gap_s=0.1, epsilon=0.5, decode_confidence=0.1)
+    bench.inference.set_policy(policy, device="cam-01", cameras=2)
+    bench.show(12, 14)
+    bench.inference.step(timeout_s=0)
+    counted = bench.finish()
+    ledger = bench.spool.ledger()
+    assert counted[names.WINDOWS_CLOSED] == 1
+    assert counted[names.FRAMES_SELECTED] == 4, "the old policy's share of its window"
+    assert "round_over" not in ledger.dropped
+    assert ledger.balanced
 
 
 def test_a_thread_that_dies_ends_the_device_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 from bowerbird_server.broker import BrokerAddress, EmbeddedBroker, find_program
-from bowerbird_server.errors import BadInput, EnvironmentFault
+from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
 from bowerbird_server.mqtt_session import check_broker
 from bowerbird_server.supervisor import die_with_parent
 from bowerbird_testing.mqtt_device import MqttDevice, wait_until
-from bowerbird_wire.topics import DOWN, UP
+from bowerbird_wire.topics import DOWN, LOCAL, UP
 
 pytestmark = pytest.mark.broker
 
@@ -128,6 +128,44 @@ def test_no_device_can_publish_or_read_anything_of_another(tmp_path: Path) -> No
             assert {payload for _, payload, _ in victim.messages} == {b"for cam-02"}
             assert b"forged" not in {payload for _, payload, _ in server.messages}
             assert sum(payload == b"from cam-02" for _, payload, _ in server.messages) == len(UP)
+    finally:
+        started.process.kill()
+        started.process.wait()
+
+
+@pytest.mark.skipif(find_program("mosquitto") is None, reason="mosquitto is not installed: apt-get install mosquitto")
+def test_a_reader_hears_what_the_cameras_of_its_site_see_and_nothing_else(tmp_path: Path) -> None:
+    """Nor can it, or another device, speak in a camera's name; removed, it hears nothing at all."""
+    started = Started(tmp_path / "broker", "mosquitto")
+    try:
+        password = started.broker.add_reader("barrier", "demo", DEVICES)
+        # Whoever prepares the folder again, knowing devices only, must not take the reader's rules away.
+        EmbeddedBroker(started.broker.folder, program="mosquitto").prepare(DEVICES)
+        assert started.broker.readers() == {"barrier": "demo"}
+        address = replace(started.server, username="barrier", password=password)
+        wait_until(lambda: _accepted(address), "the reader to be let in")
+        with (
+            MqttDevice(address, "reader") as reader,
+            MqttDevice(started.devices["cam-01"], "cam-01") as device,
+            MqttDevice(started.devices["cam-02"], "cam-02") as other,
+        ):
+            reader.subscribe("#")
+            other.subscribe("#")
+            for kind in LOCAL:
+                reader.publish(str(kind("demo", "cam-01", "gate")), b"forged")
+                other.publish(str(kind("demo", "cam-01", "gate")), b"forged")
+            for up in UP:
+                device.publish(str(up("demo", "cam-01")), b"for the server")
+            for kind in LOCAL:
+                device.publish(str(kind("demo", "cam-01", "gate")), b"seen")
+            wait_until(lambda: len(reader.messages) >= len(LOCAL), "what the camera saw")
+            assert {payload for _, payload, _ in reader.messages} == {b"seen"}
+            assert other.messages == []
+        with pytest.raises(Conflict):
+            started.broker.add_reader("cam-01", "demo", DEVICES)
+        started.broker.remove_device("barrier", DEVICES)
+        wait_until(lambda: not _accepted(address), "the reader to be turned away")
+        assert started.broker.readers() == {}
     finally:
         started.process.kill()
         started.process.wait()

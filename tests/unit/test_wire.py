@@ -18,11 +18,12 @@ from bowerbird_testing.frames import make_frame
 from bowerbird_wire import codec
 from bowerbird_wire.errors import DigestError, LengthError, MessageError, TopicError, VersionError, WireError
 from bowerbird_wire.messages import Block, Desired, FrameHeader, FrameMessage, Health, Message, Receipt, Refusal, WireDetection
-from bowerbird_wire.topics import DOWN, UP, DeviceTopic, FrameTopic, check_name, parse_topic
+from bowerbird_wire.topics import DOWN, LOCAL, UP, DetectionsTopic, DeviceTopic, FrameTopic, check_name, parse_topic
 from unit import golden
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
-topics = st.builds(lambda kind, site, device: kind(site, device), st.sampled_from(UP + DOWN), names, names)
+camera_topics = st.builds(lambda kind, *levels: kind(*levels), st.sampled_from(LOCAL), names, names, names)
+topics = st.builds(lambda kind, *levels: kind(*levels), st.sampled_from(UP + DOWN), names, names) | camera_topics
 text = st.text(max_size=20)
 int64 = st.integers(-(2**63), 2**63 - 1)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
@@ -69,7 +70,7 @@ def test_every_topic_reads_back_as_itself(topic: DeviceTopic) -> None:
 
 @given(topics)
 def test_no_topic_is_of_two_types(topic: DeviceTopic) -> None:
-    for kind in UP + DOWN:
+    for kind in UP + DOWN + LOCAL:
         if kind is not type(topic):
             with pytest.raises(TopicError):
                 kind.parse(str(topic))
@@ -90,10 +91,14 @@ def test_names_that_could_leave_their_level_are_refused(name: str) -> None:
         check_name(name)
     with pytest.raises(TopicError):
         FrameTopic("demo", name)
+    with pytest.raises(TopicError):
+        DetectionsTopic("demo", "cam-01", name)
 
 
 def test_a_filter_matches_the_device_level_only() -> None:
     assert FrameTopic.filter("demo") == "bowerbird/v1/demo/up/+/frame"
+    assert DetectionsTopic.filter("demo") == "bowerbird/v1/demo/local/+/+/detections"
+    assert DetectionsTopic.of_device("demo", "cam-01") == "bowerbird/v1/demo/local/cam-01/+/detections"
 
 
 # -- golden bytes

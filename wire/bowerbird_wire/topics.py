@@ -1,9 +1,10 @@
 """Topics as types: `str(topic)` is what is published, `T.parse(text)` raises instead of guessing.
 
 In: names, or a topic's text from the broker. Out: frozen topic values and subscription filters. The tree is
-`bowerbird/v1/{site}/up|down/{device}/{leaf}`; what a device may publish is all below `up`, what it may read all below `down`,
-so one access rule in each direction covers every leaf. A reply's topic is derived from the request's topic, never read from a
-message (a Response Topic would let a device aim the server's answers at somebody else).
+`bowerbird/v1/{site}/up|down/{device}/{leaf}`; what a device may publish to the server is all below `up`, what it may read all
+below `down`, so one access rule in each direction covers every leaf. Beside them lies
+`bowerbird/v1/{site}/local/{device}/{camera}/{leaf}`: what a device tells the other programs of its site. A reply's topic is derived
+from the request's topic, never read from a message (a Response Topic would let a device aim the server's answers at somebody else).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ VERSION = "v1"
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 T = TypeVar("T", bound="DeviceTopic")
+C = TypeVar("C", bound="CameraTopic")
 
 
 def check_name(name: str, what: str = "name") -> str:
@@ -122,8 +124,52 @@ class BlocksTopic(DeviceTopic):
     DIRECTION, LEAF = "down", "blocks"
 
 
+@dataclass(frozen=True)
+class CameraTopic(DeviceTopic):
+    """A topic of one camera of a device, for the site's own programs. Devices write, who reads for the site reads."""
+
+    camera: str
+    DIRECTION: ClassVar[str] = "local"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.camera, "camera")
+
+    def __str__(self) -> str:
+        return f"{ROOT}/{VERSION}/{self.site}/{self.DIRECTION}/{self.device}/{self.camera}/{self.LEAF}"
+
+    @classmethod
+    def parse(cls: type[C], topic: str) -> C:
+        """The topic's site, device and camera.
+
+        Raises:
+            TopicError: `topic` is not of this type.
+        """
+        levels = topic.split("/")
+        if len(levels) != 7 or levels[:2] != [ROOT, VERSION] or levels[3] != cls.DIRECTION or levels[6] != cls.LEAF:
+            raise TopicError(f"{topic[:200]!r} is not a {cls.__name__}: expected {cls.filter('SITE')}")
+        return cls(levels[2], levels[4], levels[5])
+
+    @classmethod
+    def filter(cls, site: str) -> str:
+        """The subscription that matches this topic for every camera of every device of a site."""
+        return cls.of_device(site, "+")
+
+    @classmethod
+    def of_device(cls, site: str, device: str) -> str:
+        """The subscription, or access rule, for every camera of one device."""
+        return f"{ROOT}/{VERSION}/{site}/{cls.DIRECTION}/{device}/+/{cls.LEAF}"
+
+
+class DetectionsTopic(CameraTopic):
+    """What the model sees, as JSON (`local_detections.py`), QoS 0."""
+
+    LEAF: ClassVar[str] = "detections"
+
+
 UP: tuple[type[DeviceTopic], ...] = (FrameTopic, StatusTopic, HealthTopic, ReportTopic, BlockRequestTopic)
 DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)
+LOCAL: tuple[type[CameraTopic], ...] = (DetectionsTopic,)
 
 
 def parse_topic(topic: str) -> DeviceTopic:
@@ -136,4 +182,7 @@ def parse_topic(topic: str) -> DeviceTopic:
     for kind in UP + DOWN:
         if len(levels) == 6 and levels[3] == kind.DIRECTION and levels[5] == kind.LEAF:
             return kind.parse(topic)
+    for local in LOCAL:
+        if len(levels) == 7 and levels[3] == local.DIRECTION and levels[6] == local.LEAF:
+            return local.parse(topic)
     raise TopicError(f"{topic[:200]!r} is none of the topics of {ROOT}/{VERSION}")

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from bowerbird_models.errors import ModelError
-from bowerbird_server.cli import dataset, demo, devices, doctor, frames, labels, models, rollout, serve, train
+from bowerbird_server.cli import dataset, demo, devices, doctor, frames, labels, models, readers, rollout, serve, train
 from bowerbird_server.cli.common import err
 from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
 
@@ -43,6 +43,7 @@ def root(
 demo.add_to(app)
 serve.add_to(app)
 app.add_typer(devices.app, name="devices")
+app.add_typer(readers.app, name="readers")
 app.add_typer(frames.app, name="frames")
 app.add_typer(labels.app, name="labels")
 app.add_typer(dataset.app, name="dataset")
