@@ -53,14 +53,20 @@ STACK = Stack("Stand-in GPU", "8.7", V10)
 
 @pytest.fixture(scope="module")
 def libcuda_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in driver, compiled once."""
+    """The stand-in driver, for child processes."""
     return compile_libcuda(tmp_path_factory.mktemp("cuda"))
 
 
+@pytest.fixture(scope="module")
+def libcuda_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same under another name, so that the rest of this process does not find a driver."""
+    return compile_libcuda(tmp_path_factory.mktemp("here"), "stand-in.so")
+
+
 @pytest.fixture
-def libcuda(libcuda_file: Path) -> ctypes.CDLL:
+def libcuda(libcuda_here: Path) -> ctypes.CDLL:
     """It, in this process."""
-    library = load_libcuda(libcuda_file)
+    library = load_libcuda(libcuda_here)
     library.fake_set_devices(1)
     library.fake_set_memory(2**62)
     return library
