@@ -38,6 +38,7 @@ from bowerbird_models.tensorrt_build import BuildOrder, Limits, build, run_build
 from bowerbird_models.tensorrt_detector import Platform, TensorrtSession, obtain_engine
 from bowerbird_models.tensorrt_engines import Stack
 from bowerbird_models.yolo import YoloDetector
+from bowerbird_testing.byte_input import take_bytes
 from bowerbird_testing.fake_cuda import compile_libcuda, compiler, load_libcuda
 from bowerbird_testing.fake_tensorrt import PLAN, install_as_module, make_tensorrt, open_onnx
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
@@ -131,6 +132,16 @@ def test_a_detector_may_move_to_another_thread(tmp_path: Path, children: Path, l
     thread.start()
     thread.join()
     assert found == [2]
+
+
+def test_a_picture_of_bytes_goes_in_as_bytes(tmp_path: Path, children: Path, libcuda: ctypes.CDLL) -> None:
+    """The uint8 input of a package: a quarter of the bytes to copy."""
+    path = take_bytes(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES), tmp_path / "bytes.onnx")
+    file, pixels = ModelFile.read(path), np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    session = TensorrtSession(file, options(tmp_path / "engines"), platform=platform(libcuda))
+    assert str(session.inputs[0]) == "pixels uint8(1, 64, 64, 3)"
+    expected = open_onnx(file.content).run(["output0"], {"pixels": pixels})[0]
+    np.testing.assert_array_equal(session.bind(pixels, ["output0"], fixed=True)()[0], expected)
 
 
 def free_size(path: Path) -> Path:
