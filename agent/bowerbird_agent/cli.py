@@ -50,6 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # FFmpeg writes about every broken macroblock; what matters of it arrives as an error of ours.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")
+    # RTSP over TCP (see `stream.py`): read at every opening, so it must stand here once and not change while threads run.
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
     try:
         code: int = arguments.command(arguments)
     except ConfigError as error:

@@ -77,7 +77,7 @@ class Device:
         self._wake = threading.Event()
         self._stages = Stages(self._wake)
         self._stop_asked = threading.Event()
-        self._exchange = FrameExchange(lambda _camera: self._counters.add(names.FRAMES_DROPPED))
+        self._exchange = FrameExchange(self._counters.count_dropped)
         boot_id = machine_boot_id()
         encoder = FrameEncoder(
             config.image, device=device.id, boot_id=boot_id, clock_ok=lambda: time.time() >= _CLOCK_OK_FROM_S

@@ -23,7 +23,8 @@ from bowerbird_models.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bowerbird_agent.config import AgentConfig, CameraConfig
+    from bowerbird_agent.camera_config import CameraConfig
+    from bowerbird_agent.config import AgentConfig
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 _CAMERA_TIMEOUT_S = 15.0

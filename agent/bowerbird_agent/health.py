@@ -73,7 +73,10 @@ class Vitals:
         )
 
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
-        """`window`: frames judged in the open window, windows closed in this round and ever; the rest only when it says something."""
+        """`window`: frames judged in the open window, windows closed in this round and ever; the rest only when it says something.
+
+        `camera_dropped`: camera -> frames given up unseen since the agent's first start.
+        """
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -86,11 +89,13 @@ class Vitals:
         trouble = [text for text in (self.storing.trouble,) if text]
         if not self.inference.model_digest:
             trouble.append("there is no model yet; frames are not looked at")
+        dropped = {worker.name: count(names.dropped_of(worker.name)) for worker in self.workers}
         failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED)
         counted = {name: count(name) for name in failures if count(name)}
         for key, value in (
             ("trouble", trouble),
             ("failures", counted),
+            ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),
             ("dropped", dict(ledger.dropped)),
         ):

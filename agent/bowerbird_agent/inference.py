@@ -282,8 +282,7 @@ class Inference:
         if not self._said_no_model:
             self._said_no_model = True
             logger.warning("there is no model yet; frames are dropped and counted until one comes from the server")
-        self._counters.add(names.FRAMES_DROPPED)
-        del frame
+        self._counters.count_dropped(frame.camera)
 
     # --- windows -------------------------------------------------------------------------------------------------------
 
