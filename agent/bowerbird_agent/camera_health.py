@@ -146,6 +146,11 @@ def look_at(
     )
 
 
+def is_dark(look: Look) -> bool:
+    """Whether nothing can be seen on this one picture."""
+    return look.level <= _DARK_YES
+
+
 @dataclass
 class _Track:
     """The phase of one sign, since when, and after how many looks."""

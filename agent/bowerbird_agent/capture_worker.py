@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from bowerbird_agent.attempt import Attempt
 from bowerbird_agent.camera_health import ADVICE, LOOK_EVERY_S, OK, CameraWatch, look_at
-from bowerbird_agent.capture import Camera, Frame, GrabbingCamera, Source, is_live, open_camera, without_password
+from bowerbird_agent.capture import Camera, Frame, GrabbingCamera, Source, is_live, kind_of, open_camera, without_password
 from bowerbird_agent.errors import CameraError, SourceError
 from bowerbird_agent.frame_rate import FrameRate, Pacer
 from bowerbird_agent.framing import Framing
@@ -136,16 +136,24 @@ class CaptureWorker:
                 return True
             if self._is_stalled(attempt) and attempt.leave():
                 self._left_behind.append(thread)
-                shown = without_password(self._config.source)
-                raise CameraError(
-                    f"camera {self.name}: {shown} gave no picture for {self._config.stall_s:g} s; check its power and its cable or "
-                    "network"
-                )
+                raise CameraError(self._silence(attempt))
         return attempt.result()
 
     def _is_stalled(self, attempt: Attempt) -> bool:
-        limit_s = self._config.stall_s if attempt.is_open else max(_OPENING_S, self._config.stall_s)
-        return time.monotonic() - attempt.alive_at_s > limit_s
+        return time.monotonic() - attempt.alive_at_s > self._limit_s(attempt)
+
+    def _limit_s(self, attempt: Attempt) -> float:
+        return self._config.stall_s if attempt.is_open else max(_OPENING_S, self._config.stall_s)
+
+    def _silence(self, attempt: Attempt) -> str:
+        text = self._config.source
+        advice = "check its power and its cable or network"
+        if kind_of(text) in {"csi", "gst"} and not attempt.is_open:
+            # OpenCV waits without end for a pipeline with a part that is not installed.
+            from bowerbird_agent.gstreamer import by_hand
+
+            advice = by_hand(text)
+        return f"camera {self.name}: {without_password(text)} gave no picture for {self._limit_s(attempt):g} s; {advice}"
 
     # --- the reader's thread: this one for films, the attempt's own for live cameras ------------------------------------
 

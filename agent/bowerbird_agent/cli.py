@@ -58,6 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(error, EXIT_USAGE)
     except (AgentError, OSError) as error:
         return _fail(error, EXIT_FAILED)
+    except ImportError:
+        from bowerbird_agent.opencv_build import find_opencv
+
+        try:
+            find_opencv()
+        except AgentError as error:  # OpenCV is an extra of its own; the message names it
+            return _fail(error, EXIT_FAILED)
+        raise
     except KeyboardInterrupt:
         return 130
     except Exception as error:

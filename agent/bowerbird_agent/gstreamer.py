@@ -121,13 +121,11 @@ def open_pipeline(source: Source) -> LiveCamera:
     capture = cv2.VideoCapture(pipeline, cv2.CAP_GSTREAMER)
     if not capture.isOpened():
         capture.release()
-        raise CameraError(
-            f"camera {source.name}: the pipeline does not start; try it by hand: gst-launch-1.0 {_by_hand(pipeline)}"
-        )
+        raise CameraError(f"camera {source.name}: the pipeline does not start; {by_hand(source.text)}")
     return LiveCamera(source, capture)
 
 
-def _by_hand(pipeline: str) -> str:
-    """The pipeline with a sink that needs no program behind it, for messages."""
-    head = without_password(pipeline).rpartition("!")[0]
-    return f"{head}! fakesink"
+def by_hand(text: str) -> str:
+    """How to try a `csi:` or `gst:` source without this program, for messages: a sink that needs no program behind it."""
+    head = without_password(pipeline_of(text)).rpartition("!")[0]
+    return f"try it by hand: gst-launch-1.0 {head}! fakesink"

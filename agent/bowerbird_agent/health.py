@@ -75,7 +75,7 @@ class Vitals:
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
         """`window`: frames judged in the open window, windows closed in this round and ever; the rest only when it says something.
 
-        `camera_dropped`: camera -> frames given up unseen since the agent's first start.
+        `camera_dropped`: camera -> frames dropped since the agent's first start.
         """
         count = self.counters.value
         extra: dict[str, object] = {

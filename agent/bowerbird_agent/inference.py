@@ -232,7 +232,7 @@ class Inference:
             frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
         )
         if not self._storing.submit(StoreFrame(header, jpeg)):
-            self._counters.add(names.FRAMES_DROPPED)
+            self._counters.count_dropped(frame.camera)
             return len(jpeg)
         dropped = self._selector.add(Candidate(header.frame_id, frame.camera, frame.captured_at_ms, judgement, len(jpeg)))
         if dropped:

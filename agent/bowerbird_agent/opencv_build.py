@@ -20,7 +20,6 @@ _WHEELS = (
     "opencv-python",
     "opencv-contrib-python-headless",
     "opencv-contrib-python",
-    "ultralytics-opencv-headless",
 )
 INSTALL = (
     "pip install 'bowerbird[opencv]'; on a Jetson use the system's instead: apt-get install python3-opencv and a virtual environment "

@@ -1,0 +1,273 @@
+"""Live cameras over real sockets: an RTSP server from Debian and an HTTP camera that can fail in every way that cameras do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bowerbird_agent.camera_config import CameraConfig
+from bowerbird_agent.capture import Frame, Source, open_camera
+from bowerbird_agent.capture_worker import CaptureWorker
+from bowerbird_agent.errors import CameraError
+from bowerbird_agent.exchange import FrameExchange
+from bowerbird_agent.reconnect import ReconnectDelay
+from bowerbird_models.scenes import SceneStream
+from bowerbird_testing.broker import free_port
+from bowerbird_testing.mjpeg_server import MjpegServer
+from bowerbird_testing.rtsp_server import SIZE_WH, RtspServer, rtsp_server_missing
+
+PATIENCE_S = 40.0
+
+
+@pytest.fixture(autouse=True)
+def rtsp_over_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the command line sets it."""
+    monkeypatch.setenv("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
+    monkeypatch.setenv("OPENCV_FFMPEG_LOGLEVEL", "-8")
+
+
+@pytest.fixture
+def rtsp(tmp_path: Path) -> Iterator[RtspServer]:
+    if rtsp_server_missing():
+        pytest.skip(rtsp_server_missing())
+    with RtspServer(tmp_path / "rtsp") as server:
+        yield server
+
+
+@pytest.fixture
+def http() -> Iterator[MjpegServer]:
+    with MjpegServer(SceneStream(3).render(4)[0]) as server:
+        yield server
+
+
+class Watched:
+    """A capture worker at work, and what became of its frames."""
+
+    def __init__(self, config: CameraConfig) -> None:
+        self.dropped = 0
+        self.frames: list[Frame] = []
+        self.exchange = FrameExchange(self._drop)
+        self.worker = CaptureWorker(config, self.exchange, delay=ReconnectDelay(lambda: 0.0, max_s=0.4))
+        self.states: list[str] = []
+
+    def _drop(self, _camera: str) -> None:
+        self.dropped += 1
+
+    def take_until(self, holds: Callable[[], bool], what: str) -> None:
+        deadline_s = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline_s:
+            frame = self.exchange.take(0.05)
+            if frame is not None:
+                self.frames.append(frame)
+            if not self.states or self.states[-1] != self.worker.state:
+                self.states.append(self.worker.state)
+            if holds():
+                return
+        pytest.fail(f"{what}: {self.states}, {len(self.frames)} frames")
+
+    def take_frames(self, count: int) -> list[Frame]:
+        before = len(self.frames)
+        self.take_until(lambda: len(self.frames) >= before + count, f"{count} frames")
+        return self.frames[before:]
+
+
+@contextmanager
+def watched(config: CameraConfig) -> Iterator[Watched]:
+    running = Watched(config)
+    thread = threading.Thread(target=running.worker.run, daemon=True)
+    thread.start()
+    try:
+        yield running
+    finally:
+        running.worker.stop()
+        running.exchange.close()
+        thread.join(10)
+    assert not thread.is_alive(), "the camera's thread ends although a camera may hang"
+
+
+def test_an_rtsp_camera_that_is_killed_and_comes_back_goes_on_counting(rtsp: RtspServer) -> None:
+    with watched(CameraConfig("gate", rtsp.url, stall_s=5)) as running:
+        first = running.take_frames(10)
+        rtsp.kill()
+        running.take_until(lambda: running.worker.state != "ok", "the trouble is told")
+        assert "gate" in running.worker.state
+        rtsp.start()
+        later = running.take_frames(10)
+    sequences = [frame.sequence for frame in first + later]
+    assert sequences == sorted(set(sequences)), "no number twice, none backwards"
+    assert all(frame.image_bgr.shape == (SIZE_WH[1], SIZE_WH[0], 3) for frame in first + later)
+    assert first[-1].captured_at_ms < later[0].captured_at_ms
+
+
+def test_of_an_rtsp_camera_the_newest_frame_wins_and_every_other_is_counted(rtsp: RtspServer) -> None:
+    with watched(CameraConfig("gate", rtsp.url)) as running:
+        running.take_frames(1)
+        running.take_until(lambda: True, "once")
+        seen = len(running.frames)
+        time.sleep(2.0)  # nobody takes frames: they replace each other
+        newest = running.take_frames(1)[0]
+        age_s = time.time() - newest.captured_at_ms / 1000
+        running.take_frames(1)
+    assert age_s < 1.0
+    assert running.dropped > 5
+    # Whatever was not dropped was taken; one may wait in the box.
+    assert 0 <= running.frames[-1].sequence + 1 - (seen + 2) - running.dropped <= 1
+
+
+def test_an_rtsp_camera_that_hangs_is_left_and_connected_to_again(rtsp: RtspServer) -> None:
+    with watched(CameraConfig("gate", rtsp.url, stall_s=1.5)) as running:
+        running.take_frames(5)
+        rtsp.freeze()
+        running.take_until(lambda: running.worker.state != "ok", "the trouble is told")
+        assert "gave no picture for 1.5 s" in running.worker.state
+        rtsp.kill()
+        rtsp.start()
+        running.take_frames(5)
+
+
+def test_an_rtsp_camera_is_never_read_over_udp(tmp_path: Path) -> None:
+    if rtsp_server_missing():
+        pytest.skip(rtsp_server_missing())
+    with RtspServer(tmp_path / "rtsp", transport="udp") as server, pytest.raises(CameraError, match="does not answer"):
+        open_camera(Source("gate", server.url))
+
+
+def test_an_rtsp_camera_with_a_password_tells_it_to_nobody(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    if rtsp_server_missing():
+        pytest.skip(rtsp_server_missing())
+    with RtspServer(tmp_path / "rtsp", user="me", password="s3cret") as server:
+        with watched(CameraConfig("gate", server.url)) as running:
+            running.take_frames(3)
+            server.kill()
+            running.take_until(lambda: running.worker.state != "ok", "the trouble is told")
+            server.start()
+        with pytest.raises(CameraError) as refused:
+            open_camera(Source("gate", server.url.replace("s3cret", "wr0ng")))
+    told = capfd.readouterr()
+    for text in (*running.states, str(refused.value), caplog.text, told.out, told.err):
+        assert "s3cret" not in text
+        assert "wr0ng" not in text
+
+
+def test_an_http_camera_is_read_at_the_rate_that_is_wanted(http: MjpegServer) -> None:
+    with watched(CameraConfig("gate", http.url, fps=5)) as running:
+        running.take_frames(1)
+        frames = running.take_frames(10)
+    seconds = (frames[-1].monotonic_ns - frames[0].monotonic_ns) / 1e9
+    assert 1.4 < seconds < 6, "nine steps of a fifth of a second, on a machine that may be busy"
+    assert [frame.sequence for frame in frames] == list(range(1, 11)), "frames passed over have no number"
+
+
+def test_an_http_camera_that_goes_silent_is_connected_to_again(http: MjpegServer) -> None:
+    with watched(CameraConfig("gate", http.url, stall_s=1)) as running:
+        running.take_frames(3)
+        http.silent = True
+        running.take_until(lambda: running.worker.state != "ok", "the trouble is told")
+        http.silent = False
+        running.take_frames(3)
+    assert http.connections >= 2
+
+
+def test_an_http_camera_that_cuts_the_connection_is_connected_to_again(http: MjpegServer) -> None:
+    with watched(CameraConfig("gate", http.url)) as running:
+        running.take_frames(3)
+        http.cut()
+        running.take_until(lambda: http.connections >= 2, "a second connection")
+        running.take_frames(3)
+
+
+def test_an_http_camera_that_sends_garbage_does_not_end_the_agent(http: MjpegServer) -> None:
+    with watched(CameraConfig("gate", http.url, stall_s=1)) as running:
+        running.take_frames(3)
+        http.garbage = True
+        running.take_until(lambda: running.worker.state != "ok", "the trouble is told")
+        http.garbage = False
+        running.take_frames(3)
+
+
+def test_a_camera_that_is_not_there_is_told_once_and_found_when_it_comes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = CameraConfig("gate", f"http://127.0.0.1:{free_port()}/video?user=me&pwd=s3cret")
+    with watched(config) as running, caplog.at_level("INFO"):
+        running.take_until(lambda: "does not answer" in running.worker.state, "it does not answer")
+        time.sleep(1.5)
+        warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warnings) == 1
+        assert "s3cret" not in caplog.text + running.worker.state
+
+
+def test_a_mask_covers_the_picture_before_anybody_gets_it(http: MjpegServer) -> None:
+    corner = ((0.0, 0.0), (0.5, 0.0), (0.5, 0.5), (0.0, 0.5))
+    with watched(CameraConfig("gate", http.url, masks=(corner,))) as running:
+        frames = running.take_frames(3)
+    for frame in frames:
+        assert (frame.image_bgr[:120, :160] == 114).all()
+        assert np.std(frame.image_bgr[130:, 170:]) > 5
+
+
+def test_a_lens_that_is_covered_is_dark_and_no_longer_when_it_is_free(http: MjpegServer) -> None:
+    shown = http.image
+    with watched(CameraConfig("gate", http.url)) as running:
+        running.take_frames(3)
+        http.image = np.zeros_like(shown)
+        running.take_until(lambda: running.worker.state == "dark", "dark")
+        http.image = shown
+        running.take_until(lambda: running.worker.state == "ok", "ok again")
+    assert running.states[-3:] == ["ok", "dark", "ok"]
+
+
+class HangingCamera:
+    """Gives two frames; then `read` blocks until the test ends, as a driver may."""
+
+    addressable, live, fps, trouble, name = False, True, 0.0, "", "gate"
+
+    def __init__(self, first: int, release: threading.Event) -> None:
+        self.next, self.first, self.release = first, first, release
+
+    def read(self) -> Frame | None:
+        if self.next >= self.first + 2:
+            self.release.wait(60)
+        self.next += 1
+        return Frame(np.zeros((4, 4, 3), np.uint8), "gate", self.next - 1, self.next, 0)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_call_that_never_returns_is_left_and_what_it_still_brings_is_thrown_away() -> None:
+    release = threading.Event()
+    exchange = FrameExchange(lambda _: None)
+    opened: list[int] = []
+
+    def open_(source: Source) -> HangingCamera:
+        opened.append(source.resume_after)
+        return HangingCamera(source.resume_after + 1, release)
+
+    worker = CaptureWorker(
+        CameraConfig("gate", "0", stall_s=1), exchange, open_=open_, delay=ReconnectDelay(lambda: 0.0, max_s=0.0)
+    )
+    thread = threading.Thread(target=worker.run, daemon=True)
+    thread.start()
+    deadline_s = time.monotonic() + PATIENCE_S
+    while "hang in the driver" not in worker.state and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert "4 attempts" in worker.state, "threads left behind are few"
+    worker.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    assert opened == [-1, 1, 3, 5], "each attempt goes on behind the last frame"
+    newest = exchange.take(0)
+    release.set()
+    time.sleep(0.3)
+    assert newest is not None
+    assert newest.sequence == 7
+    assert exchange.take(0) is None
