@@ -14,6 +14,21 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 
+_THREAD_SUFFIX = "-reader"
+
+
+def start_reader(camera: str, attempt: Attempt, read: Callable[[], bool]) -> threading.Thread:
+    """A thread that carries out an attempt and does not keep the process alive."""
+    thread = threading.Thread(target=attempt.run, args=(read,), name=f"camera-{camera}{_THREAD_SUFFIX}", daemon=True)
+    thread.start()
+    return thread
+
+
+def cameras_hang() -> bool:
+    """Whether a reader is still inside a call that did not return."""
+    return any(thread.name.endswith(_THREAD_SUFFIX) for thread in threading.enumerate())
+
+
 class Attempt:
     """Shared by the thread that reads and the one that watches it.
 

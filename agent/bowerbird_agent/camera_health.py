@@ -92,8 +92,9 @@ class Sign:
     gone_s: float
 
 
-# In the order in which they are said when several hold: a dark picture is also blurred, a blurred one has also moved.
-SIGNS = (Sign("frozen", 30.0, 2.0), Sign("dark", 5.0, 3.0), Sign("blurred", 20.0, 10.0), Sign("moved", 30.0, 10.0))
+# In the order in which they are said when several hold: an encoder makes every black picture the same, a frozen one may also have
+# moved before.
+SIGNS = (Sign("dark", 5.0, 3.0), Sign("frozen", 30.0, 2.0), Sign("blurred", 20.0, 10.0), Sign("moved", 30.0, 10.0))
 
 
 @dataclass(frozen=True)

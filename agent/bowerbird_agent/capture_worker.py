@@ -16,7 +16,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
-from bowerbird_agent.attempt import Attempt
+from bowerbird_agent.attempt import Attempt, start_reader
 from bowerbird_agent.camera_health import ADVICE, LOOK_EVERY_S, OK, CameraWatch, look_at
 from bowerbird_agent.capture import Camera, Frame, GrabbingCamera, Source, is_live, kind_of, open_camera, without_password
 from bowerbird_agent.errors import CameraError, SourceError
@@ -126,10 +126,7 @@ class CaptureWorker:
             raise CameraError(
                 f"camera {self.name}: {len(self._left_behind)} attempts to read it hang in the driver; restart camera or device"
             )
-        thread = threading.Thread(
-            target=attempt.run, args=(lambda: self._read_all(attempt),), name=f"camera-{self.name}-reader", daemon=True
-        )
-        thread.start()
+        thread = start_reader(self.name, attempt, lambda: self._read_all(attempt))
         while not attempt.ended.wait(_POLL_S):
             if self._stop.is_set():
                 thread.join(_LEAVE_S)

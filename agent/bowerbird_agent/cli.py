@@ -218,12 +218,17 @@ def _run(arguments: argparse.Namespace) -> int:
 
     config = read_config(arguments.config)
     check_files(config, str(arguments.config))
+    from bowerbird_agent.attempt import cameras_hang
     from bowerbird_agent.device import Device
 
     device = Device(config, version=_version())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: device.stop())
     device.run(until_done=arguments.until_done)
+    if cameras_hang():
+        # A call into a driver that returns while the interpreter is taken down aborts the process; everything is written already.
+        logging.shutdown()
+        os._exit(EXIT_OK)
     return EXIT_OK
 
 

@@ -1,6 +1,7 @@
 """A real RTSP server (GStreamer's, from Debian): synthetic scenes as H.264 without end; it may be killed, stopped and started.
 
-In: a folder, the transport, optionally user and password. Out: a camera at `url`; the port stays the same over restarts, so an agent finds it again.
+In: a folder, the transport, optionally user and password. Out: a camera at `url`; the port stays the same over restarts, so
+an agent finds it again.
 """
 
 from __future__ import annotations

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -18,9 +21,11 @@ from bowerbird_agent.errors import CameraError
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.reconnect import ReconnectDelay
 from bowerbird_models.scenes import SceneStream
-from bowerbird_testing.broker import free_port
+from bowerbird_testing.agent_process import AgentProcess, write_config
+from bowerbird_testing.broker import Mosquitto, free_port
 from bowerbird_testing.mjpeg_server import MjpegServer
-from bowerbird_testing.rtsp_server import SIZE_WH, RtspServer, rtsp_server_missing
+from bowerbird_testing.rtsp_server import PYTHON, SIZE_WH, RtspServer, rtsp_server_missing
+from bowerbird_testing.site_server import SiteServer
 
 PATIENCE_S = 40.0
 
@@ -271,3 +276,89 @@ def test_a_call_that_never_returns_is_left_and_what_it_still_brings_is_thrown_aw
     assert newest is not None
     assert newest.sequence == 7
     assert exchange.take(0) is None
+
+
+@pytest.mark.broker
+def test_one_agent_watches_two_live_cameras_with_one_model_and_tells_of_each(
+    rtsp: RtspServer, http: MjpegServer, broker: Mosquitto, tmp_path: Path
+) -> None:
+    cameras = (
+        f'[[cameras]]\nname = "gate"\nsource = "{rtsp.url}"\n'
+        f'[[cameras]]\nname = "yard"\nsource = "{http.url}"\nfps = 10\nmasks = [[[0, 0], [0.5, 0], [0.5, 0.5], [0, 0.5]]]\n'
+        "region = { x = 0.0, y = 0.0, width = 1.0, height = 0.75 }\n"
+    )
+    http.image = np.zeros_like(http.image)
+    config = write_config(tmp_path / "agent", port=broker.port, cameras=cameras)
+    with SiteServer(broker.host, broker.port) as server, AgentProcess(config) as agent:
+        server.wait(
+            lambda: bool(server.health) and server.health[-1].cameras == {"gate": "ok", "yard": "dark"}, "both states", 60
+        )
+        http.image = SceneStream(3).render(4)[0]
+        server.wait(lambda: {frame.header.camera for frame in server.frames.values()} == {"gate", "yard"}, "frames of both", 60)
+        server.wait(lambda: server.health[-1].cameras == {"gate": "ok", "yard": "ok"}, "light again", 60)
+        rtsp.kill()
+        server.wait(lambda: "gate" in server.health[-1].cameras["gate"], "the outage", 60)
+        rtsp.start()
+        server.wait(lambda: server.health[-1].cameras == {"gate": "ok", "yard": "ok"}, "the camera again", 60)
+        health = server.health[-1]
+        code, _ = agent.terminate()
+    assert code == 0, agent.log
+    assert "yard: dark; nothing can be seen" in agent.log
+    assert "yard: no longer dark" in agent.log
+    assert "Traceback" not in agent.log
+    assert sum(health.extra.get("camera_dropped", {}).values()) == health.frames_dropped
+    masked = [frame for frame in server.frames.values() if frame.header.camera == "yard"]
+    for frame in masked:
+        assert (frame.header.source_width, frame.header.source_height) == (320, 180)
+        image = cv2.imdecode(np.frombuffer(frame.image, np.uint8), cv2.IMREAD_COLOR)
+        assert abs(image[:100, :140].astype(int) - 114).max() < 12, "a masked pixel reached the server"
+
+
+@pytest.mark.broker
+def test_an_agent_ends_in_order_while_a_camera_hangs(http: MjpegServer, broker: Mosquitto, tmp_path: Path) -> None:
+    config = write_config(tmp_path / "agent", port=broker.port, cameras=f'[[cameras]]\nname = "gate"\nsource = "{http.url}"\n')
+    with SiteServer(broker.host, broker.port) as server, AgentProcess(config) as agent:
+        server.wait(lambda: bool(server.health) and server.health[-1].cameras == {"gate": "ok"}, "the camera", 60)
+        http.silent = True
+        time.sleep(0.5)
+        code, took_s = agent.terminate()
+        assert code == 0, agent.log
+        assert took_s < 5, "two seconds are promised; the rest is for a loaded test machine"
+        server.wait(lambda: server.status[-1].state == "offline", "status offline")
+
+
+def test_a_system_opencv_with_gstreamer_reads_a_pipeline_and_leaves_one_that_hangs() -> None:
+    """As on a Jetson: the system's Python sees the system's OpenCV, and no wheel hides it."""
+    probe = "import cv2; assert cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER)"
+    if subprocess.run([PYTHON, "-c", probe], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"{PYTHON} has no OpenCV with GStreamer: apt-get install python3-opencv")
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(root / folder) for folder in ("agent", "wire", "models"))}
+    code = """
+import os, threading, time
+from bowerbird_agent.camera_config import CameraConfig
+from bowerbird_agent.capture_worker import CaptureWorker
+import bowerbird_agent.capture_worker
+from bowerbird_agent.exchange import FrameExchange
+from bowerbird_agent.opencv_build import find_opencv
+
+bowerbird_agent.capture_worker._OPENING_S = 2.0
+build = find_opencv()
+assert build.gstreamer and not build.wheels, build
+exchange = FrameExchange(lambda camera: None)
+size = "video/x-raw,width=320,height=240,framerate=10/1"
+test = f"gst:videotestsrc is-live=true ! {size} ! videoconvert ! video/x-raw,format=BGR ! appsink"
+works, hangs = (CaptureWorker(CameraConfig(name, text, stall_s=2), exchange) for name, text in (("test", test), ("csi", "csi:0")))
+for worker in (works, hangs):
+    threading.Thread(target=worker.run, daemon=True).start()
+deadline = time.monotonic() + 30
+while time.monotonic() < deadline and not (works.state == "ok" and "gst-launch-1.0 nvarguscamerasrc" in hangs.state):
+    frame = exchange.take(0.1)
+    assert frame is None or frame.image_bgr.shape == (240, 320, 3)
+print(works.state, "|", hangs.state, flush=True)
+os._exit(0)  # as `bowerbird-agent run` ends when a camera hangs
+"""
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=60, env=env)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("ok | camera csi: "), done.stdout
+    assert "gst-launch-1.0 nvarguscamerasrc sensor-id=0" in done.stdout
