@@ -39,6 +39,7 @@ class Framing:
     def __init__(self, config: CameraConfig) -> None:
         self._name = config.name
         self._masks, self._region = config.masks, config.region
+        self._visible: dict[tuple[int, int], NDArray[np.bool_]] = {}
 
     def apply(self, frame: Frame) -> Frame:
         """The frame as everything else may see it; the given frame's picture is filled in place.
@@ -64,6 +65,11 @@ class Framing:
         """
         if not self._masks:
             return None
+        if (width, height) not in self._visible:
+            self._visible = {(width, height): self._outside_masks(width, height)}
+        return self._visible[width, height]
+
+    def _outside_masks(self, width: int, height: int) -> NDArray[np.bool_]:
         side = 512
         canvas = np.zeros((side, side), np.uint8)
         _draw(canvas, self._masks, 255)
