@@ -1,6 +1,6 @@
 """An HTTP camera that sends MJPEG as web cameras do, and can go silent, cut the connection, send garbage or another picture.
 
-In: pictures and faults, at any time. Out: a camera at `url` on loopback; counts its connections.
+In: pictures and faults, at any time. Out: a camera at `url` on loopback; counts its connections and what it sent.
 """
 
 from __future__ import annotations
@@ -35,8 +35,7 @@ class MjpegServer:
     def __init__(self, image: NDArray[np.uint8], *, fps: float = 20.0) -> None:
         self.image, self.fps = image, fps
         self.noisy, self.silent, self.garbage = True, False, False
-        self.connections = 0
-        self.paths: list[str] = []
+        self.connections = self.sent = 0
         self._cut = threading.Event()
         self._closed = False
         self._rng = np.random.default_rng(1)
@@ -70,7 +69,6 @@ class MjpegServer:
 
     def _serve(self, request: BaseHTTPRequestHandler) -> None:
         self.connections += 1
-        self.paths.append(request.path)
         cut = self._cut
         request.send_response(200)
         request.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={_BOUNDARY.decode()}")
@@ -81,6 +79,7 @@ class MjpegServer:
                     body = self._picture()
                     head = b"--%s\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n" % (_BOUNDARY, len(body))
                     request.wfile.write(head + body + b"\r\n")
+                    self.sent += 1
                 time.sleep(1 / self.fps)
         except OSError:
             return  # the client went away

@@ -51,6 +51,12 @@ def http() -> Iterator[MjpegServer]:
         yield server
 
 
+def system_env() -> dict[str, str]:
+    """Lets the system's Python import the agent."""
+    root = Path(__file__).parents[2]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(str(root / folder) for folder in ("agent", "wire", "models"))}
+
+
 class Watched:
     """A capture worker at work, and what became of its frames."""
 
@@ -117,9 +123,8 @@ def test_of_an_rtsp_camera_the_newest_frame_wins_and_every_other_is_counted(rtsp
         seen = len(running.frames)
         time.sleep(2.0)  # nobody takes frames: they replace each other
         newest = running.take_frames(1)[0]
-        age_s = time.time() - newest.captured_at_ms / 1000
         running.take_frames(1)
-    assert age_s < 1.0
+    assert newest.sequence - running.frames[seen - 1].sequence > 5, "what waited is not what comes first"
     assert running.dropped > 5
     # Whatever was not dropped was taken; one may wait in the box.
     assert 0 <= running.frames[-1].sequence + 1 - (seen + 2) - running.dropped <= 1
@@ -165,9 +170,10 @@ def test_an_rtsp_camera_with_a_password_tells_it_to_nobody(
 def test_an_http_camera_is_read_at_the_rate_that_is_wanted(http: MjpegServer) -> None:
     with watched(CameraConfig("gate", http.url, fps=5)) as running:
         running.take_frames(1)
+        before = http.sent
         frames = running.take_frames(10)
-    seconds = (frames[-1].monotonic_ns - frames[0].monotonic_ns) / 1e9
-    assert 1.4 < seconds < 6, "nine steps of a fifth of a second, on a machine that may be busy"
+        sent = http.sent - before
+    assert sent > 15, "it sends twenty a second, and five are wanted"
     assert [frame.sequence for frame in frames] == list(range(1, 11)), "frames passed over have no number"
 
 
@@ -314,6 +320,32 @@ def test_one_agent_watches_two_live_cameras_with_one_model_and_tells_of_each(
         assert abs(image[:100, :140].astype(int) - 114).max() < 12, "a masked pixel reached the server"
 
 
+def test_a_system_opencv_without_ffmpeg_reads_rtsp_through_gstreamer(rtsp: RtspServer) -> None:
+    code = f"""
+import os
+import gi
+gi.require_version("Gst", "1.0")
+from gi.repository import Gst
+Gst.init(None)
+assert Gst.ElementFactory.find("avdec_h264") or Gst.ElementFactory.find("openh264dec")
+import bowerbird_agent.stream
+from bowerbird_agent.capture import Source, open_camera
+assert bowerbird_agent.stream.has_gstreamer()
+bowerbird_agent.stream.has_ffmpeg = lambda: False
+print("reads", flush=True)
+camera = open_camera(Source("gate", {rtsp.url!r}))
+print(camera.read().image_bgr.shape, flush=True)
+camera.close()
+os._exit(0)
+"""
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=60, env=system_env())
+    if "reads" not in done.stdout:
+        pytest.skip(
+            f"{PYTHON} has no OpenCV with GStreamer and an H.264 decoder: apt-get install python3-opencv gstreamer1.0-libav"
+        )
+    assert "(240, 320, 3)" in done.stdout, done.stderr
+
+
 @pytest.mark.broker
 def test_an_agent_ends_in_order_while_a_camera_hangs(http: MjpegServer, broker: Mosquitto, tmp_path: Path) -> None:
     config = write_config(tmp_path / "agent", port=broker.port, cameras=f'[[cameras]]\nname = "gate"\nsource = "{http.url}"\n')
@@ -332,8 +364,6 @@ def test_a_system_opencv_with_gstreamer_reads_a_pipeline_and_leaves_one_that_han
     probe = "import cv2; assert cv2.videoio_registry.hasBackend(cv2.CAP_GSTREAMER)"
     if subprocess.run([PYTHON, "-c", probe], capture_output=True, check=False).returncode != 0:
         pytest.skip(f"{PYTHON} has no OpenCV with GStreamer: apt-get install python3-opencv")
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(str(root / folder) for folder in ("agent", "wire", "models"))}
     code = """
 import os, threading, time
 from bowerbird_agent.camera_config import CameraConfig
@@ -358,7 +388,7 @@ while time.monotonic() < deadline and not (works.state == "ok" and "gst-launch-1
 print(works.state, "|", hangs.state, flush=True)
 os._exit(0)  # as `bowerbird-agent run` ends when a camera hangs
 """
-    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=60, env=env)
+    done = subprocess.run([PYTHON, "-c", code], capture_output=True, text=True, check=False, timeout=60, env=system_env())
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("ok | camera csi: "), done.stdout
     assert "gst-launch-1.0 nvarguscamerasrc sensor-id=0" in done.stdout
