@@ -79,8 +79,9 @@ def measure(
     """Blocks of the agent's loop and of the bare run, by turns."""
     import onnxruntime
 
+    from bowerbird_agent.camera_config import CameraConfig
     from bowerbird_agent.capture import Frame
-    from bowerbird_agent.config import CameraConfig, ImageConfig
+    from bowerbird_agent.config import ImageConfig
     from bowerbird_agent.counters import Counters, SeenFrames
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange

@@ -103,9 +103,10 @@ class Watched:
 
 def run(cameras: int, film: str, model: Path, fps: float, seconds: float) -> dict[str, Any]:
     """Child: capture threads, exchange and inference loop, for a while."""
+    from bowerbird_agent.camera_config import CameraConfig
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.capture_worker import CaptureWorker
-    from bowerbird_agent.config import CameraConfig, ImageConfig
+    from bowerbird_agent.config import ImageConfig
     from bowerbird_agent.counters import Counters, SeenFrames
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import threading
     from collections.abc import Iterable
 
-    from bowerbird_agent.config import CameraConfig
+    from bowerbird_agent.camera_config import CameraConfig
     from bowerbird_agent.counters import Counters
     from bowerbird_agent.exchange import FrameExchange
     from bowerbird_agent.heartbeat import Heartbeats, Pulse

@@ -1,8 +1,8 @@
 """What a camera is: `Frame`, the `Camera` Protocol, and the one place that turns a source text into a camera.
 
 In: a `Source` (name, text of the source, its timeline and range). Out: a camera whose `read` gives frames with UTC wall time and
-monotonic time. Films and folders live in `film.py`, rtsp and devices in `live.py`, rendered scenes in `synthetic.py`. Threads,
-pace and dropping are not here (`capture_worker.py`).
+monotonic time. Films and folders live in `film.py` and `folder.py`, devices in `live.py`, addresses in `stream.py`, GStreamer in
+`gstreamer.py`, rendered scenes in `synthetic.py`. Threads, pace and dropping are not here (`capture_worker.py`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from urllib.parse import parse_qsl
 
 from bowerbird_agent.errors import SourceError
 
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 SYNTHETIC = "synthetic:"
 # What is there already when the agent comes, and the same each time: start of its timeline unless the configuration says else.
 DEFAULT_START_AT_MS = 1_767_225_600_000  # 2026-01-01T00:00:00Z
+_CSI, _GST = "csi:", "gst:"
 _DEVICE = re.compile(r"\d+|/dev/.+")
 _URL = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]+)://", re.IGNORECASE)
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]+@")
+# Up to the last @ of the word: a password may hold an @ or a slash that nobody encoded, and hiding too much is no fault.
+_PASSWORD = re.compile(r"(?<=://)\S+@")
+# `?user=me&pwd=x` of web cameras, `user=me_password=x_` of recorders, `user-pw=x` of rtspsrc.
+_SECRET = re.compile(r"((?:pass|passwd|password|pwd|pw|token|secret|key|auth)=)[^&\s]+", re.IGNORECASE)
 _TAKE = re.compile(r"\s*(?P<take>\d+(?:\.\d+)?)s\s*/\s*(?P<period>\d+(?:\.\d+)?)s\s*(?:\+\s*(?P<offset>\d+(?:\.\d+)?)s\s*)?")
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 
@@ -92,6 +97,53 @@ class Camera(Protocol):
         ...
 
 
+@runtime_checkable
+class GrabbingCamera(Camera, Protocol):
+    """A live camera whose frames can be passed over without the cost of making a picture of them."""
+
+    def grab(self) -> None:
+        """Wait for the next frame and hold it; the one held before is gone.
+
+        Raises:
+            CameraError: the camera has died.
+        """
+        ...
+
+    def retrieve(self) -> Frame | None:
+        """The frame held, with the time at which it was grabbed; None when no picture can be made of it.
+
+        Raises:
+            CameraError: that was the case several times in a row.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DeviceFormat:
+    """A V4L2 device and what to ask of it: `/dev/video0?width=1280&height=720&fps=30&fourcc=MJPG`; None leaves it to the driver."""
+
+    device: str
+    width: int | None = None
+    height: int | None = None
+    fps: float | None = None
+    fourcc: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> DeviceFormat:
+        """From a source text.
+
+        Raises:
+            ValueError: an unknown key, or a value out of range.
+        """
+        device, options = split_options(text, known=("width", "height", "fps", "fourcc"))
+        fourcc = options.pop("fourcc", None)
+        if fourcc is not None and len(fourcc) != 4:
+            raise ValueError(f"fourcc is {fourcc!r}; it is four letters such as MJPG or YUYV")
+        numbers = {key: positive_number(key, value) for key, value in options.items()}
+        width, height = (None if key not in numbers else int(numbers[key]) for key in ("width", "height"))
+        return cls(device, width, height, numbers.get("fps"), fourcc)
+
+
 @dataclass(frozen=True)
 class Segments:
     """Which part of a timeline one agent takes when several share a source: `take_s` of each `period_s`, from `offset_s` on."""
@@ -133,6 +185,7 @@ class Source:
         loop: begin again at the end of a film or folder.
         take: the segments of the timeline that this agent takes.
         resume_after: highest sequence handed out before; endless sources and capture counts go on behind it. -1 for none.
+        stall_s: how long a live camera may give no picture, seconds.
     """
 
     name: str
@@ -144,6 +197,7 @@ class Source:
     loop: bool = False
     take: Segments | None = None
     resume_after: int = -1
+    stall_s: float = 10.0
 
     def wants(self, index: int, fps: float) -> bool:
         """Whether frame `index` of a timeline at `fps` is in the range and in this agent's segments."""
@@ -153,9 +207,10 @@ class Source:
 
 
 def kind_of(text: str) -> str:
-    """ "synthetic", "device", "url", or "path" (a film or a folder)."""
-    if text.startswith(SYNTHETIC):
-        return "synthetic"
+    """ "synthetic", "csi", "gst", "device", "url", or "path" (a film or a folder)."""
+    for prefix in (SYNTHETIC, _CSI, _GST):
+        if text.startswith(prefix):
+            return prefix[:-1]
     if _DEVICE.fullmatch(text):
         return "device"
     found = _URL.match(text)
@@ -163,13 +218,45 @@ def kind_of(text: str) -> str:
 
 
 def is_live(text: str) -> bool:
-    """Whether the source is a device or an address, as opposed to something with a fixed timeline."""
-    return kind_of(text) in {"device", "url"}
+    """Whether the source runs by itself (a device, an address, a pipeline), as opposed to something with a fixed timeline."""
+    return kind_of(text) in {"device", "url", "csi", "gst"}
 
 
 def without_password(text: str) -> str:
-    """A source's text for messages: user and password of an address are left out."""
-    return _PASSWORD.sub("***@", text)
+    """A source's text for messages: users, passwords and keys in it are left out."""
+    return _SECRET.sub(r"\1***", _PASSWORD.sub("***@", text))
+
+
+def split_options(text: str, *, known: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """What stands before the `?` of a source text, and the `key=value` pairs behind it.
+
+    Raises:
+        ValueError: a key that is not known, or no pairs.
+    """
+    head, mark, query = text.partition("?")
+    try:
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=bool(mark)))
+    except ValueError as error:
+        raise ValueError(f"{text!r}: behind the ? stand pairs such as width=1280&height=720") from error
+    for key in options:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r} in {text!r}; known are {', '.join(known)}")
+    return head, options
+
+
+def positive_number(key: str, text: str) -> float:
+    """The value of an option.
+
+    Raises:
+        ValueError: no number, or not in 0 < number <= 100000.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 100_000:
+        raise ValueError(f"{key} is {text!r}; it must be a number above 0")
+    return number
 
 
 def source_key(text: str) -> str:
@@ -195,10 +282,18 @@ def open_camera(source: Source) -> Camera:
         from bowerbird_agent.synthetic import SyntheticCamera
 
         return SyntheticCamera(source)
-    if kind in {"device", "url"}:
-        from bowerbird_agent.live import LiveCamera
+    if kind == "device":
+        from bowerbird_agent.live import open_device
 
-        return LiveCamera(source)
+        return open_device(source)
+    if kind == "url":
+        from bowerbird_agent.stream import open_stream
+
+        return open_stream(source)
+    if kind in {"csi", "gst"}:
+        from bowerbird_agent.gstreamer import open_pipeline
+
+        return open_pipeline(source)
     path = Path(source.text.removeprefix("file://"))
     if path.is_dir():
         from bowerbird_agent.folder import FolderCamera

@@ -54,12 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     # FFmpeg writes about every broken macroblock; what matters of it arrives as an error of ours.
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "FATAL")
+    # RTSP over TCP (see `stream.py`): read at every opening, so it must stand here once and not change while threads run.
+    os.environ.setdefault("OPENCV_FFMPEG_CAPTURE_OPTIONS", "rtsp_transport;tcp")
     try:
         code: int = arguments.command(arguments)
     except ConfigError as error:
         return _fail(error, EXIT_USAGE)
     except (AgentError, OSError) as error:
         return _fail(error, EXIT_FAILED)
+    except ImportError:
+        from bowerbird_agent.opencv_build import find_opencv
+
+        try:
+            find_opencv()
+        except AgentError as error:  # OpenCV is an extra of its own; the message names it
+            return _fail(error, EXIT_FAILED)
+        raise
     except KeyboardInterrupt:
         return 130
     except Exception as error:

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from bowerbird_agent.budget import ByteLimits
-from bowerbird_agent.capture import Segments, Source, is_live, kind_of, without_password
+from bowerbird_agent.camera_config import CameraConfig
+from bowerbird_agent.capture import kind_of, without_password
 from bowerbird_agent.errors import ConfigError
 from bowerbird_agent.guard import GuardConfig
 from bowerbird_agent.heartbeat import WatchdogConfig
@@ -89,72 +89,6 @@ class UpdateConfig:
     """Trust in model updates. `trusted_root` is the TUF root the device was made with; None refuses every update."""
 
     trusted_root: Path | None = None
-
-
-@dataclass(frozen=True)
-class CameraConfig:
-    """One camera.
-
-    Args:
-        name: a-z, 0-9 and hyphens.
-        source: file, folder, `rtsp://...`, `/dev/video0`, `0`, or `synthetic:?seed=1`.
-        pace: "realtime" (the newest frame wins) or "fast" (every frame; files, folders and synthetic only).
-        fps: pace of files at realtime, and the timeline of sources without one; None for the source's own.
-        start_at_utc: time of frame 0, like "2026-11-22T12:00:00Z"; None for the file's time.
-        first_frame, last_frame: range of frames, both inclusive.
-        loop: begin again at the end.
-        take: the part of the timeline to take when agents share a film, like "10s/20s+0s".
-    """
-
-    name: str
-    source: str
-    pace: str = "realtime"
-    fps: float | None = None
-    start_at_utc: str | None = None
-    first_frame: int = 0
-    last_frame: int | None = None
-    loop: bool = False
-    take: str | None = None
-
-    def __post_init__(self) -> None:
-        try:
-            check_name(self.name, "name")
-        except TopicError as error:
-            raise ValueError(str(error)) from error
-        _require(bool(self.source), "source is empty; name a file, a folder, an address, a device or synthetic:")
-        _require(self.pace in {"realtime", "fast"}, f'pace is {self.pace!r}; it must be "realtime" or "fast"')
-        _require(
-            self.pace == "realtime" or not is_live(self.source),
-            f'pace = "fast" is for files; {without_password(self.source)} is a live camera',
-        )
-        _require(self.fps is None or 0 < self.fps <= 1000, f"fps is {self.fps}; it must be above 0 and at most 1000")
-        _require(self.first_frame >= 0, f"first_frame is {self.first_frame}; frames are numbered from 0")
-        _require(
-            self.last_frame is None or self.last_frame >= self.first_frame,
-            f"last_frame {self.last_frame} is before first_frame {self.first_frame}",
-        )
-        if self.take is not None:
-            Segments.parse(self.take)
-        if self.start_at_utc is not None:
-            _utc_ms(self.start_at_utc)
-        if kind_of(self.source) == "synthetic":
-            from bowerbird_agent.synthetic import SyntheticScene
-
-            SyntheticScene.parse(self.source)
-
-    def to_source(self, resume_after: int = -1) -> Source:
-        """What `open_camera` needs; `resume_after` is the highest sequence handed out before."""
-        return Source(
-            name=self.name,
-            text=self.source,
-            fps=self.fps,
-            start_at_ms=None if self.start_at_utc is None else _utc_ms(self.start_at_utc),
-            first_frame=self.first_frame,
-            last_frame=self.last_frame,
-            loop=self.loop,
-            take=None if self.take is None else Segments.parse(self.take),
-            resume_after=resume_after,
-        )
 
 
 @dataclass(frozen=True)
@@ -363,16 +297,6 @@ def _apply_template(selection: Any, faults: Faults) -> None:
         return
     for key, value in TEMPLATES[name].items():
         selection.setdefault(key, value)
-
-
-def _utc_ms(text: str) -> int:
-    try:
-        moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    except ValueError as error:
-        raise ValueError(f'start_at_utc is {text!r}; write it like "2026-11-22T12:00:00Z"') from error
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=timezone.utc)
-    return int(moment.timestamp() * 1000)
 
 
 def _shown(path: str, message: str, text: str) -> str:

@@ -15,7 +15,7 @@ from bowerbird_agent.capture import is_live, kind_of, source_key
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bowerbird_agent.config import CameraConfig
+    from bowerbird_agent.camera_config import CameraConfig
 
 _BITS = 62  # a SQLite integer has 63 and a sign
 
@@ -43,6 +43,11 @@ DESIRED_VERSION = "desired_version"
 DESIRED_FRAMES = "desired_frames_plus_1"
 
 
+def dropped_of(camera: str) -> str:
+    """Name of the counter of one camera's dropped frames."""
+    return f"{FRAMES_DROPPED}.{camera}"
+
+
 class Counters:
     """Named integers. Thread-safe.
 
@@ -60,6 +65,11 @@ class Counters:
         with self._lock:
             self._totals[name] = self._totals.get(name, 0) + count
             self._changes[name] = self._changes.get(name, 0) + count
+
+    def count_dropped(self, camera: str) -> None:
+        """One frame of this camera was given up: a newer one replaced it, there is no model, or the disk is behind."""
+        self.add(FRAMES_DROPPED)
+        self.add(dropped_of(camera))
 
     def set_to(self, name: str, value: int) -> None:
         """Make the total `value`."""

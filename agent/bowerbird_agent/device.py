@@ -18,6 +18,7 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.attempt import cameras_hang
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
@@ -241,7 +242,7 @@ class Device:
     @property
     def is_hanging(self) -> bool:
         """After `run`: whether threads are left that did not end, so that the process should not wait for them."""
-        return bool(self._hanging)
+        return bool(self._hanging) or cameras_hang()
 
     def _wait(self) -> None:
         self._wake.wait(min(_POLL_S, self._notifier.poll_s))
@@ -291,8 +292,11 @@ class Device:
             return False
         return sum(self._spool.counts().values()) == 0
 
-    def _count_replaced(self, _camera: str) -> None:
-        self._counters.add(names.FRAMES_SKIPPED if self._inference.is_resting else names.FRAMES_DROPPED)
+    def _count_replaced(self, camera: str) -> None:
+        if self._inference.is_resting:
+            self._counters.add(names.FRAMES_SKIPPED)
+        else:
+            self._counters.count_dropped(camera)
 
     # --- the configuration, read again ---------------------------------------------------------------------------------
 

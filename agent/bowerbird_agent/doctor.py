@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bowerbird_agent.autotune import REFERENCE_RUNTIME
-from bowerbird_agent.capture import open_camera
+from bowerbird_agent.capture import kind_of, open_camera
 from bowerbird_agent.config import check_files, read_password
 from bowerbird_agent.errors import AgentError, ConfigError
 from bowerbird_agent.model_config import AUTO
@@ -27,7 +27,8 @@ from bowerbird_models.runtimes import available
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bowerbird_agent.config import AgentConfig, CameraConfig
+    from bowerbird_agent.camera_config import CameraConfig
+    from bowerbird_agent.config import AgentConfig
     from bowerbird_models.runtimes import RuntimeFound
 
 OK, WARN, FAIL = "ok", "warn", "fail"
@@ -68,6 +69,8 @@ def examine(config: AgentConfig, source: str) -> list[Finding]:
             found.append(check())
         except (AgentError, ModelError, OSError) as error:
             found.append(Finding(name, FAIL, str(error)))
+        except ImportError as error:
+            found.append(Finding(name, FAIL, f"cannot be looked at ({error})", "install what is missing first; see above"))
     return found
 
 
@@ -95,14 +98,19 @@ def _runtime(found: RuntimeFound, config: AgentConfig) -> Finding:
 
 
 def _opencv() -> Finding:
-    try:
-        import cv2
-    except ImportError:
-        return Finding("opencv", FAIL, "not installed", "pip install 'bowerbird[opencv]', or use the system's OpenCV")
-    backends = [cv2.videoio_registry.getBackendName(backend) for backend in cv2.videoio_registry.getBackends()]
-    found = f"{cv2.__version__}, reads through {', '.join(backends)}"
-    if "FFMPEG" not in backends and "GSTREAMER" not in backends:
-        return Finding("opencv", WARN, found, "without FFMPEG or GSTREAMER neither films nor rtsp can be read")
+    from bowerbird_agent.opencv_build import find_opencv
+
+    build = find_opencv()
+    whose = f"the wheel {' and '.join(build.wheels)}" if build.wheels else "the system's"
+    reads = ", ".join(
+        f"{'with' if has else 'without'} {name}"
+        for name, has in (("FFmpeg", build.ffmpeg), ("GStreamer", build.gstreamer), ("V4L2", build.v4l2))
+    )
+    found = f"{build.version}, {whose} ({build.path}), {reads}"
+    if len(build.wheels) > 1:
+        return Finding("opencv", WARN, found, "these wheels overwrite each other's files; keep one of them")
+    if not build.ffmpeg and not build.gstreamer:
+        return Finding("opencv", WARN, found, "without FFmpeg or GStreamer neither films nor rtsp can be read")
     return Finding("opencv", OK, found)
 
 
@@ -194,26 +202,45 @@ def _camera(config: CameraConfig) -> Finding:
 
     def probe() -> None:
         try:
-            camera = open_camera(config.to_source())
-            try:
-                frame = camera.read()
-            finally:
-                camera.close()
-        except AgentError as error:
+            result.append(_look_through(config))
+        except (AgentError, ImportError) as error:
             result.append(Finding(name, FAIL, str(error)))
-            return
-        if frame is None:
-            result.append(Finding(name, FAIL, "gives no frame", "check first_frame, last_frame and take"))
-        else:
-            height, width = frame.image_bgr.shape[:2]
-            result.append(Finding(name, OK, f"{width}x{height} pixels, {camera.fps:g} frames per second"))
 
     thread = threading.Thread(target=probe, daemon=True)
     thread.start()
     thread.join(_CAMERA_TIMEOUT_S)
-    return (
-        result[0] if result else Finding(name, FAIL, f"no picture within {_CAMERA_TIMEOUT_S:.0f} s", "check camera and network")
-    )
+    if result:
+        return result[0]
+    advice = "check camera and network"
+    if kind_of(config.source) in {"csi", "gst"}:
+        from bowerbird_agent.gstreamer import by_hand
+
+        advice = by_hand(config.source)
+    return Finding(name, FAIL, f"no picture within {_CAMERA_TIMEOUT_S:.0f} s", advice)
+
+
+def _look_through(config: CameraConfig) -> Finding:
+    """One frame of a camera, as the agent would see it."""
+    from bowerbird_agent.camera_health import ADVICE, is_dark, look_at
+    from bowerbird_agent.framing import Framing
+
+    name = f"camera {config.name}"
+    camera = open_camera(config.to_source())
+    try:
+        frame = camera.read()
+    finally:
+        camera.close()
+    if frame is None:
+        return Finding(name, FAIL, "gives no frame", "check first_frame, last_frame and take")
+    framing = Framing(config)
+    image = framing.apply(frame).image_bgr
+    height, width = image.shape[:2]
+    found = f"{width}x{height} pixels, {camera.fps:g} frames per second"
+    if config.masks:
+        found += f", {len(config.masks)} privacy mask{'s' if len(config.masks) > 1 else ''}"
+    if camera.live and is_dark(look_at(image, framing.visible)):
+        return Finding(name, WARN, f"{found}, dark", ADVICE["dark"])
+    return Finding(name, OK, found)
 
 
 def _broker(config: AgentConfig) -> Finding:

@@ -33,6 +33,14 @@ class SourceError(CameraError):
     """A file, folder or source text that will not get better by trying again."""
 
 
+class MaskError(SourceError):
+    """A privacy mask cannot be applied: the camera stops rather than show what nobody may see."""
+
+
+class OpenCvMissing(AgentError):
+    """There is no OpenCV here, or one that does not load; the message says which to install."""
+
+
 class SpoolError(AgentError):
     """The spool's folder or index cannot be used."""
 

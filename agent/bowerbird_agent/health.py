@@ -109,7 +109,7 @@ class Vitals:
 
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
         """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
-        runs with; the rest only when it says something."""
+        runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; the rest only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -124,6 +124,7 @@ class Vitals:
             trouble.append(str(self.inference.runs_with["why"]))
         if not self.inference.model_digest:
             trouble.append("there is no model yet; frames are not looked at")
+        dropped = {worker.name: count(names.dropped_of(worker.name)) for worker in self.cameras.workers}
         failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED)
         counted = {name: count(name) for name in failures if count(name)}
         for key, value in (
@@ -133,6 +134,7 @@ class Vitals:
             ("guard", self._guard()),
             ("config", self.reload.plain()),
             ("published", self._published()),
+            ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),
             ("dropped", dict(ledger.dropped)),
         ):

@@ -298,7 +298,7 @@ class Inference:
             frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
         )
         if not self._storing.submit(StoreFrame(header, jpeg)):
-            self._counters.add(names.FRAMES_DROPPED)
+            self._counters.count_dropped(frame.camera)
             return len(jpeg)
         dropped = self._selector.add(Candidate(header.frame_id, frame.camera, frame.captured_at_ms, judgement, len(jpeg)))
         if dropped:
@@ -350,8 +350,7 @@ class Inference:
         if not self._said_no_model:
             self._said_no_model = True
             logger.warning("there is no model yet; frames are dropped and counted until one comes from the server")
-        self._counters.add(names.FRAMES_DROPPED)
-        del frame
+        self._counters.count_dropped(frame.camera)
 
     # --- windows -------------------------------------------------------------------------------------------------------
 

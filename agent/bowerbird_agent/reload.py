@@ -14,7 +14,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bowerbird_agent.config import AgentConfig, CameraConfig
+    from bowerbird_agent.camera_config import CameraConfig
+from bowerbird_agent.config import AgentConfig
 
 
 class Applies(Enum):

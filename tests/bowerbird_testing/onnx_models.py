@@ -1,10 +1,10 @@
 """Real YOLO architectures exported by Ultralytics, and what Ultralytics itself sees with them.
 
 In: a folder. Out: small ONNX files (random weights, a second or a few each) and for each what
-`ultralytics.YOLO("x.onnx").predict` returns on the pictures that its package ships and on odd crops of them. Everything of Ultralytics
-runs in a child process without network, as in the product (`onnx_export_child.py`). The weights are untrained but their batch statistics
-are fitted to the pictures and the class biases raised, so that a head emits dozens of boxes with different scores. `tiny_yolo.py`
-needs none of this.
+`ultralytics.YOLO("x.onnx").predict` returns on the pictures that its package ships and on odd crops of them. Everything of
+Ultralytics runs in a child process without network, as in the product (`onnx_export_child.py`). The weights are untrained but their
+batch statistics are fitted to the pictures and the class biases raised, so that a head emits dozens of boxes with different
+scores. `tiny_yolo.py` needs none of this.
 """
 
 from __future__ import annotations

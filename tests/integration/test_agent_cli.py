@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
+from bowerbird_agent.opencv_build import has_gstreamer
 from bowerbird_agent.policy import STRATEGIES, Policy
 from bowerbird_models.runtime_options import RUNTIMES
 from bowerbird_models.scenes import SceneStream
@@ -219,6 +220,29 @@ def test_doctor_says_what_to_do_and_exits_with_one(tmp_path: Path) -> None:
     assert "group `video`" in done.stdout
     assert "check broker.host" in done.stdout
     assert "model.onnx" in done.stdout
+
+
+def test_doctor_says_which_opencv_it_found_and_that_a_csi_camera_needs_another(tmp_path: Path) -> None:
+    if has_gstreamer():
+        pytest.skip("this OpenCV has GStreamer")
+    config = write_config(tmp_path, port=free_port(), cameras='[[cameras]]\nname = "gate"\nsource = "csi:0"')
+    findings = {finding["name"]: finding for finding in json.loads(agent("doctor", "--config", config, "--json").stdout)}
+    assert findings["opencv"]["state"] == "ok"
+    assert f"{cv2.__version__}, the wheel opencv-python-headless ({cv2.__file__})" in findings["opencv"]["found"]
+    assert "with FFmpeg, without GStreamer" in findings["opencv"]["found"]
+    assert findings["camera gate"]["state"] == "fail"
+    assert "pip uninstall opencv-python-headless, then use the system's OpenCV" in findings["camera gate"]["found"]
+
+
+@pytest.mark.parametrize("command", ["run", "doctor", "bench"])
+def test_without_opencv_every_command_names_the_extra(command: str, tmp_path: Path) -> None:
+    config = write_config(tmp_path, port=free_port(), cameras=CAMERA)
+    code = "import sys; sys.modules['cv2'] = None; from bowerbird_agent.cli import main; sys.exit(main(sys.argv[1:]))"
+    argv = [sys.executable, "-c", code, command, "--config", str(config)]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "OpenCV is not installed: pip install 'bowerbird[opencv]'" in done.stdout + done.stderr
 
 
 def test_version_and_help_are_quick_to_read() -> None:

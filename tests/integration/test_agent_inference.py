@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.camera_config import CameraConfig
 from bowerbird_agent.capture import Frame
-from bowerbird_agent.config import CameraConfig, ImageConfig, read_config
+from bowerbird_agent.config import ImageConfig, read_config
 from bowerbird_agent.counters import Counters, SeenFrames
 from bowerbird_agent.device import Device
 from bowerbird_agent.encode import FrameEncoder
@@ -222,6 +223,6 @@ def test_another_policy_closes_the_open_window_under_the_old_one(bench: Bench) -
 def test_a_thread_that_dies_ends_the_device_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     camera = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=1"'
     device = Device(read_config(write_config(tmp_path, port=free_port(), cameras=camera)), version="test")
-    monkeypatch.setattr("bowerbird_agent.capture_worker.Pacer.wait", lambda self, stop: 1 / 0)
+    monkeypatch.setattr("bowerbird_agent.frame_rate.Pacer.wait", lambda self, stop: 1 / 0)
     with pytest.raises(StageDied, match="camera-gate"):
         device.run()

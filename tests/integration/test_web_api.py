@@ -304,3 +304,19 @@ def test_a_body_too_large_is_refused_unread(api: TestClient, site: SceneSite) ->
     """Four megabytes are the most."""
     (frame,) = site.send(0)
     assert api.post(f"/api/v1/frames/{frame}/label", content=b"x" * 4_200_000).status_code == 413
+
+
+# ---- the dashboard
+
+
+def test_the_dashboard_says_what_is_wrong_with_each_camera_even_one_that_never_sent_a_frame(
+    person: TestClient, site: SceneSite
+) -> None:
+    said = {"gate": "ok", "yard": "frozen", "hall": "camera hall: <it> does not answer"}
+    health = Health("boot", 1_767_225_600_000, cameras=said, extra={"camera_dropped": {"gate": 12}})
+    fleet.record_health(site.cat, site.device, health)
+    page = person.get("/").text
+    assert "yard: frozen" in page
+    assert "restart the camera or its encoder" in page
+    assert "12 frames dropped" in page
+    assert "hall: camera hall: &lt;it&gt; does not answer" in page

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bowerbird_agent.camera_config import Region
 from bowerbird_agent.config import check_files, parse_config, read_config, read_password, summary
 from bowerbird_agent.errors import ConfigError
 
@@ -106,6 +107,17 @@ def test_a_password_in_an_address_is_in_no_fault_and_in_no_summary() -> None:
     text = GOOD.replace('source = "film.avi"', 'source = "rtsp://user:secret@h/s"')
     assert "secret" not in str(summary(parse_config(text, Path("/etc"))))
     assert "secret" not in str(faults_of(text + 'pace = "fast"\n'))
+
+
+def test_masks_and_region_are_read_and_their_faults_are_told_with_the_key() -> None:
+    text = GOOD + "region = { x = 0.5, y = 0.0, width = 0.5, height = 1.0 }\nmasks = [[[0, 0], [1, 0], [1, 0.5]]]\n"
+    camera = parse_config(text, Path("/etc/bowerbird")).cameras[-1]
+    assert camera.region == Region(0.5, 0.0, 0.5, 1.0)
+    assert camera.masks == (((0.0, 0.0), (1.0, 0.0), (1.0, 0.5)),)
+    with pytest.raises(ConfigError) as error:
+        parse_config(text.replace("width = 0.5", "width = 5").replace("[1, 0.5]]", "[1, '0.5']]"), Path("/etc/bowerbird"))
+    assert "region" in str(error.value)
+    assert "masks[0][2][1]" in str(error.value)
 
 
 def test_two_cameras_of_one_name_are_refused() -> None:

@@ -129,3 +129,19 @@ def test_the_examples_in_the_document_are_taken_by_both_programs() -> None:
     server, agent = re.findall(r"```toml\n(.*?)```", CONFIGURATION, re.DOTALL)
     assert ServerConfig.model_validate(tomllib.loads(server)).loop.frames_per_round == 400
     assert parse_config(agent, Path("/etc/bowerbird")).budget.bytes_per_day == 50_000_000
+
+
+def test_the_examples_and_states_of_cameras_are_those_of_the_code() -> None:
+    from bowerbird_agent.camera_health import ADVICE
+    from bowerbird_agent.config import parse_config
+
+    text = (DOCS / "cameras.md").read_text("utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    around = '[device]\nid = "a"\nsite = "b"\n[broker]\nhost = "h"\n'
+    (camera,) = parse_config(around + example, Path("/etc/bowerbird")).cameras
+    assert (len(camera.masks), camera.region is not None, camera.fps) == (2, True, 5)
+    sources = re.findall(r"^\| ((?:`[^`]+`(?:, )?)+) \|", text, re.MULTILINE)
+    for source in re.findall(r"`([^`]+)`", " ".join(sources[1:])):
+        if ":" in source or source.startswith("/dev"):
+            parse_config(f'{around}[[cameras]]\nname = "gate"\nsource = "{source}"\n', Path("/etc/bowerbird"))
+    assert set(re.findall(r"^\| `([a-z]+)` \|", text, re.MULTILINE)) >= {"ok", *ADVICE}

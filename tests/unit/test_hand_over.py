@@ -7,14 +7,15 @@ import threading
 import numpy as np
 import pytest
 
+from bowerbird_agent.camera_config import CameraConfig
 from bowerbird_agent.capture import Frame
 from bowerbird_agent.capture_worker import CaptureWorker
-from bowerbird_agent.config import CameraConfig
 from bowerbird_agent.counters import Counters, SeenFrames
 from bowerbird_agent.encode import encode_image, wire_detections
 from bowerbird_agent.errors import CameraError
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.outbox import Outbox
+from bowerbird_agent.reconnect import ReconnectDelay
 from bowerbird_agent.stages import Stages
 from bowerbird_models.detections import Detections
 from bowerbird_wire.topics import ReportTopic
@@ -133,7 +134,9 @@ def test_a_live_camera_that_dies_is_opened_again_and_goes_on_counting() -> None:
         opened.append(getattr(source, "resume_after", -99))
         return FlakyCamera(opened[-1] + 1, dies=len(opened) == 1)
 
-    worker = CaptureWorker(CameraConfig("gate", "rtsp://h/s"), exchange, open_=open_, first_backoff_s=0.0)
+    worker = CaptureWorker(
+        CameraConfig("gate", "rtsp://h/s"), exchange, open_=open_, delay=ReconnectDelay(lambda: 0.0, max_s=0.0)
+    )
     worker.run()
     assert opened == [-1, 1], "the second opening continues behind frame 1"
     assert states == ["starting", "camera gate: the cable is out"]

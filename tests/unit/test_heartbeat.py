@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from bowerbird_agent.camera_config import CameraConfig
 from bowerbird_agent.capture import Frame, Source
 from bowerbird_agent.capture_worker import CaptureWorker
-from bowerbird_agent.config import CameraConfig
 from bowerbird_agent.errors import CameraError
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.heartbeat import Beat, Doing, Heartbeats, Kind, Pulse, WatchdogConfig, late
