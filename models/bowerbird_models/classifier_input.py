@@ -2,8 +2,9 @@
 
 In: BGR frames of any size. Out: one reused (1, 3, H, W) tensor, RGB in [0, 1]. Classification models are trained and run on pictures
 that Pillow shrank with its antialiasing bilinear filter; OpenCV has no such filter and anything else changes the scores. So the same
-arithmetic is done here: two passes, each a weighted sum of integers, weights of 22 bits, rounded to bytes in between. It equals Pillow
-to the bit and needs neither Pillow nor torch. Only what the crop keeps is computed.
+arithmetic is done here: two passes, across and then down, each a weighted sum of integers, weights of 22 bits, rounded to bytes in
+between. It equals Pillow to the bit (but where Pillow 13 goes down first, which changes some bytes by one) and needs neither Pillow nor
+torch. Only what the crop keeps is computed.
 """
 
 from __future__ import annotations

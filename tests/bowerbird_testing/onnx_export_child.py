@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-IOU = 0.7
 LOWEST_CONFIDENCE = 0.01
 
 
@@ -89,7 +88,9 @@ def checkpoint(folder: Path, case_text: str) -> Path:
     torch.manual_seed(7)
     model = YOLO(architecture(folder, case), task=case["task"])
     network: Any = model.model
-    batch = np.stack([cv2.resize(np.asarray(cv2.imread(str(picture))), (256, 256))[..., ::-1] for picture in pictures(folder)[:2]])
+    batch = np.stack(
+        [cv2.resize(np.asarray(cv2.imread(str(picture))), (256, 256))[..., ::-1] for picture in pictures(folder)[:2]]
+    )
     tensor = torch.from_numpy(batch.copy()).permute(0, 3, 1, 2).float() / 255
     with torch.no_grad():
         for module in network.modules():
@@ -199,10 +200,15 @@ def predictions(folder: Path, case: dict[str, Any], path: Path) -> list[dict[str
 
     size = case["image_size"]
     theirs = YOLO(path, task=case["task"])
-    predict = functools.partial(theirs.predict, iou=IOU, imgsz=size, verbose=False)
+    predict = functools.partial(theirs.predict, iou=case["iou"], imgsz=size, verbose=False)
     if case["task"] == "classify":
         return [
-            {"image": str(crop), "confidence": 0.0, "boxes": [], "probabilities": _numbers(predict(cv2.imread(str(crop)))[0].probs.data)}
+            {
+                "image": str(crop),
+                "confidence": 0.0,
+                "boxes": [],
+                "probabilities": _numbers(predict(cv2.imread(str(crop)))[0].probs.data),
+            }
             for crop in crops(folder)
         ]
     facts = []
@@ -249,7 +255,9 @@ def export(folder: Path, case: dict[str, Any]) -> None:
 
     torch.set_num_threads(1)
     architecture_of = ("yaml", "task", "width", "class_count", "keypoint_shape")
-    same = json.dumps({key: case[key] for key in architecture_of} | {"name": "-".join(str(case[key]) for key in architecture_of)})
+    same = json.dumps(
+        {key: case[key] for key in architecture_of} | {"name": "-".join(str(case[key]) for key in architecture_of)}
+    )
     size = case["image_size"]
     arguments = {"imgsz": size, "format": "onnx", "simplify": False, **dict(case["export"])}
     path = folder / f"{case['name']}.onnx"

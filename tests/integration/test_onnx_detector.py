@@ -125,7 +125,8 @@ def test_models_that_are_no_yolo_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotAModel, match="no class names"):
         OnnxDetector(plain)
     for path, says in (
-        (write_tiny_yolo(tmp_path / "1.onnx", metadata={"task": "pose"}), "pose"),
+        (write_tiny_yolo(tmp_path / "1.onnx", metadata={"task": "semantic"}), "semantic"),
+        (write_tiny_yolo(tmp_path / "9.onnx", metadata={"task": "segment"}), "expected 2 outputs"),
         (write_tiny_yolo(tmp_path / "2.onnx", metadata={"names": "{0: 'a', 1: 'b', 2: 'c'}"}), "3 classes"),
         (write_tiny_yolo(tmp_path / "3.onnx", external_data=True), "one file"),
         (plain_onnx(tmp_path / "4.onnx", [4, 3, 64, 64]), "batch 1"),
