@@ -32,7 +32,7 @@ class _Taps:
 
 
 class ClassifierInput:
-    """The input tensor of a classification network. Implements `NetworkInput`; not thread-safe.
+    """The input tensor of a classification network. Implements `InputBuffer`; not thread-safe.
 
     Args:
         network_hw: height and width of the input; equal ones keep the picture's proportions.
@@ -48,7 +48,7 @@ class ClassifierInput:
         self._table = (np.arange(256, dtype=np.float32) / np.float32(255)).astype(dtype)
 
     def fill(self, image_bgr: NDArray[np.uint8]) -> Letterbox:
-        """As `NetworkInput.fill`; the letterbox has negative offsets where the picture reaches beyond the input."""
+        """As `InputBuffer.fill`; the letterbox has negative offsets where the picture reaches beyond the input."""
         source_hw = (image_bgr.shape[0], image_bgr.shape[1])
         letterbox = self._letterbox
         if letterbox is None or letterbox.source_hw != source_hw:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bowerbird_models.letterbox import PADDING_GRAY, fit, smallest_rectangle
-from bowerbird_models.network_input import PictureInput, PlanarInput
+from bowerbird_models.network_input import NetworkInput, PictureInput
 
 sides = st.integers(1, 3000)
 network_sides = st.integers(1, 40).map(lambda count: 32 * count)
@@ -73,7 +73,7 @@ def test_a_picture_without_pixels_is_refused() -> None:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
 def test_pixels_arrive_as_rgb_between_zero_and_one(dtype: type[np.floating]) -> None:
     """Blue, green, red become red, green, blue over 255; the rest is gray."""
-    network_input = PlanarInput((64, 64), np.dtype(dtype))
+    network_input = NetworkInput((64, 64), np.dtype(dtype))
     image_bgr = np.full((32, 64, 3), (10, 20, 30), np.uint8)
     network_input.fill(image_bgr)
     picture = network_input.tensor[0, :, 16:48]
@@ -85,7 +85,7 @@ def test_pixels_arrive_as_rgb_between_zero_and_one(dtype: type[np.floating]) -> 
 
 def test_nothing_of_the_last_picture_stays_when_the_size_changes() -> None:
     """A tall picture after a wide one leaves no wide one behind; a second of the same size reuses the buffer."""
-    reused, fresh = PlanarInput((64, 64), np.dtype(np.float32)), PlanarInput((64, 64), np.dtype(np.float32))
+    reused, fresh = NetworkInput((64, 64), np.dtype(np.float32)), NetworkInput((64, 64), np.dtype(np.float32))
     rng = np.random.default_rng(1)
     tall = rng.integers(0, 256, (90, 30, 3), np.uint8)
     buffer = reused.tensor
@@ -99,7 +99,7 @@ def test_nothing_of_the_last_picture_stays_when_the_size_changes() -> None:
 def test_a_picture_that_is_no_contiguous_array_is_drawn_all_the_same() -> None:
     """A crop is a view; it is read like a copy."""
     big = np.random.default_rng(2).integers(0, 256, (100, 200, 3), np.uint8)
-    view, copy = PlanarInput((64, 64), np.dtype(np.float32)), PlanarInput((64, 64), np.dtype(np.float32))
+    view, copy = NetworkInput((64, 64), np.dtype(np.float32)), NetworkInput((64, 64), np.dtype(np.float32))
     view.fill(big[10:74, 20:84])
     copy.fill(big[10:74, 20:84].copy())
     np.testing.assert_array_equal(view.tensor, copy.tensor)
@@ -109,7 +109,7 @@ def test_a_picture_that_is_no_contiguous_array_is_drawn_all_the_same() -> None:
 def test_a_graph_that_takes_bytes_gets_the_picture_as_it_is(source_hw: tuple[int, int]) -> None:
     """Blue, green, red in rows of pixels, gray around: the same bytes as the planes of floats, drawn in place."""
     image_bgr = np.random.default_rng(5).integers(0, 256, (*source_hw, 3), np.uint8)
-    picture, planar = PictureInput((64, 96)), PlanarInput((64, 96), np.dtype(np.float32))
+    picture, planar = PictureInput((64, 96)), NetworkInput((64, 96), np.dtype(np.float32))
     buffer = picture.tensor
     picture.fill(np.full((64, 96, 3), 255, np.uint8))
     for _ in range(2):
