@@ -239,9 +239,12 @@ def predictions(folder: Path, case: dict[str, Any], path: Path) -> list[dict[str
 def _in_a_gap(scores: Any) -> float:
     """A confidence in the widest gap of scores near rank 60: no box is in or out by rounding."""
     ranked = np.sort(scores)[::-1]
-    window = ranked[min(40, len(ranked) // 2) : 100]
-    gap = int(np.argmax(window[:-1] - window[1:]))
-    return float((window[gap] + window[gap + 1]) / 2)
+    gaps = ranked[:-1] - ranked[1:]
+    first, last = min(40, len(gaps) // 2), 100
+    while not gaps[first:last].any() and last < len(gaps):  # many scores of one, in half precision
+        last += 20
+    gap = first + int(np.argmax(gaps[first:last]))
+    return float((ranked[gap] + ranked[gap + 1]) / 2)
 
 
 def _numbers(tensor: Any) -> Any:

@@ -60,6 +60,15 @@ class ExportCase:
         return endings.get(self.yaml.removesuffix(".yaml").rpartition("-")[2], "detect")
 
     @property
+    def iou(self) -> float:
+        """Overlap above which the weaker box goes.
+
+        None goes where scores are coarse: of two boxes with the same score either may stay, and in half precision Ultralytics compares
+        boxes that were moved apart by class to where a step is eight pixels.
+        """
+        return 1.0 if self.then or ("quantize", 16) in self.export else IOU
+
+    @property
     def is_end_to_end(self) -> bool:
         """Whether nothing is left to suppress."""
         return any(name in {"end2end", "nms"} and value is not None for name, value in self.export)
@@ -181,7 +190,7 @@ def export_models(folder: Path, cases: Sequence[ExportCase]) -> dict[str, Export
     """
     names = [case.name for case in cases]
     # A file, not -m: the child needs nothing of ours.
-    wanted = json.dumps([{**asdict(case), "task": case.task, "iou": IOU} for case in cases])
+    wanted = json.dumps([{**asdict(case), "task": case.task, "iou": case.iou} for case in cases])
     command = [sys.executable, str(Path(__file__).with_name("onnx_export_child.py").resolve()), str(folder), wanted]
     child = subprocess.run(
         command, env=offline_environment(folder), cwd=folder, capture_output=True, text=True, timeout=500, check=False
