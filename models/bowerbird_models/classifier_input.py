@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 
 from bowerbird_models.letterbox import Letterbox
@@ -25,8 +26,15 @@ _WEIGHT_BITS = 22
 
 @dataclass(frozen=True)
 class _Taps:
-    """Where the values of one output row come from: `rows` (taps, n) of the source, `weights` (taps, n) of 22 bits."""
+    """Where the values of each output row come from.
 
+    Args:
+        source: the rows of the picture that matter.
+        rows: (taps, n), counted from the first of those.
+        weights: (taps, n), of 22 bits.
+    """
+
+    source: slice
     rows: NDArray[np.intp]
     weights: NDArray[np.int32]
 
@@ -113,19 +121,21 @@ def _taps(source: int, resized: int, first: int, count: int) -> _Taps:
         rows[:, k] = low
         rows[: high - low, k] = np.arange(low, high)
         weights[: high - low, k] = np.floor(triangle / triangle.sum() * (1 << _WEIGHT_BITS) + 0.5)
-    return _Taps(rows, weights)
+    low, high = int(rows.min()), int(rows.max()) + 1
+    return _Taps(slice(low, high), rows - low, weights)
 
 
 def _pass_across(picture: NDArray[np.uint8], taps: _Taps | None) -> NDArray[np.uint8]:
     """Columns summed; turned, because whole rows are faster to add up."""
     if taps is None:
         return picture
-    return _weighted_rows(np.ascontiguousarray(picture.transpose(1, 0, 2)), taps).transpose(1, 0, 2)
+    turned = _weighted_rows(np.asarray(cv2.transpose(picture[:, taps.source]), np.uint8), taps)
+    return np.asarray(cv2.transpose(turned), np.uint8)
 
 
 def _pass_down(picture: NDArray[np.uint8], taps: _Taps | None) -> NDArray[np.uint8]:
     """Rows summed."""
-    return picture if taps is None else _weighted_rows(np.ascontiguousarray(picture), taps)
+    return picture if taps is None else _weighted_rows(np.ascontiguousarray(picture[taps.source]), taps)
 
 
 def _weighted_rows(picture: NDArray[np.uint8], taps: _Taps) -> NDArray[np.uint8]:

@@ -59,7 +59,7 @@ def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 def partners(
     ours: Detections, theirs: Prediction, picture_wh: tuple[int, int], *, is_suppressed: bool
 ) -> list[tuple[int, int]]:
-    """Pairs of rows, ours and theirs, with the same class, score, box, angle and keypoints; what stays alone must have a good reason."""
+    """Pairs of rows, ours and theirs, with the same class, score, box, angle and keypoints; what stays alone needs a good reason."""
     boxes = theirs.boxes.copy()
     boxes[:, :4] = np.clip(boxes[:, :4], 0, picture_wh * 2)  # those around oriented boxes reach beyond the picture
     pairs: list[tuple[int, int]] = []

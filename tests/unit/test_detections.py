@@ -29,7 +29,6 @@ def three() -> Detections:
 
 def numbers(detections: Detections) -> list[list[float]]:
     """Which rows each field holds."""
-    assert detections.loc_entropy is not None
     assert detections.keypoints is not None
     assert detections.rotated_xywhr is not None
     assert detections.masks is not None
@@ -44,6 +43,8 @@ def numbers(detections: Detections) -> list[list[float]]:
 def test_rows_stay_together() -> None:
     """Above a confidence, in another order, none at all; the embedding is the frame's and stays."""
     above = three().above(0.5)
+    assert above.loc_entropy is not None
+    assert above.loc_entropy.tolist() == pytest.approx([0, 0.1])
     assert numbers(above) == [[0, 1], [0, 1], [0, 1], [0, -1]]
     turned = three().take(np.array([2, 0]))
     assert numbers(turned) == [[2, 0], [2, 0], [2, 0], [-1, 0]]
