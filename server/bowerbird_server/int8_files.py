@@ -36,7 +36,7 @@ def prepare(model: Any) -> Any:
     """The float model as quantisation wants it: weights in initialisers, constants folded, shapes known, every node named.
 
     Raises:
-        BadInput: too old an opset, computing in half precision, quantised already, or not one trained layer.
+        BadInput: too old an opset, computing in half precision, quantised already, or not one convolution.
     """
     if opset(model) < MIN_OPSET:
         raise BadInput(
@@ -49,8 +49,8 @@ def prepare(model: Any) -> Any:
     if has_half_weights(full):
         raise BadInput("the model computes in half precision; export it without half=True to quantise it")
     graph = Graph(full.graph)
-    if not any(graph.is_weighted(node) for node in full.graph.node):
-        raise BadInput("the model has no trained layer that could be quantised")
+    if not any(node.op_type == "Conv" and graph.is_weighted(node) for node in full.graph.node):
+        raise BadInput("the model has no trained layer that could be quantised: no convolution")
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory(prefix="bowerbird-int8-") as scratch:

@@ -14,11 +14,11 @@ import pytest
 from securesystemslib.signer import CryptoSigner
 
 from bowerbird_models.detections import Detections
-from bowerbird_models.golden import Tolerance, check_npz, decode_golden, differences
+from bowerbird_models.golden import INT8_TOLERANCE, Tolerance, check_npz, decode_golden, differences
 from bowerbird_models.manifest import ModelManifest, PackageError, canonical_json
-from bowerbird_models.package import PackageOnDisk, build_package, load_package
+from bowerbird_models.package import ONNX_FP16, ONNX_INT8_ORT, PackageOnDisk, build_package, load_package
 from bowerbird_models.signing import SigningError, sign_job, utc, verify_job
-from bowerbird_testing.tiny_yolo import write_tiny_yolo
+from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 from bowerbird_wire.messages import Job
 
 CREATED = "2026-01-01T00:00:00.000Z"
@@ -95,6 +95,8 @@ def test_a_file_behind_a_symbolic_link_or_missing_is_refused(package: PackageOnD
         {"tolerance": {"onnx-fp32": {"score": -1, "box_px": 1}}},
         {"probation": {"good_frames": True, "deadline_s": 1, "server_deadline_s": 1}},
         {"notes": None},
+        {"accuracy": {"onnx-fp32": 1.5}},
+        {"accuracy": [0.5]},
     ],
     ids=str,
 )
@@ -114,6 +116,67 @@ def test_bytes_that_are_no_manifest_are_refused(content: bytes) -> None:
 def test_keys_of_a_later_release_are_passed_over(package: PackageOnDisk) -> None:
     plain = json.loads(package.manifest.to_bytes())
     assert ModelManifest.from_bytes(canonical_json({**plain, "from_the_future": [1]})) == package.manifest
+
+
+def test_a_package_in_transport_form_has_a_reference_and_its_variants(tmp_path: Path) -> None:
+    onnx = write_tiny_yolo(tmp_path / "m.onnx")
+    quantised = write_tiny_yolo(tmp_path / "q.onnx", boxes=(TinyBox((18.0, 16.0, 50.0, 48.0), 0, 0.8),))
+    built = build_package(
+        tmp_path / "p",
+        onnx,
+        created_at=CREATED,
+        role=ONNX_FP16,
+        variants={ONNX_INT8_ORT: quantised},
+        accuracy={ONNX_FP16: 0.5, ONNX_INT8_ORT: 0.499},
+    )
+    loaded = load_package(built.dir, digest=built.digest)
+    assert loaded == built
+    assert loaded.manifest.reference_role == ONNX_FP16
+    assert loaded.onnx == loaded.variants()[ONNX_FP16]
+    assert loaded.variants()[ONNX_INT8_ORT].read_bytes() == quantised.read_bytes()
+    assert loaded.manifest.accuracy == {ONNX_FP16: 0.5, ONNX_INT8_ORT: 0.499}
+    assert loaded.manifest.tolerance == {ONNX_FP16: Tolerance(), ONNX_INT8_ORT: INT8_TOLERANCE}
+
+
+def test_each_file_is_held_to_golden_outputs_of_its_own_and_a_role_without_to_the_float_files(tmp_path: Path) -> None:
+    quantised = write_tiny_yolo(tmp_path / "q.onnx", boxes=(TinyBox((18.0, 16.0, 50.0, 48.0), 0, 0.8),))
+    built = build_package(
+        tmp_path / "p",
+        write_tiny_yolo(tmp_path / "m.onnx"),
+        created_at=CREATED,
+        variants={ONNX_INT8_ORT: quantised},
+    )
+    golden = (built.dir / "golden.npz").read_bytes()
+    (plain,), (ours,), (fallback,) = (list(decode_golden(golden, role)) for role in ("", ONNX_INT8_ORT, "onnx-of-later"))
+    assert plain.expected.boxes_xyxy[0, 0] == pytest.approx(16, abs=0.1)
+    assert ours.expected.boxes_xyxy[0, 0] == pytest.approx(18, abs=0.1)
+    assert np.array_equal(fallback.expected.boxes_xyxy, plain.expected.boxes_xyxy)
+
+
+def test_files_of_two_models_make_no_package(tmp_path: Path) -> None:
+    other = write_tiny_yolo(tmp_path / "q.onnx", class_names=("cat",))
+    with pytest.raises(PackageError, match="another model"):
+        build_package(tmp_path / "p", write_tiny_yolo(tmp_path / "m.onnx"), created_at=CREATED, variants={ONNX_INT8_ORT: other})
+    with pytest.raises(PackageError, match="no role"):
+        build_package(
+            tmp_path / "p",
+            write_tiny_yolo(tmp_path / "m.onnx"),
+            created_at=CREATED,
+            variants={"onnx-int4": write_tiny_yolo(tmp_path / "q.onnx")},
+        )
+
+
+def test_a_manifest_of_before_variants_is_read_and_has_the_bytes_it_always_had(package: PackageOnDisk) -> None:
+    content = package.manifest.to_bytes()
+    assert b"accuracy" not in content
+    assert ModelManifest.from_bytes(content).accuracy == {}
+
+
+def test_a_package_without_any_float_file_is_refused(package: PackageOnDisk) -> None:
+    plain = json.loads(package.manifest.to_bytes())
+    plain["files"]["onnx-int8-ort"] = plain["files"].pop("onnx-fp32")
+    with pytest.raises(PackageError, match="onnx-fp32 or onnx-fp16"):
+        ModelManifest.from_bytes(canonical_json(plain))
 
 
 def npz(**arrays: Any) -> bytes:
