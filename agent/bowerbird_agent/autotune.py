@@ -8,12 +8,13 @@ remembers.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from bowerbird_models.runtime_options import ONNXRUNTIME_CPU, RUNTIMES, RuntimeOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 # Spelled out here, because `manifest.py` loads NumPy, and a start that begins anew on huge pages would pay for it twice.
@@ -79,10 +80,11 @@ class Measurement:
     """What one candidate did.
 
     Args:
-        p50_ms, p95_ms: wall time of one frame, from picture to detections.
+        p50_ms, p95_ms: wall time of one frame, from picture to detections, in the quieter half of the turns.
         cpu_ms: processor time of one frame, all threads.
         peak_rss_mb: peak memory of a process that loads and runs it and nothing else.
         golden_cases, differing_cases: golden pictures tried, and those whose detections differ by more than the role's tolerance.
+        difference: the first of these differences in words.
         frames: timed; 0 when there was no time for it.
         runtime: name and version of what ran it.
         failure: why it could not be measured, "" when it could.
@@ -94,6 +96,7 @@ class Measurement:
     peak_rss_mb: float = 0.0
     golden_cases: int = 0
     differing_cases: int = 0
+    difference: str = ""
     frames: int = 0
     runtime: str = ""
     failure: str = ""
@@ -133,6 +136,21 @@ class Decision:
     chosen: Candidate | None
     why: str
     rows: tuple[Row, ...]
+
+
+def quiet_times(turns_ms: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """p50 and p95 in milliseconds over the quieter half of the turns, (0, 0) without any.
+
+    Whatever else the machine does can only make a turn slower, so the quiet ones say what the candidate does.
+
+    Args:
+        turns_ms: for each turn the times of its frames, at least one.
+    """
+    quiet = sorted(turns_ms, key=median)[: (len(turns_ms) + 1) // 2]
+    times_ms = sorted(value for turn in quiet for value in turn)
+    if not times_ms:
+        return 0.0, 0.0
+    return median(median(turn) for turn in quiet), times_ms[min(len(times_ms) - 1, int(len(times_ms) * 0.95))]
 
 
 def decide(measured: Mapping[Candidate, Measurement], limits: Limits, accuracy: Mapping[str, float]) -> Decision:
@@ -188,7 +206,8 @@ def _fault(candidate: Candidate, measurement: Measurement, limits: Limits, accur
         return measurement.failure
     if measurement.differing_cases:
         count = measurement.differing_cases
-        return f"{count} of {measurement.golden_cases} golden cases differ{'s' if count == 1 else ''}"
+        what = f" ({measurement.difference})" if measurement.difference else ""
+        return f"{count} of {measurement.golden_cases} golden cases differ{'s' if count == 1 else ''}{what}"
     loss = _accuracy_fault(candidate, limits, accuracy)
     if loss:
         return loss

@@ -9,7 +9,6 @@ remembers nothing and loads no model into this process.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from bowerbird_agent.autotune import DISCARDED, Candidate, Decision, Limits, Measurement, accuracy_allows, decide
+from bowerbird_agent.autotune import DISCARDED, Candidate, Decision, Limits, Measurement, accuracy_allows, decide, quiet_times
 from bowerbird_agent.autotune_candidates import BUILDS_ENGINES, Space, first_candidates, refinements, with_huge_pages
 from bowerbird_agent.autotune_process import MEMORY_BYTES, CandidateProcess, ChildFailed, Stopped
 
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from bowerbird_models.package import PackageOnDisk
 
 __all__ = ["Effort", "Stopped", "tune"]
-
-logger = logging.getLogger(__name__)
 
 SECONDS = 60.0
 _CHILD_MB = 400  # what one child is expected to hold at most, to decide how many may live at once
@@ -72,16 +69,16 @@ class _Turns:
     failure: str = ""
 
     def measurement(self) -> Measurement:
-        times = sorted(value for block in self.blocks_ms for value in block)
+        p50_ms, p95_ms = quiet_times(self.blocks_ms)
         return Measurement(
-            # The median of medians: one disturbed turn does not move it.
-            p50_ms=median(median(block) for block in self.blocks_ms) if times else 0.0,
-            p95_ms=times[min(len(times) - 1, int(len(times) * 0.95))] if times else 0.0,
+            p50_ms=p50_ms,
+            p95_ms=p95_ms,
             cpu_ms=median(self.cpu_ms) if self.cpu_ms else 0.0,
             peak_rss_mb=self.peak_rss_mb,
             golden_cases=int(self.parity.get("golden_cases", 0)),
             differing_cases=int(self.parity.get("differing_cases", 0)),
-            frames=len(times),
+            difference=str(self.parity.get("difference", ""))[:200],
+            frames=sum(map(len, self.blocks_ms)),
             runtime=str(self.parity.get("runtime", "")),
             failure=self.failure,
         )
@@ -128,7 +125,7 @@ class _Measuring:
             scale = self.measured[anchor].p50_ms / found[anchor].p50_ms
         for candidate, m in found.items():
             if candidate not in self.measured:
-                self.measured[candidate] = replace(m, p50_ms=m.p50_ms * scale, p95_ms=m.p95_ms * scale, cpu_ms=m.cpu_ms * scale)
+                self.measured[candidate] = replace(m, p50_ms=m.p50_ms * scale, p95_ms=m.p95_ms * scale)
         if anchor is not None and anchor in self.measured:
             return anchor
         return next((candidate for candidate, m in found.items() if m.frames and not m.failure), None)
@@ -182,7 +179,6 @@ class _Measuring:
         turns = _Turns(process, parity)
         if turns.measurement().differing_cases:
             process.close()  # its speed is of no interest
-            logger.info("%s: %s", candidate, parity.get("difference"))
             return turns.measurement()
         return turns
 

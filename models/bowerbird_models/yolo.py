@@ -143,7 +143,7 @@ class YoloDetector:
         emitted = NetworkOutputs(head_outputs, **curation)
         return self._head.read(emitted, letterbox, confidence=confidence, iou=iou)
 
-    def new_input(self) -> NetworkInput:
+    def new_input(self) -> InputBuffer:
         """A second input like the one that `detect` fills, to measure what filling it takes."""
         return self._new_input(self._image_size_hw)
 

@@ -18,6 +18,7 @@ from bowerbird_agent.autotune import (
     Limits,
     Measurement,
     decide,
+    quiet_times,
 )
 from bowerbird_agent.autotune_candidates import Space, first_candidates, may_run, refinements, with_huge_pages
 
@@ -146,6 +147,18 @@ def test_neither_order_nor_a_discarded_candidate_changes_the_choice(
     assert decide(dict(items), Limits(), {}).chosen == expected
     broken = Candidate(runtime="onnxruntime-cuda")
     assert decide({**measured, broken: Measurement(failure="no such card")}, Limits(), {}).chosen == expected
+
+
+@given(st.lists(st.floats(1, 10), min_size=1, max_size=20), st.integers(1, 4))
+def test_turns_that_something_else_disturbed_do_not_count(times_ms: list[float], turns: int) -> None:
+    disturbed = [[value * 50 for value in times_ms]] * turns
+    assert quiet_times([times_ms] * (turns + 1) + disturbed) == quiet_times([times_ms])
+
+
+def test_percentiles_of_turns() -> None:
+    assert quiet_times([]) == (0.0, 0.0)
+    assert quiet_times([[3.0], [1.0, 2.0, 9.0]]) == (2.0, 9.0)
+    assert quiet_times([[float(value) for value in range(100)]]) == (49.5, 95.0)
 
 
 # -- what is tried -----------------------------------------------------------------------------------------------------------
