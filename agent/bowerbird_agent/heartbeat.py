@@ -46,7 +46,7 @@ class WatchdogConfig:
     """Seconds of work without a sign of life after which a thread counts as hung, and the process ends to be started again.
 
     Args:
-        camera_s: opening or reading a live camera; OpenCV's own time limits are 8 s each, a few in a row.
+        camera_s: the thread that watches over a live camera; the camera itself may hang, and is left (`stall_s`).
         film_s: the same for files, folders and scenes, where reading may have to skip an hour of film.
         inference_s: one frame through the model and the scores.
         spool_s: one task of the disk; memory cards may pause for half a minute.

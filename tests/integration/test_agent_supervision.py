@@ -154,14 +154,16 @@ def silent_camera() -> Iterator[str]:
         yield f"rtsp://127.0.0.1:{server.getsockname()[1]}/stream"
 
 
-def test_a_camera_that_blocks_for_ever_takes_the_process_down_and_is_named(tmp_path: Path) -> None:
+def test_a_camera_that_blocks_for_ever_is_no_hang_of_the_agent(tmp_path: Path) -> None:
     with silent_camera() as url:
         cameras = f'{ENDLESS}\n[[cameras]]\nname = "yard"\nsource = "{url}"'
-        config = write_config(tmp_path, port=free_port(), cameras=cameras, overrides={"watchdog": {"camera_s": 3}})
+        config = write_config(tmp_path, port=free_port(), cameras=cameras, overrides={"watchdog": {"camera_s": 2}})
         with AgentProcess(config) as agent:
-            assert agent.wait(timeout_s=40) == EXIT_HUNG, agent.log
-            assert "thread camera-yard has hung" in agent.log
-            assert "thread camera-gate has hung" not in agent.log
+            wait_for(agent, "frames of")
+            time.sleep(6)  # three times the limit of the thread that watches the silent camera
+            assert agent.process is not None
+            assert agent.process.poll() is None, agent.log
+            assert "has hung" not in agent.log
 
 
 def test_a_camera_in_back_off_is_no_hang(tmp_path: Path) -> None:
@@ -204,8 +206,7 @@ def test_sigterm_ends_an_agent_whose_camera_hangs(tmp_path: Path) -> None:
             wait_for(agent, "cannot be reached")
             code, took_s = agent.terminate()
             assert code == 0, agent.log
-            assert "not waiting for camera-yard" in agent.log
-            assert took_s < DEADLINE_S
+                assert took_s < DEADLINE_S
 
 
 def test_sigterm_ends_an_agent_whose_detector_hangs(tmp_path: Path) -> None:

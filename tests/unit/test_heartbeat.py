@@ -10,6 +10,7 @@ from bowerbird_agent.capture_worker import CaptureWorker
 from bowerbird_agent.errors import CameraError
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.heartbeat import Beat, Doing, Heartbeats, Kind, Pulse, WatchdogConfig, late
+from bowerbird_agent.reconnect import ReconnectDelay
 from bowerbird_agent.shutdown import BUDGET_S, STAGE_S
 
 LIMITS_S = WatchdogConfig().limits_s()
@@ -106,7 +107,7 @@ def test_a_camera_works_while_it_opens_and_waits_while_it_backs_off() -> None:
         CameraConfig("gate", "rtsp://h/s"),
         FrameExchange(lambda _: None),
         open_=open_,  # type: ignore[arg-type]  # it never returns
-        first_backoff_s=0.0,
+        delay=ReconnectDelay(lambda: 0.0, max_s=0.0),
         pulse=pulse,
     )
     worker.run()
