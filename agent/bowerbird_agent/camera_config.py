@@ -112,6 +112,8 @@ class CameraConfig:
             take=None if self.take is None else Segments.parse(self.take),
             resume_after=resume_after,
             stall_s=self.stall_s,
+            region=None if self.region is None else (self.region.x, self.region.y, self.region.width, self.region.height),
+            masks=self.masks,
         )
 
 

@@ -186,6 +186,8 @@ class Source:
         take: the segments of the timeline that this agent takes.
         resume_after: highest sequence handed out before; endless sources and capture counts go on behind it. -1 for none.
         stall_s: how long a live camera may give no picture, seconds.
+        region: x, y, width, height in shares of the picture: what is cut out of it; None for all.
+        masks: privacy masks, polygons of (x, y) in shares of the whole picture.
     """
 
     name: str
@@ -198,6 +200,8 @@ class Source:
     take: Segments | None = None
     resume_after: int = -1
     stall_s: float = 10.0
+    region: tuple[float, float, float, float] | None = None
+    masks: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
     def wants(self, index: int, fps: float) -> bool:
         """Whether frame `index` of a timeline at `fps` is in the range and in this agent's segments."""
@@ -271,12 +275,21 @@ def source_key(text: str) -> str:
 
 
 def open_camera(source: Source) -> Camera:
-    """The camera of a source, opened.
+    """The camera of a source, opened; its frames are masked and cropped already, so nobody can forget to.
 
     Raises:
         SourceError: the text, the file or the folder cannot be used; trying again is useless.
         CameraError: a device or an address does not answer now.
     """
+    camera = _open_bare(source)
+    if source.region is None and not source.masks:
+        return camera
+    from bowerbird_agent.framing import framed
+
+    return framed(camera, source)
+
+
+def _open_bare(source: Source) -> Camera:
     kind = kind_of(source.text)
     if kind == "synthetic":
         from bowerbird_agent.synthetic import SyntheticCamera

@@ -1,8 +1,7 @@
 """One camera's thread: opens it, reads at its pace, hands frames over, and comes back when a live camera dies or hangs.
 
-In: a camera's configuration and an exchange. Out: masked and cropped frames into the exchange, and a line of state for health ("ok" or
-what is wrong). It decides nothing about frames. An error of a camera never ends the agent; an error of ours in this thread does
-(`stages.py`).
+In: a camera's configuration and an exchange. Out: frames into the exchange, and a line of state for health ("ok" or what is wrong). It
+decides nothing about frames. An error of a camera never ends the agent; an error of ours in this thread does (`stages.py`).
 
 A call into a driver may never return. A live camera is therefore read in a thread of its own (`Attempt`) that this one watches: when no
 picture comes for `stall_s` it is left behind, and whatever it still brings is thrown away.
@@ -76,7 +75,7 @@ class CaptureWorker:
         self._open = open_
         # Jitter only keeps many agents from knocking at one recorder at once; it protects nothing.
         self._delay = delay or ReconnectDelay(random.Random().random, max_s=_LONGEST_DELAY_S)  # noqa: S311
-        self._framing = Framing(config)
+        self._framing = Framing(config.to_source())
         self._watch = CameraWatch()
         self._look_due_s = 0.0
         self._stop = threading.Event()
@@ -206,7 +205,6 @@ class CaptureWorker:
 
     def _deliver(self, frame: Frame, camera: Camera, attempt: Attempt) -> bool:
         """Hand a frame over; False when nobody wants it any more."""
-        frame = self._framing.apply(frame)
         if self._config.pace == "fast":
             self._arrived(frame, camera, attempt)
             return self._exchange.put_waiting(frame)

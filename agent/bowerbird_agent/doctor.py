@@ -232,13 +232,12 @@ def _look_through(config: CameraConfig) -> Finding:
         camera.close()
     if frame is None:
         return Finding(name, FAIL, "gives no frame", "check first_frame, last_frame and take")
-    framing = Framing(config)
-    image = framing.apply(frame).image_bgr
+    image = frame.image_bgr
     height, width = image.shape[:2]
     found = f"{width}x{height} pixels, {camera.fps:g} frames per second"
     if config.masks:
         found += f", {len(config.masks)} privacy mask{'s' if len(config.masks) > 1 else ''}"
-    if camera.live and is_dark(look_at(image, framing.visible)):
+    if camera.live and is_dark(look_at(image, Framing(config.to_source()).visible)):
         return Finding(name, WARN, f"{found}, dark", ADVICE["dark"])
     return Finding(name, OK, found)
 

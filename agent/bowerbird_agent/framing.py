@@ -1,7 +1,7 @@
 """What of a picture goes further: privacy masks are filled first, then the region of interest is cut out.
 
-In: a frame as the camera gave it. Out: the frame that everything else sees. It runs in the capture thread before the frame is handed
-over, so a masked pixel reaches neither detector, disk nor network. It fails closed: a mask that cannot be applied is an
+In: a camera. Out: the same camera, whose frames are masked before anybody gets them; `open_camera` gives no other. So a masked pixel
+reaches neither detector, disk nor network, whoever opens the camera. It fails closed: a mask that cannot be applied is an
 error, and no frame goes on.
 """
 
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from bowerbird_agent.capture import GrabbingCamera
 from bowerbird_agent.errors import MaskError
 
 if TYPE_CHECKING:
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bowerbird_agent.camera_config import CameraConfig
-    from bowerbird_agent.capture import Frame
+    from bowerbird_agent.capture import Camera, Frame, Source
 
 # The gray of letterbox borders: a detector has learned that nothing is there.
 FILL_GRAY = 114
@@ -33,12 +33,12 @@ class Framing:
     """Masks and region of one camera.
 
     Args:
-        config: the camera's section; polygons and region are shares of the whole picture.
+        source: the camera's name, region and masks.
     """
 
-    def __init__(self, config: CameraConfig) -> None:
-        self._name = config.name
-        self._masks, self._region = config.masks, config.region
+    def __init__(self, source: Source) -> None:
+        self._name = source.name
+        self._masks, self._region = source.masks, source.region
         self._visible: dict[tuple[int, int], NDArray[np.bool_]] = {}
 
     def apply(self, frame: Frame) -> Frame:
@@ -95,10 +95,94 @@ class Framing:
         region = self._region
         if region is None:
             return 0, 0, width, height
-        left, top = min(width - 1, round(region.x * width)), min(height - 1, round(region.y * height))
-        right = max(left + 1, min(width, round((region.x + region.width) * width)))
-        bottom = max(top + 1, min(height, round((region.y + region.height) * height)))
+        x, y, share_of_width, share_of_height = region
+        left, top = min(width - 1, round(x * width)), min(height - 1, round(y * height))
+        right = max(left + 1, min(width, round((x + share_of_width) * width)))
+        bottom = max(top + 1, min(height, round((y + share_of_height) * height)))
         return left, top, right, bottom
+
+
+class FramedCamera:
+    """A camera of which nobody sees more than its masks and region leave; implements `Camera`.
+
+    Args:
+        camera: the bare one; this one's from now on.
+        framing: what to leave.
+    """
+
+    def __init__(self, camera: Camera, framing: Framing) -> None:
+        self._camera, self._framing = camera, framing
+
+    @property
+    def name(self) -> str:
+        """The name in the configuration."""
+        return self._camera.name
+
+    @property
+    def addressable(self) -> bool:
+        """As the bare camera's."""
+        return self._camera.addressable
+
+    @property
+    def live(self) -> bool:
+        """As the bare camera's."""
+        return self._camera.live
+
+    @property
+    def fps(self) -> float:
+        """As the bare camera's."""
+        return self._camera.fps
+
+    @property
+    def trouble(self) -> str:
+        """As the bare camera's."""
+        return self._camera.trouble
+
+    def read(self) -> Frame | None:
+        """The next frame, masked and cropped, or None when there are no more.
+
+        Raises:
+            MaskError: a mask cannot be applied.
+            CameraError: the camera has died.
+        """
+        frame = self._camera.read()
+        return None if frame is None else self._framing.apply(frame)
+
+    def close(self) -> None:
+        """Let go of file or device."""
+        self._camera.close()
+
+
+class FramedGrabbingCamera(FramedCamera):
+    """The same of a live camera; implements `GrabbingCamera`."""
+
+    def __init__(self, camera: GrabbingCamera, framing: Framing) -> None:
+        super().__init__(camera, framing)
+        self._grabbing = camera
+
+    def grab(self) -> None:
+        """Wait for the next frame and hold it.
+
+        Raises:
+            CameraError: the camera has died.
+        """
+        self._grabbing.grab()
+
+    def retrieve(self) -> Frame | None:
+        """The frame held, masked and cropped.
+
+        Raises:
+            MaskError: a mask cannot be applied.
+            CameraError: no picture could be made of several frames in a row.
+        """
+        frame = self._grabbing.retrieve()
+        return None if frame is None else self._framing.apply(frame)
+
+
+def framed(camera: Camera, source: Source) -> Camera:
+    """A camera behind its source's masks and region."""
+    framing = Framing(source)
+    return FramedGrabbingCamera(camera, framing) if isinstance(camera, GrabbingCamera) else FramedCamera(camera, framing)
 
 
 def _draw(image: NDArray[np.uint8], polygons: Sequence[Sequence[Sequence[float]]], gray: int) -> None:

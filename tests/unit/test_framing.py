@@ -11,17 +11,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from bowerbird_agent.camera_config import CameraConfig, Region
-from bowerbird_agent.capture import Frame, Source
+from bowerbird_agent.capture import Camera, Frame, Source, open_camera
 from bowerbird_agent.capture_worker import CaptureWorker
 from bowerbird_agent.errors import MaskError
 from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.framing import FILL_GRAY, Framing
+from bowerbird_agent.framing import FILL_GRAY, Framing, framed
 
 LEFT_HALF = ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))
 
 
 def camera(**options: Any) -> CameraConfig:
     return CameraConfig("gate", "synthetic:", **options)
+
+
+def framing(**options: Any) -> Framing:
+    return Framing(camera(**options).to_source())
 
 
 def frame(image: NDArray[Any]) -> Frame:
@@ -33,18 +37,18 @@ def bright(width: int = 100, height: int = 60) -> NDArray[np.uint8]:
 
 
 def test_a_mask_covers_its_polygon_and_nothing_else_but_its_border() -> None:
-    image = Framing(camera(masks=(LEFT_HALF,))).apply(frame(bright())).image_bgr
+    image = framing(masks=(LEFT_HALF,)).apply(frame(bright())).image_bgr
     assert (image[:, :50] == FILL_GRAY).all()
     assert (image[:, 53:] == 250).all()
 
 
 def test_number_and_time_of_a_frame_stay() -> None:
-    framed = Framing(camera(masks=(LEFT_HALF,), region=Region(0.5, 0.0, 0.5, 0.5))).apply(frame(bright()))
+    framed = framing(masks=(LEFT_HALF,), region=Region(0.5, 0.0, 0.5, 0.5)).apply(frame(bright()))
     assert (framed.sequence, framed.captured_at_ms, framed.monotonic_ns) == (7, 70, 700)
 
 
 def test_the_region_is_cut_out_behind_the_masks_and_keeps_nothing_of_the_rest() -> None:
-    image = Framing(camera(masks=(LEFT_HALF,), region=Region(0.25, 0.5, 0.5, 0.5))).apply(frame(bright())).image_bgr
+    image = framing(masks=(LEFT_HALF,), region=Region(0.25, 0.5, 0.5, 0.5)).apply(frame(bright())).image_bgr
     assert image.shape == (30, 50, 3)
     assert (image[:, :25] == FILL_GRAY).all(), "masks are in shares of the whole picture"
     assert (image[:, 28:] == 250).all()
@@ -54,7 +58,7 @@ def test_the_region_is_cut_out_behind_the_masks_and_keeps_nothing_of_the_rest() 
 def test_a_picture_that_nobody_may_write_is_masked_as_a_copy() -> None:
     image = bright()
     image.flags.writeable = False
-    assert (Framing(camera(masks=(LEFT_HALF,))).apply(frame(image)).image_bgr[:, :50] == FILL_GRAY).all()
+    assert (framing(masks=(LEFT_HALF,)).apply(frame(image)).image_bgr[:, :50] == FILL_GRAY).all()
 
 
 @given(
@@ -69,7 +73,7 @@ def test_every_pixel_inside_a_triangle_is_covered_at_every_resolution(
         config = camera(masks=(tuple(points),))
     except ValueError:
         return  # a line
-    image = Framing(config).apply(frame(bright(width, height))).image_bgr
+    image = Framing(config.to_source()).apply(frame(bright(width, height))).image_bgr
     ys, xs = np.mgrid[0:height, 0:width]
     x, y = (xs + 0.5) / width, (ys + 0.5) / height
     (ax, ay), (bx, by), (cx, cy) = points
@@ -84,14 +88,26 @@ def test_every_pixel_inside_a_triangle_is_covered_at_every_resolution(
 
 def test_without_masks_and_region_a_frame_is_the_same_frame() -> None:
     given_frame = frame(bright())
-    assert Framing(camera()).apply(given_frame) is given_frame
+    assert framing().apply(given_frame) is given_frame
 
 
 def test_what_is_under_a_mask_is_not_looked_at_for_health() -> None:
-    visible = Framing(camera(masks=(LEFT_HALF,), region=Region(0.25, 0.0, 0.5, 1.0))).visible(64, 48)
+    visible = framing(masks=(LEFT_HALF,), region=Region(0.25, 0.0, 0.5, 1.0)).visible(64, 48)
     assert visible is not None
     assert not visible[:, :32].any()
     assert visible[:, 36:].all()
+
+
+def test_whoever_opens_a_camera_gets_it_masked() -> None:
+    opened = open_camera(camera(masks=(LEFT_HALF,), region=Region(0.0, 0.0, 1.0, 0.5)).to_source())
+    bare = open_camera(camera().to_source())
+    framed_frame, bare_frame = opened.read(), bare.read()
+    assert framed_frame is not None
+    assert bare_frame is not None
+    assert framed_frame.image_bgr.shape == (120, 320, 3)
+    assert (framed_frame.image_bgr[:, :160] == FILL_GRAY).all()
+    assert np.array_equal(framed_frame.image_bgr[:, 163:], bare_frame.image_bgr[:120, 163:])
+    assert (opened.name, opened.live, opened.fps, opened.addressable, opened.trouble) == ("gate", False, 10.0, True, "")
 
 
 class GrayCamera:
@@ -108,11 +124,11 @@ class GrayCamera:
 
 def test_a_mask_that_cannot_be_applied_stops_the_camera_and_no_frame_goes_on() -> None:
     with pytest.raises(MaskError, match="correct `masks`"):
-        Framing(camera(masks=(LEFT_HALF,))).apply(frame(np.full((60, 100), 250, np.uint8)))
+        framing(masks=(LEFT_HALF,)).apply(frame(np.full((60, 100), 250, np.uint8)))
     exchange = FrameExchange(lambda _: None)
 
-    def open_(_source: Source) -> GrayCamera:
-        return GrayCamera()
+    def open_(source: Source) -> Camera:
+        return framed(GrayCamera(), source)
 
     worker = CaptureWorker(camera(masks=(LEFT_HALF,), pace="fast"), exchange, open_=open_)
     worker.run()
