@@ -117,7 +117,34 @@ class TensorrtSession:
         return TensorSpec(name, _DTYPES.get(kind, kind), shape)
 
     def bind(self, tensor: NDArray[Any], outputs: Sequence[str], *, fixed: bool) -> Run:  # noqa: ARG002 - shapes follow the input
-        """As `Session.bind`; memory on the GPU for every tensor, page-locked memory for what is wanted back."""
+        """As `Session.bind`; memory on the GPU for every tensor, page-locked memory for what is wanted back.
+
+        Raises:
+            ModelOutputError: no memory for it, an input outside the profile, or an output whose shape the input does not settle.
+        """
+        self._active = None  # the context is about to have this input's shape, but another's addresses
+        try:
+            bound = self._allocate(tensor, outputs)
+        except CudaError as error:
+            raise ModelOutputError(
+                f"the GPU has no place for a picture of {tensor.shape} ({error}); free its memory or choose another runtime"
+            ) from error
+        name = self.inputs[0].name
+
+        def run() -> list[NDArray[Any]]:
+            self._cuda.use()
+            if self._active is not bound:
+                self._activate(bound)
+            self._cuda.to_device(bound.device[name], bound.tensor, self._stream)
+            self._check(self._context.execute_async_v3(self._stream.value), "the engine did not run")
+            for wanted, buffer in bound.host.items():
+                self._cuda.to_host(buffer, bound.device[wanted], self._stream)
+            self._cuda.synchronise(self._stream)
+            return list(bound.host.values())
+
+        return run
+
+    def _allocate(self, tensor: NDArray[Any], outputs: Sequence[str]) -> _Bound:
         self._cuda.use()
         name = self.inputs[0].name
         self._check(self._context.set_input_shape(name, tuple(tensor.shape)), f"the input cannot be {tensor.shape}")
@@ -133,21 +160,7 @@ class TensorrtSession:
             if spec.name in outputs:
                 host[spec.name] = self._cuda.allocate_host(shape, spec.dtype)
             device[spec.name] = self._cuda.allocate(math.prod(shape) * self._engine.get_tensor_bytes_per_component(spec.name))
-        bound = _Bound(tensor, device, {wanted: host[wanted] for wanted in outputs})
-        self._active = None  # the context now has this input's shape, but another's addresses
-
-        def run() -> list[NDArray[Any]]:
-            self._cuda.use()
-            if self._active is not bound:
-                self._activate(bound)
-            self._cuda.to_device(bound.device[name], bound.tensor, self._stream)
-            self._check(self._context.execute_async_v3(self._stream.value), "the engine did not run")
-            for wanted, buffer in bound.host.items():
-                self._cuda.to_host(buffer, bound.device[wanted], self._stream)
-            self._cuda.synchronise(self._stream)
-            return list(bound.host.values())
-
-        return run
+        return _Bound(tensor, device, {wanted: host[wanted] for wanted in outputs})
 
     def close(self) -> None:
         """As `Session.close`; functions that `bind` returned must not be called any more."""
