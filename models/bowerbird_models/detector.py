@@ -33,7 +33,7 @@ class Detector(Protocol):
 
         Args:
             image_bgr: (H, W, 3) uint8.
-            confidence: lowest score kept, in [0, 1]; 0.05 keeps the band where the misses are.
+            confidence: lowest score kept, in [0, 1]; 0.05 keeps the band where the misses are. A classifier always answers.
             iou: overlap in [0, 1] above which the weaker box of one class is dropped (raw heads only).
 
         Raises:

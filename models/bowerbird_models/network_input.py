@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _SCALE = np.float32(1 / 255)
 
 
-class NetworkInput(Protocol):
+class InputBuffer(Protocol):
     """The input tensor of one network size. Not thread-safe."""
 
     tensor: NDArray[Any]
@@ -33,7 +33,7 @@ class NetworkInput(Protocol):
 
 
 class PictureInput:
-    """Letterboxed pixels for a graph that takes the picture as it is: (1, H, W, 3) uint8 BGR. Implements `NetworkInput`.
+    """Letterboxed pixels for a graph that takes the picture as it is: (1, H, W, 3) uint8 BGR. Implements `InputBuffer`.
 
     Args:
         network_hw: height and width of the input.
@@ -46,7 +46,7 @@ class PictureInput:
         self._picture: NDArray[Any] = self.tensor[0]
 
     def fill(self, image_bgr: NDArray[np.uint8]) -> Letterbox:
-        """As `NetworkInput.fill`; the picture is resized straight into its place."""
+        """As `InputBuffer.fill`; the picture is resized straight into its place."""
         source_hw = (image_bgr.shape[0], image_bgr.shape[1])
         letterbox = self._letterbox
         if letterbox is None or letterbox.source_hw != source_hw:
@@ -67,8 +67,8 @@ class PictureInput:
         return letterbox
 
 
-class PlanarInput:
-    """Letterboxed pixels as Ultralytics' exports take them: (1, 3, H, W) RGB in [0, 1]. Implements `NetworkInput`.
+class NetworkInput:
+    """Letterboxed pixels as Ultralytics' exports take them: (1, 3, H, W) RGB in [0, 1]. Implements `InputBuffer`.
 
     Args:
         network_hw: height and width of the input.
@@ -86,7 +86,7 @@ class PlanarInput:
         self._table = (np.arange(256) / 255).astype(dtype)
 
     def fill(self, image_bgr: NDArray[np.uint8]) -> Letterbox:
-        """As `NetworkInput.fill`."""
+        """As `InputBuffer.fill`."""
         source_hw = (image_bgr.shape[0], image_bgr.shape[1])
         letterbox = self._letterbox
         if letterbox is None or letterbox.source_hw != source_hw:

@@ -39,8 +39,8 @@ class OnnxDetector(YoloDetector):
     """A YOLO on ONNX Runtime's CPU provider.
 
     Args:
-        path: a YOLO detection model exported by Ultralytics, fixed or dynamic size, float32 or float16. An output named
-            "embedding" of shape (1, d) is passed on as `Detections.embedding`.
+        path: a YOLO of any task exported by Ultralytics, fixed or dynamic size, float32, float16 or uint8 pictures. Outputs named
+            "embedding", (1, d), and "loc_entropy", (1, anchors), are passed on with the detections.
         threads: ONNX Runtime's threads; more than one never spins while idle, so that a shared machine stays usable.
 
     Raises:

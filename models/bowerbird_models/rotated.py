@@ -70,28 +70,29 @@ def suppress_rotated(
     reach = np.maximum(np.abs(boxes[:, 2]), np.abs(boxes[:, 3]))
     # Gaussians as far apart as this times their longer side cannot be that alike: nearly all pairs end here.
     far = math.sqrt(_bhattacharyya_at(iou) / 1.5) * 1.01
-    kept: list[NDArray[np.intp]] = []
-    count = 0
+
+    def is_near(rivals: NDArray[np.intp], rows: NDArray[np.intp]) -> NDArray[np.bool_]:
+        """Pairs of a more confident box of the same class that may be alike enough, and a row."""
+        apart = np.hypot(boxes[rivals, None, 0] - boxes[None, rows, 0], boxes[rivals, None, 1] - boxes[None, rows, 1])
+        near = apart <= far * np.maximum(reach[rivals, None], reach[None, rows]) + 1.0
+        near &= classes[rivals, None] == classes[None, rows]
+        near &= rivals[:, None] < rows[None, :]
+        return near
+
+    kept = np.zeros(0, np.intp)
     # Whether a box stays depends on more confident ones only: blocks from the top, until there are enough.
     for start in range(0, len(order), _BLOCK):
         stop = min(start + _BLOCK, len(order))
-        block = slice(start, stop)
-        apart = np.hypot(
-            boxes[:stop, None, 0] - boxes[None, block, 0],
-            boxes[:stop, None, 1] - boxes[None, block, 1],
-        )
-        may_go = apart <= far * np.maximum(reach[:stop, None], reach[None, block]) + 1.0
-        may_go &= classes[:stop, None] == classes[None, block]
-        may_go &= np.arange(stop)[:, None] < np.arange(start, stop)[None, :]
-        stronger, weaker = np.nonzero(may_go)
-        alike = probiou(boxes[stronger], boxes[start + weaker]) > iou
-        stays = np.ones(stop - start, bool)
-        stays[weaker[alike]] = False
-        kept.append(order[start + np.flatnonzero(stays)])
-        count += len(kept[-1])
-        if count >= max_detections:
+        stays = np.arange(start, stop)
+        # Most boxes go because of one that stayed: an undecided model's thousands end here.
+        for rivals in (kept, np.arange(stop)):
+            stronger, weaker = np.nonzero(is_near(rivals, stays))
+            alike = probiou(boxes[rivals[stronger]], boxes[stays[weaker]]) > iou
+            stays = np.delete(stays, weaker[alike])
+        kept = np.concatenate([kept, stays])
+        if len(kept) >= max_detections:
             break
-    return np.concatenate(kept)[:max_detections] if kept else np.zeros(0, np.intp)
+    return order[kept[:max_detections]]
 
 
 def corners(boxes_xywhr: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from bowerbird_models.detections import Detections
     from bowerbird_models.head import Head
-    from bowerbird_models.network_input import NetworkInput
+    from bowerbird_models.network_input import InputBuffer
     from bowerbird_models.session import Run, Session, TensorSpec
 
 MAX_NETWORK_SIZES = 4  # a camera has one; a folder of pictures has many, and each costs its buffers
@@ -38,7 +38,7 @@ MAX_NETWORK_SIZES = 4  # a camera has one; a folder of pictures has many, and ea
 class _Bound:
     """One network size: the input that the session reads, and how to run it."""
 
-    network_input: NetworkInput
+    network_input: InputBuffer
     run: Run
 
 
@@ -176,14 +176,14 @@ class YoloDetector:
             self._bound.move_to_end(network_hw)
         return bound
 
-    def _new_input(self, network_hw: tuple[int, int]) -> NetworkInput:
+    def _new_input(self, network_hw: tuple[int, int]) -> InputBuffer:
         if self._metadata.task == "classify":
             from bowerbird_models.classifier_input import ClassifierInput
 
             return ClassifierInput(network_hw, self._dtype)
-        from bowerbird_models.network_input import PictureInput, PlanarInput
+        from bowerbird_models.network_input import NetworkInput, PictureInput
 
-        return PictureInput(network_hw) if self._dtype == np.uint8 else PlanarInput(network_hw, self._dtype)
+        return PictureInput(network_hw) if self._dtype == np.uint8 else NetworkInput(network_hw, self._dtype)
 
     def _settle_head(self, outputs: list[NDArray[Any]]) -> None:
         try:

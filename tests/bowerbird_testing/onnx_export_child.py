@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-IOU = 0.7
 LOWEST_CONFIDENCE = 0.01
 
 
@@ -201,7 +200,7 @@ def predictions(folder: Path, case: dict[str, Any], path: Path) -> list[dict[str
 
     size = case["image_size"]
     theirs = YOLO(path, task=case["task"])
-    predict = functools.partial(theirs.predict, iou=IOU, imgsz=size, verbose=False)
+    predict = functools.partial(theirs.predict, iou=case["iou"], imgsz=size, verbose=False)
     if case["task"] == "classify":
         return [
             {
@@ -240,9 +239,12 @@ def predictions(folder: Path, case: dict[str, Any], path: Path) -> list[dict[str
 def _in_a_gap(scores: Any) -> float:
     """A confidence in the widest gap of scores near rank 60: no box is in or out by rounding."""
     ranked = np.sort(scores)[::-1]
-    window = ranked[min(40, len(ranked) // 2) : 100]
-    gap = int(np.argmax(window[:-1] - window[1:]))
-    return float((window[gap] + window[gap + 1]) / 2)
+    gaps = ranked[:-1] - ranked[1:]
+    first, last = min(40, len(gaps) // 2), 100
+    while not gaps[first:last].any() and last < len(gaps):  # many scores of one, in half precision
+        last += 20
+    gap = first + int(np.argmax(gaps[first:last]))
+    return float((ranked[gap] + ranked[gap + 1]) / 2)
 
 
 def _numbers(tensor: Any) -> Any:

@@ -1,10 +1,10 @@
 """Real YOLO architectures exported by Ultralytics, and what Ultralytics itself sees with them.
 
 In: a folder. Out: small ONNX files (random weights, a second or a few each) and for each what
-`ultralytics.YOLO("x.onnx").predict` returns on the pictures that its package ships and on odd crops of them. Everything of Ultralytics
-runs in a child process without network, as in the product (`onnx_export_child.py`). The weights are untrained but their batch statistics
-are fitted to the pictures and the class biases raised, so that a head emits dozens of boxes with different scores. `tiny_yolo.py`
-needs none of this.
+`ultralytics.YOLO("x.onnx").predict` returns on the pictures that its package ships and on odd crops of them. Everything of
+Ultralytics runs in a child process without network, as in the product (`onnx_export_child.py`). The weights are untrained but their
+batch statistics are fitted to the pictures and the class biases raised, so that a head emits dozens of boxes with different scores.
+`tiny_yolo.py` needs none of this.
 """
 
 from __future__ import annotations
@@ -60,6 +60,15 @@ class ExportCase:
         return endings.get(self.yaml.removesuffix(".yaml").rpartition("-")[2], "detect")
 
     @property
+    def iou(self) -> float:
+        """Overlap above which the weaker box goes.
+
+        None goes where scores are coarse: of two boxes with the same score either may stay, and in half precision Ultralytics compares
+        boxes that were moved apart by class to where a step is eight pixels.
+        """
+        return 1.0 if self.then or ("quantize", 16) in self.export else IOU
+
+    @property
     def is_end_to_end(self) -> bool:
         """Whether nothing is left to suppress."""
         return any(name in {"end2end", "nms"} and value is not None for name, value in self.export)
@@ -96,7 +105,7 @@ CASES = (
     _tiny("v11_segment_half", "yolo11n-seg.yaml", then="half"),
     _tiny("v11_segment_int8", "yolo11n-seg.yaml", then="int8"),
     _tiny("v11_segment_suppressing", "yolo11n-seg.yaml", export=SUPPRESSING),
-    _tiny("v12_segment", "yolo12n-seg.yaml"),
+    _tiny("v12_segment", "yolo12n-seg.yaml", width=None),
     _tiny("v26_segment", "yolo26n-seg.yaml"),
     _tiny("v26_segment_end_to_end", "yolo26n-seg.yaml", export=END_TO_END),
     _tiny("v8_pose", "yolov8n-pose.yaml"),
@@ -106,7 +115,7 @@ CASES = (
     _tiny("v11_pose_int8", "yolo11n-pose.yaml", then="int8"),
     _tiny("v11_pose_suppressing", "yolo11n-pose.yaml", export=SUPPRESSING),
     _tiny("v11_pose_without_visibility", "yolo11n-pose.yaml", keypoint_shape=(5, 2)),
-    _tiny("v12_pose", "yolo12n-pose.yaml"),
+    _tiny("v12_pose", "yolo12n-pose.yaml", width=None),
     _tiny("v26_pose", "yolo26n-pose.yaml"),
     _tiny("v26_pose_end_to_end", "yolo26n-pose.yaml", export=END_TO_END),
     _tiny("v8_obb", "yolov8n-obb.yaml"),
@@ -115,7 +124,7 @@ CASES = (
     _tiny("v11_obb_half", "yolo11n-obb.yaml", then="half"),
     _tiny("v11_obb_int8", "yolo11n-obb.yaml", then="int8"),
     _tiny("v11_obb_suppressing", "yolo11n-obb.yaml", export=SUPPRESSING),
-    _tiny("v12_obb", "yolo12n-obb.yaml"),
+    _tiny("v12_obb", "yolo12n-obb.yaml", width=None),
     _tiny("v26_obb", "yolo26n-obb.yaml"),
     _tiny("v26_obb_end_to_end", "yolo26n-obb.yaml", export=END_TO_END),
     _tiny("v8_classify", "yolov8n-cls.yaml", 96, class_count=10),
@@ -124,7 +133,7 @@ CASES = (
     _tiny("v11_classify_dynamic", "yolo11n-cls.yaml", 128, export=DYNAMIC, class_count=10),
     _tiny("v11_classify_half", "yolo11n-cls.yaml", 128, class_count=10, then="half"),
     _tiny("v11_classify_int8", "yolo11n-cls.yaml", 128, class_count=10, then="int8"),
-    _tiny("v12_classify", "yolo12n-cls.yaml", 128, class_count=10),
+    _tiny("v12_classify", "yolo12n-cls.yaml", 128, class_count=10, width=None),
     _tiny("v26_classify", "yolo26n-cls.yaml", 128, class_count=10),
 )
 
@@ -181,7 +190,7 @@ def export_models(folder: Path, cases: Sequence[ExportCase]) -> dict[str, Export
     """
     names = [case.name for case in cases]
     # A file, not -m: the child needs nothing of ours.
-    wanted = json.dumps([{**asdict(case), "task": case.task} for case in cases])
+    wanted = json.dumps([{**asdict(case), "task": case.task, "iou": case.iou} for case in cases])
     command = [sys.executable, str(Path(__file__).with_name("onnx_export_child.py").resolve()), str(folder), wanted]
     child = subprocess.run(
         command, env=offline_environment(folder), cwd=folder, capture_output=True, text=True, timeout=500, check=False

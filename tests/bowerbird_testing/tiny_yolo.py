@@ -1,9 +1,9 @@
 """A handmade YOLO of a few kilobytes: a real ONNX file whose detections the test dictates.
 
 In: class names and the boxes it shall see. Out: an ONNX file that ONNX Runtime, our `OnnxDetector` and
-`ultralytics.YOLO("x.onnx")` all load, with the raw head (1, 4 + classes, anchors) or the end-to-end head (1, 300, 6) and
-the metadata map that Ultralytics writes. It learns nothing and needs neither torch nor ultralytics; `onnx_models.py`
-exports real architectures.
+`ultralytics.YOLO("x.onnx")` all load, with the raw head (1, 4 + classes, anchors) or the end-to-end head (1, 300, 6), what a
+task adds to them, and the metadata map that Ultralytics writes. It learns nothing and needs neither torch nor ultralytics;
+`onnx_models.py` exports real architectures.
 
 The faults that a hostile or broken model shows are switches: NaN, a shape its metadata does not explain, slowness, a second
 file of weights. Equal arguments give equal bytes, hence equal digests; `salt` makes an otherwise equal model differ.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 END_TO_END_ROWS = 300
+ANGLE_RAD = 0.5
 _SPIN_WIDTH = 192  # one loop of the slow model multiplies two square matrices of this width, a fraction of a millisecond
 
 
@@ -54,7 +55,9 @@ def write_tiny_yolo(
     image_size: int = 64,
     end2end: bool = False,
     half: bool = False,
+    task: str = "detect",
     embedding_size: int = 0,
+    loc_entropy: float | None = None,
     emit_nan: bool = False,
     sleep_loops: int = 0,
     wrong_shape: bool = False,
@@ -71,7 +74,10 @@ def write_tiny_yolo(
         image_size: side of the square input, a multiple of 32.
         end2end: write the head (1, 300, 6) instead of (1, 4 + classes, anchors).
         half: float16 input and outputs.
+        task: "segment" adds masks that fill their boxes, "pose" a keypoint in two corners of each, "obb" an angle of `ANGLE_RAD`,
+            "classify" emits the softmax over each class's best score, ten times as steep, and no boxes.
         embedding_size: length of a second output "embedding", 0 for none; its values are the mean brightness.
+        loc_entropy: value of another output "loc_entropy" for every anchor; None for no such output.
         emit_nan: every output value is NaN.
         sleep_loops: matrix products spent before answering, a fraction of a millisecond each.
         wrong_shape: the head declares no sizes, loads well, and emits three rows or columns too many when it runs. (For a
@@ -126,8 +132,12 @@ def write_tiny_yolo(
     lit = node("Mul", [ramp, "scores_bright"], "lit")
     unlit = node("Mul", [node("Sub", ["one", ramp], "shade"), "scores_dark"], "unlit")
     scores = node("Add", [node("Add", [lit, unlit], "by_light"), "scores_always"], "scores")
-    head = node("Concat", ["geometry", scores], "head", axis=1)
-    shape: tuple[int, ...] = (1, 4 + nc, slots)
+    extra = _extra(task, geometry, end2end=end2end)
+    added = ["added"] if len(extra) else []
+    if added:
+        constants["added"] = extra[None].astype(dtype)
+    head = node("Concat", ["geometry", scores, *added], "head", axis=1)
+    shape: tuple[int, ...] = (1, 4 + nc + len(extra), slots)
 
     if end2end:
         class_ids = np.zeros((1, 1, slots), dtype)
@@ -135,9 +145,14 @@ def write_tiny_yolo(
             class_ids[0, 0, slot] = box.class_id
         constants["classes"] = class_ids
         top = node("ReduceMax", [scores], "top", axes=[1], keepdims=1)
-        head = node("Concat", ["geometry", top, "classes"], "columns", axis=1)
+        head = node("Concat", ["geometry", top, "classes", *added], "columns", axis=1)
         head = node("Transpose", [head], "rows", perm=[0, 2, 1])
-        shape = (1, slots, 6)
+        shape = (1, slots, 6 + len(extra))
+    if task == "classify":
+        constants["steep"] = np.array(10.0, dtype)
+        best = node("ReduceMax", [scores], "best", axes=[2], keepdims=0)
+        head = node("Softmax", [node("Mul", [best, "steep"], "logits")], "probabilities", axis=1)
+        shape = (1, nc)
     if emit_nan:
         constants["nan"] = np.array(np.nan, dtype)
         head = node("Add", [head, "nan"], "not_a_number")
@@ -154,6 +169,14 @@ def write_tiny_yolo(
 
     declared: Sequence[int | str] = ("batch", "rows", "columns") if wrong_shape else shape
     outputs = [helper.make_tensor_value_info("output0", elem, declared)]
+    if task == "segment":
+        constants["prototypes"] = np.ones((1, 1, image_size // 4, image_size // 4), dtype)
+        node("Identity", ["prototypes"], "output1")
+        outputs.append(helper.make_tensor_value_info("output1", elem, constants["prototypes"].shape))
+    if loc_entropy is not None:
+        constants["entropies"] = np.full((1, slots), loc_entropy, dtype)
+        node("Identity", ["entropies"], "loc_entropy")
+        outputs.append(helper.make_tensor_value_info("loc_entropy", elem, (1, slots)))
     if embedding_size:
         constants["spread"] = np.ones((1, embedding_size), dtype)
         mean = node("ReduceMean", ["images"], "mean", axes=[1, 2, 3], keepdims=0)
@@ -175,13 +198,14 @@ def write_tiny_yolo(
         "author": "Bowerbird tests",
         "version": "8.4.0",
         "stride": "32",
-        "task": "detect",
+        "task": task,
         "batch": "1",
         "imgsz": str([image_size, image_size]),
         "names": str(dict(enumerate(class_names))),
         "args": str({"batch": 1, "half": half, "dynamic": False, "simplify": True, "nms": False}),
         "channels": "3",
         "end2end": str(end2end),
+        "kpt_shape": "[2, 3]" if task == "pose" else None,
         **(metadata or {}),
     }
     helper.set_model_props(model, {key: value for key, value in entries.items() if value is not None})
@@ -191,6 +215,21 @@ def write_tiny_yolo(
     else:
         path.write_bytes(model.SerializeToString(deterministic=True))
     return path
+
+
+def _extra(task: str, geometry: NDArray[Any], *, end2end: bool) -> NDArray[Any]:
+    """What a task's head adds to each box, (e, slots)."""
+    slots = geometry.shape[1]
+    if task == "segment":
+        return np.ones((1, slots))
+    if task == "obb":
+        return np.full((1, slots), ANGLE_RAD)
+    if task == "pose":
+        first, second = geometry[:2].astype(float), geometry[2:].astype(float)
+        low, high = (first, second) if end2end else (first - second / 2, first + second / 2)
+        seen, hidden = np.full((1, slots), 0.9), np.full((1, slots), 0.1)
+        return np.concatenate([low, seen, high, hidden])
+    return np.zeros((0, slots))
 
 
 def _box_weights(boxes: Sequence[TinyBox], image_size: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

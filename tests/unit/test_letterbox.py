@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bowerbird_models.letterbox import PADDING_GRAY, fit, smallest_rectangle
-from bowerbird_models.network_input import NetworkInput
+from bowerbird_models.network_input import NetworkInput, PictureInput
 
 sides = st.integers(1, 3000)
 network_sides = st.integers(1, 40).map(lambda count: 32 * count)
@@ -103,3 +103,27 @@ def test_a_picture_that_is_no_contiguous_array_is_drawn_all_the_same() -> None:
     view.fill(big[10:74, 20:84])
     copy.fill(big[10:74, 20:84].copy())
     np.testing.assert_array_equal(view.tensor, copy.tensor)
+
+
+@pytest.mark.parametrize("source_hw", [(32, 64), (90, 30), (333, 517), (64, 64)])
+def test_a_graph_that_takes_bytes_gets_the_picture_as_it_is(source_hw: tuple[int, int]) -> None:
+    """Blue, green, red in rows of pixels, gray around: the same bytes as the planes of floats, drawn in place."""
+    image_bgr = np.random.default_rng(5).integers(0, 256, (*source_hw, 3), np.uint8)
+    picture, planar = PictureInput((64, 96)), NetworkInput((64, 96), np.dtype(np.float32))
+    buffer = picture.tensor
+    picture.fill(np.full((64, 96, 3), 255, np.uint8))
+    for _ in range(2):
+        assert picture.fill(image_bgr) == planar.fill(image_bgr)
+    assert picture.tensor is buffer
+    assert picture.tensor.dtype == np.uint8
+    expected = np.rint(planar.tensor[0, ::-1].transpose(1, 2, 0) * 255)
+    np.testing.assert_array_equal(picture.tensor[0], expected)
+
+
+def test_points_and_oriented_boxes_return_like_boxes() -> None:
+    """One geometry for corners, keypoints and centres; points outside move to the edge, oriented boxes are not cut."""
+    letterbox = fit((720, 1280), (640, 640))
+    points = letterbox.points_to_source(np.array([[[320, 320], [-9, 100]]], np.float32))
+    assert points.tolist() == [[[640, 360], [0, 0]]]
+    boxes = letterbox.rotated_to_source(np.array([[-10, 320, 20, 40, 0.5]], np.float32))
+    np.testing.assert_allclose(boxes, [[-20, 360, 40, 80, 0.5]])

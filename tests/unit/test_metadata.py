@@ -104,18 +104,73 @@ def test_anything_but_plain_names_is_refused(names: str) -> None:
         {"imgsz": "[0, 640]"},
         {"imgsz": "99999"},
         {"end2end": "1 if True else 0"},
+        {"args": "{'nms': __import__('os').getcwd()}"},
+        {"args": "x" * 20_000},
+        {"task": "pose"},
+        {"task": "pose", "kpt_shape": "[17]"},
+        {"task": "pose", "kpt_shape": "[17, 4]"},
+        {"task": "pose", "kpt_shape": "[0, 3]"},
+        {"task": "pose", "kpt_shape": "[9999, 3]"},
+        {"task": "pose", "kpt_shape": "[17, 3] * 2"},
     ],
 )
 def test_other_entries_are_refused_when_they_are_not_plain(entry: dict[str, str]) -> None:
     """The message names the entry."""
-    with pytest.raises(NotAModel, match=next(iter(entry))):
+    with pytest.raises(NotAModel, match="kpt_shape" if "task" in entry else next(iter(entry))):
         parse_metadata({"names": "{0: 'a'}", **entry})
 
 
-def test_another_task_is_refused() -> None:
-    """A segmentation model is a model, but not one that runs here."""
-    with pytest.raises(UnsupportedModel, match="segment"):
-        parse_metadata({"names": "{0: 'a'}", "task": "segment"})
+@pytest.mark.parametrize("task", ["detect", "segment", "pose", "obb", "classify"])
+def test_every_task_is_read(task: str) -> None:
+    """With its number of keypoints where it has any."""
+    metadata = parse_metadata({"names": "{0: 'a'}", "task": task, "kpt_shape": "[17, 3]"})
+    assert metadata.task == task
+    assert metadata.keypoint_shape == ((17, 3) if task == "pose" else None)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"task": "semantic"},
+        {"task": "depth"},
+        {"task": "__import__('os')"},
+        {"head": "RTDETRDecoder"},
+        {"head": "WorldDetect"},
+        {"head": "YOLOEDetect"},
+        {"task": "segment", "head": "YOLOESegment"},
+        {"task": "detect", "head": "Segment"},
+    ],
+)
+def test_what_does_not_run_here_is_refused_by_name(entries: dict[str, str]) -> None:
+    """A model, but of a task or a head that nothing here reads; the message says which."""
+    with pytest.raises(UnsupportedModel) as caught:
+        parse_metadata({"names": "{0: 'a'}", **entries})
+    assert entries.get("head", entries.get("task")) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "end2end"),
+    [
+        ("{'batch': 1, 'nms': True, 'conf': 0.25}", True),
+        ("{'batch': 1, 'nms': False}", False),
+        ("{'batch': 1, 'nms': None}", False),
+        ('{"nms": true}', True),
+        ("{'batch': 1}", False),
+        ("", False),
+    ],
+)
+def test_suppression_in_the_graph_is_told_by_the_arguments_of_the_export(arguments: str, end2end: bool) -> None:
+    """Then nothing is left to suppress, as with a head that needs none."""
+    assert parse_metadata({"names": "{0: 'a'}", "args": arguments}).end2end is end2end
+
+
+@given(
+    st.dictionaries(st.sampled_from(["task", "head", "stride", "imgsz", "end2end", "args", "kpt_shape"]), st.text(max_size=60))
+)
+def test_any_entries_end_in_metadata_or_an_error_of_ours(entries: dict[str, str]) -> None:
+    """Nothing else escapes, whatever is written there."""
+    with contextlib.suppress(ModelError):
+        parse_metadata({"names": "{0: 'a'}", **entries})
 
 
 def test_a_file_without_names_is_no_yolo() -> None:
