@@ -7,7 +7,9 @@ boxes are `yolo.py`'s work.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -132,7 +134,7 @@ def _start_session(content: bytes, options: RuntimeOptions) -> Any:
             f"{provider.install}"
         )
     if options.engine_dir is not None and options.runtime == ONNXRUNTIME_TENSORRT:
-        options.engine_dir.mkdir(mode=0o700, parents=True, exist_ok=True)  # engines are code: nobody else may write there
+        options = replace(options, engine_dir=_engine_folder(content, options, options.engine_dir))
     names = [provider.name, *provider.beside]
     providers: list[Any] = [(provider.name, dict(provider.options(options))), *provider.beside]
     try:
@@ -157,6 +159,20 @@ def _start_session(content: bytes, options: RuntimeOptions) -> Any:
             f"{', '.join(session.get_providers())}; install the libraries it needs (see docs/runtimes.md) or choose another runtime"
         )
     return session
+
+
+def _engine_folder(content: bytes, options: RuntimeOptions, engine_dir: Path) -> Path:
+    """The folder for the engines of this very file on this GPU and this software."""
+    from bowerbird_models.cuda import CudaError, find_gpu
+    from bowerbird_models.tensorrt_engines import provider_folder
+
+    try:
+        gpu = find_gpu()
+    except CudaError as error:
+        raise AcceleratorMissing(f"{options.runtime} needs an NVIDIA GPU: {error}; choose another runtime") from error
+    digest = hashlib.sha256(content).hexdigest()
+    version = str(import_onnxruntime().__version__)
+    return provider_folder(engine_dir, digest, options.precision, version, gpu.name, gpu.compute_capability, gpu.driver)
 
 
 def import_onnxruntime() -> Any:

@@ -15,6 +15,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import stat
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,12 +86,7 @@ class EngineCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _check_private(folder)
-        except OSError as error:
-            raise RuntimeMissing(f"engine_dir {folder} cannot be used ({error.strerror}); name another folder") from error
+        self._folder = private_folder(folder)
 
     @contextlib.contextmanager
     def building(self) -> Iterator[None]:
@@ -179,6 +175,43 @@ class EngineCache:
 
     def _write_index(self, index: dict[str, dict[str, Any]]) -> None:
         write_durably(self._folder / _INDEX, json.dumps(index, indent=1).encode(), 0o600)
+
+
+def provider_folder(engine_dir: Path, *facts: str) -> Path:
+    """Where ONNX Runtime's TensorRT provider may keep its own engines: a folder for each combination of facts.
+
+    The provider names an engine by the graph, not by the weights, and two trainings of one architecture have the same graph: in
+    one folder the second model would run with the first one's weights.
+
+    Args:
+        engine_dir: the agent's folder of engines.
+        facts: everything that such an engine depends on, the digest of the file first.
+
+    Raises:
+        RuntimeMissing: as `EngineCache`.
+    """
+    private_folder(engine_dir)
+    root = private_folder(engine_dir / "onnxruntime")
+    folder = private_folder(root / hashlib.sha256("\n".join(facts).encode()).hexdigest())
+    os.utime(folder)  # used now; the longest unused go first
+    folders = sorted((found for found in root.iterdir() if found.is_dir()), key=lambda found: found.stat().st_mtime_ns)
+    for old in folders[:-MAX_ENGINES]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def private_folder(folder: Path) -> Path:
+    """Make a folder, or check one: it must belong to this user and be writable for nobody else.
+
+    Raises:
+        RuntimeMissing: it cannot be made, or somebody else may write in it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_private(folder)
+    except OSError as error:
+        raise RuntimeMissing(f"engine_dir {folder} cannot be used ({error.strerror}); name another folder") from error
+    return folder
 
 
 def _timing_name(stack: Stack) -> str:

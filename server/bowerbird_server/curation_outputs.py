@@ -93,9 +93,12 @@ def add_loc_entropy(model: Any) -> None:
     dfl = Graph(graph).dfl()
     if dfl is None:
         raise ValueError("the head has no distribution focal loss")
-    shape = [dim.dim_value for dim in graph.output[0].type.tensor_type.shape.dim]
-    if len(shape) != 3 or any(node.op_type == "TopK" for node in graph.node):
+    head = graph.output[0].type.tensor_type
+    shape = [dim.dim_value for dim in head.shape.dim]
+    if len(shape) != 3 or any(node.op_type in {"TopK", "NonMaxSuppression"} for node in graph.node):
         raise ValueError("the head is end to end: its rows are boxes, not anchors")
+    if head.elem_type != TensorProto.FLOAT:
+        raise ValueError("the model computes in half precision")
     logits, p = dfl.softmax.input[0], dfl.softmax.output[0]
     version = opset(model)
 

@@ -111,11 +111,11 @@ def _network_inputs(model: Path, pictures: Sequence[Path]) -> Iterator[NDArray[n
     import numpy as np
 
     from bowerbird_models.classifier_input import ClassifierInput
-    from bowerbird_models.network_input import PlanarInput
+    from bowerbird_models.network_input import NetworkInput
 
     with OnnxDetector(model) as detector:
         size_hw, is_classifier = detector.image_size_hw, detector.task == "classify"
-    buffer = ClassifierInput(size_hw, np.dtype(np.float32)) if is_classifier else PlanarInput(size_hw, np.dtype(np.float32))
+    buffer = ClassifierInput(size_hw, np.dtype(np.float32)) if is_classifier else NetworkInput(size_hw, np.dtype(np.float32))
     for path in pictures:
         image = cv2.imread(str(path), cv2.IMREAD_COLOR)
         if image is None:

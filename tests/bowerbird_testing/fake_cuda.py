@@ -10,6 +10,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from bowerbird_models.cuda import LIBRARY
+
 SOURCE = Path(__file__).with_name("fake_libcuda.c")
 
 
@@ -18,16 +20,17 @@ def compiler() -> str | None:
     return shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 
 
-def compile_libcuda(folder: Path) -> Path:
-    """The library's file; needs a C compiler."""
-    path = folder / "libcuda.so.1"
+def compile_libcuda(folder: Path, name: str = LIBRARY) -> Path:
+    """The library's file; needs a C compiler. Under the driver's name it is for children: a process that has once loaded a
+    library of that name has an NVIDIA driver from then on."""
+    path = folder / name
     command = [str(compiler()), "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-o", str(path), str(SOURCE)]
-    subprocess.run([*command, "-Wl,-soname,libcuda.so.1"], check=True, timeout=120)
+    subprocess.run([*command, f"-Wl,-soname,{name}"], check=True, timeout=120)
     return path
 
 
 def load_libcuda(path: Path) -> ctypes.CDLL:
-    """A private copy of it in this process, with state of its own."""
+    """It in this process; one state for all who load it."""
     library = ctypes.CDLL(str(path))
     library.fake_allocations.restype = ctypes.c_size_t
     library.fake_set_devices.argtypes = (ctypes.c_size_t,)

@@ -13,9 +13,10 @@ import pytest
 
 from bowerbird_models.errors import AcceleratorMissing, NotAModel, RuntimeMissing
 from bowerbird_models.model_file import ModelFile
-from bowerbird_models.onnx_detector import OnnxDetector
+from bowerbird_models.onnx_detector import OnnxDetector, OnnxSession
 from bowerbird_models.onnx_file import output_names
 from bowerbird_models.runtimes import RuntimeOptions, open_model
+from bowerbird_testing.byte_input import take_bytes
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 
 pytest.importorskip("openvino", reason="the openvino extra is not installed: pip install -e '.[openvino]'")
@@ -54,7 +55,9 @@ def test_it_says_what_it_is_and_takes_the_names_of_the_file(tmp_path: Path) -> N
     session = OpenvinoSession(file.content, OPENVINO)
     assert session.runtime.startswith("openvino-cpu 20")
     assert [str(spec) for spec in session.inputs] == ["images float32(1, 3, 64, 64)"]
+    graph = onnx.load_from_string(file.content).graph
     assert [spec.name for spec in session.outputs] == ["output0", "embedding"] == list(output_names(file.content))
+    assert [value.name for value in graph.output] == list(output_names(file.content))
 
 
 def test_the_input_is_read_where_it_lies(tmp_path: Path) -> None:
@@ -67,6 +70,18 @@ def test_the_input_is_read_where_it_lies(tmp_path: Path) -> None:
     seen.append(float(run()[0][0, 0]))
     np.testing.assert_allclose(seen, [0, 0.5], atol=1e-6)
     assert run()[1].shape == (1, 6, 84)
+
+
+def test_a_picture_of_bytes_goes_in_as_bytes(tmp_path: Path) -> None:
+    """The uint8 input of a package, on both runtimes."""
+    content = take_bytes(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES), tmp_path / "bytes.onnx").read_bytes()
+    pixels = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    found = []
+    for session in (OpenvinoSession(content, OPENVINO), OnnxSession(content)):
+        assert str(session.inputs[0]) == "pixels uint8(1, 64, 64, 3)"
+        run = session.bind(pixels, ["output0"], fixed=True)
+        found.append([run()[0].copy(), run()[0].copy()])
+    np.testing.assert_allclose(found[0], found[1], atol=1e-4)
 
 
 def test_sizes_left_open_are_bound_one_by_one(tmp_path: Path) -> None:

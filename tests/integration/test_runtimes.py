@@ -87,7 +87,7 @@ class GpuBuild:
 def test_a_provider_that_was_dropped_is_noticed_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(onnx_detector, "import_onnxruntime", GpuBuild)
     with pytest.raises(AcceleratorMissing, match=r"CUDAExecutionProvider.* and would have used CPUExecutionProvider"):
-        open_model(write_tiny_yolo(tmp_path / "m.onnx"), RuntimeOptions(name, engine_dir=tmp_path / "engines"))
+        open_model(write_tiny_yolo(tmp_path / "m.onnx"), RuntimeOptions(name))
 
 
 def test_a_gpu_build_without_a_gpu_is_not_reported_as_usable(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,7 @@ from bowerbird_models.tensorrt_build import BuildOrder, Limits, build, run_build
 from bowerbird_models.tensorrt_detector import Platform, TensorrtSession, obtain_engine
 from bowerbird_models.tensorrt_engines import Stack
 from bowerbird_models.yolo import YoloDetector
+from bowerbird_testing.byte_input import take_bytes
 from bowerbird_testing.fake_cuda import compile_libcuda, compiler, load_libcuda
 from bowerbird_testing.fake_tensorrt import PLAN, install_as_module, make_tensorrt, open_onnx
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
@@ -53,14 +54,20 @@ STACK = Stack("Stand-in GPU", "8.7", V10)
 
 @pytest.fixture(scope="module")
 def libcuda_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The stand-in driver, compiled once."""
+    """The stand-in driver, for child processes."""
     return compile_libcuda(tmp_path_factory.mktemp("cuda"))
 
 
+@pytest.fixture(scope="module")
+def libcuda_here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same under another name, so that the rest of this process does not find a driver."""
+    return compile_libcuda(tmp_path_factory.mktemp("here"), "stand-in.so")
+
+
 @pytest.fixture
-def libcuda(libcuda_file: Path) -> ctypes.CDLL:
+def libcuda(libcuda_here: Path) -> ctypes.CDLL:
     """It, in this process."""
-    library = load_libcuda(libcuda_file)
+    library = load_libcuda(libcuda_here)
     library.fake_set_devices(1)
     library.fake_set_memory(2**62)
     return library
@@ -125,6 +132,16 @@ def test_a_detector_may_move_to_another_thread(tmp_path: Path, children: Path, l
     thread.start()
     thread.join()
     assert found == [2]
+
+
+def test_a_picture_of_bytes_goes_in_as_bytes(tmp_path: Path, children: Path, libcuda: ctypes.CDLL) -> None:
+    """The uint8 input of a package: a quarter of the bytes to copy."""
+    path = take_bytes(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES), tmp_path / "bytes.onnx")
+    file, pixels = ModelFile.read(path), np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
+    session = TensorrtSession(file, options(tmp_path / "engines"), platform=platform(libcuda))
+    assert str(session.inputs[0]) == "pixels uint8(1, 64, 64, 3)"
+    expected = open_onnx(file.content).run(["output0"], {"pixels": pixels})[0]
+    np.testing.assert_array_equal(session.bind(pixels, ["output0"], fixed=True)()[0], expected)
 
 
 def free_size(path: Path) -> Path:

@@ -104,24 +104,26 @@ def test_metadata_survives_and_says_nothing_of_this_machine(
     assert meta["stride"] == "32"
     assert meta["names"] == "{0: 'car', 1: 'person'}"
     assert meta["embedding"] == "224"
+    assert meta["loc_entropy"] == "16"
+    assert meta["weights_stored_as"] == "float16"
     assert "date" not in meta
     assert str(trained[0].onnx.parent) not in " ".join(meta.values())
     exported = export_weights(trained[0].weights, tmp_path / "again", image_size=SIDE)
     assert exported.onnx.read_bytes() == trained[0].onnx.read_bytes()
 
 
-def test_the_embedding_leaves_the_detections_bit_identical(
+def test_the_curation_outputs_leave_the_detections_bit_identical(
     trained: tuple[TrainingResult, list[TrainingProgress]], tmp_path: Path
 ) -> None:
-    """Without the second output the first one has the same bits, and the second really is the pooled features."""
+    """Without the other outputs the first one has the same bits, and the second really is the pooled features."""
     import onnx
     import onnxruntime
 
     with_embedding = onnx.load(str(trained[0].onnx))
-    assert [output.name for output in with_embedding.graph.output] == ["output0", "embedding"]
+    assert [output.name for output in with_embedding.graph.output] == ["output0", "embedding", "loc_entropy"]
     pooled = [node.input[0] for node in with_embedding.graph.node if node.name.startswith("embedding/pool_")]
     without = onnx.load(str(trained[0].onnx))
-    kept = [node for node in without.graph.node if not node.name.startswith("embedding/")]
+    kept = [node for node in without.graph.node if not node.name.startswith(("embedding/", "loc_entropy/"))]
     del without.graph.node[:], without.graph.output[1:]
     without.graph.node.extend(kept)
     onnx.save(without, str(tmp_path / "plain.onnx"))
@@ -129,10 +131,43 @@ def test_the_embedding_leaves_the_detections_bit_identical(
     onnx.save(with_embedding, str(tmp_path / "open.onnx"))
     picture = np.random.default_rng(3).random((1, 3, SIDE, SIDE), np.float32)
     plain = onnxruntime.InferenceSession(tmp_path / "plain.onnx").run(None, {"images": picture})
-    detections, embedding, *maps = onnxruntime.InferenceSession(tmp_path / "open.onnx").run(None, {"images": picture})
+    detections, embedding, entropy, *maps = onnxruntime.InferenceSession(tmp_path / "open.onnx").run(None, {"images": picture})
     assert np.array_equal(plain[0], detections)
     np.testing.assert_allclose(embedding[0], np.concatenate([m.mean(axis=(2, 3))[0] for m in maps]), rtol=1e-4, atol=1e-6)
+    assert entropy.shape == (1, detections.shape[2])
+    assert 0 <= entropy.min() <= entropy.max() <= 1
     assert [m.shape[2] for m in maps] == [SIDE // 8, SIDE // 16, SIDE // 32]
+
+
+def test_int8_of_a_trained_model_is_nearly_as_good_on_the_runtime_it_is_for(tmp_path: Path) -> None:
+    """Trained until it knows its few pictures by heart, then quantised on them: both files still find what is in them."""
+    from bowerbird_models.package import RUNTIME_OF_VARIANT
+    from bowerbird_models.runtimes import available
+    from bowerbird_server.evaluate import EvaluationFrame, evaluate_model
+    from bowerbird_server.quantise import quantise
+
+    count = 24
+    request = TrainingRequest(
+        write_dataset(tmp_path / "data", count), tmp_path / "out", image_size=128, epochs=60, batch=8, scale_jitter=0.1
+    )
+    result = run_training(request)
+    stream = SceneStream(1, width=128, height=96)
+    truths = [stream.render(10 * number)[1] for number in range(count)]
+    pictures = [tmp_path / "data" / "images" / "train" / f"{number}.jpg" for number in range(count)]
+    frames = [
+        EvaluationFrame(path, "scene", (), truth.boxes_xyxy, truth.class_ids)
+        for path, truth in zip(pictures, truths, strict=True)
+    ]
+    made = quantise(result.onnx, tmp_path / "int8", list(RUNTIME_OF_VARIANT), pictures)
+    assert set(made.files) == set(RUNTIME_OF_VARIANT)
+    whole = evaluate_model(result.onnx, frames, CLASS_NAMES).evaluation.map50_95
+    assert whole > 0.2
+    usable = {each.name for each in available() if each.usable}
+    for role, path in made.files.items():
+        assert path.stat().st_size < 0.8 * result.onnx.stat().st_size
+        if RUNTIME_OF_VARIANT[role] in usable:
+            evaluation = evaluate_model(path, frames, CLASS_NAMES, runtime=RUNTIME_OF_VARIANT[role]).evaluation
+            assert evaluation.map50_95 > whole - 0.06, role
 
 
 def test_base_weights_with_fewer_classes_are_fine(

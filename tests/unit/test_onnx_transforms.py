@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 
 from bowerbird_models.golden import CONFIDENCE, Tolerance, differences
-from bowerbird_models.network_input import PlanarInput
+from bowerbird_models.network_input import NetworkInput
 from bowerbird_models.onnx_detector import OnnxDetector
 from bowerbird_server.calibration import PERCENTILE, SILU_FLOOR, Histogram, activation_ranges
 from bowerbird_server.curation_outputs import add_curation_outputs, add_embedding, add_loc_entropy
@@ -44,7 +44,7 @@ def extended(path: Path, tmp_path: Path) -> Any:
 
 def pictures(count: int) -> list[NDArray[np.float32]]:
     """Network inputs of scenes with squares."""
-    network_input = PlanarInput((SIDE, SIDE), np.dtype(np.float32))
+    network_input = NetworkInput((SIDE, SIDE), np.dtype(np.float32))
     found = []
     for seed in range(count):
         network_input.fill(squares(3, image_size=SIDE, seed=seed)[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from bowerbird_models.errors import RuntimeMissing, UnsupportedModel
 from bowerbird_models.tensorrt_build import profile_shapes
-from bowerbird_models.tensorrt_engines import MAGIC, MAX_ENGINES, EngineCache, EngineKey, Stack
+from bowerbird_models.tensorrt_engines import MAGIC, MAX_ENGINES, EngineCache, EngineKey, Stack, provider_folder
 
 ORIN = Stack("Orin", "8.7", "10.3.0")
 KEY = EngineKey("ab" * 32, ORIN, "fp16", "640 x 640 by 32")
@@ -147,6 +148,32 @@ def test_a_sweep_keeps_the_newest_engines(tmp_path: Path) -> None:
         cache.sweep(ORIN)
     there = [key for key in keys if cache.load(key) is not None]
     assert there == [keys[0], *keys[3:]]
+
+
+def test_onnx_runtimes_own_engines_are_kept_apart_by_weights_and_stack(tmp_path: Path) -> None:
+    """It names them by the graph: in one folder a retrained model would run with the old weights."""
+    first = provider_folder(tmp_path, "digest 1", "fp16", "1.23.0", "Orin")
+    (first / "TensorrtExecutionProvider_1.engine").write_bytes(b"old weights")
+    assert provider_folder(tmp_path, "digest 1", "fp16", "1.23.0", "Orin") == first
+    for facts in (
+        ("digest 2", "fp16", "1.23.0", "Orin"),
+        ("digest 1", "fp32", "1.23.0", "Orin"),
+        ("digest 1", "fp16", "1.23.0"),
+    ):
+        assert not list(provider_folder(tmp_path, *facts).iterdir())
+    assert stat.S_IMODE(first.stat().st_mode) == 0o700
+    with EngineCache(tmp_path).building():
+        EngineCache(tmp_path).sweep(ORIN)
+    assert list(first.iterdir()), "a sweep of ours leaves them alone"
+
+
+def test_the_longest_unused_of_onnx_runtimes_engines_go(tmp_path: Path) -> None:
+    folders = [provider_folder(tmp_path, str(number)) for number in range(MAX_ENGINES)]
+    for number, folder in enumerate(folders):
+        os.utime(folder, (number, number))
+    assert provider_folder(tmp_path, "0") == folders[0], "used again, so it is the newest"
+    provider_folder(tmp_path, "one more")
+    assert [folder.exists() for folder in folders] == [True, False, *[True] * (MAX_ENGINES - 2)]
 
 
 def test_a_profile_spans_the_sizes_that_the_detector_uses() -> None:
