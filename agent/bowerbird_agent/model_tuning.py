@@ -55,7 +55,7 @@ class ModelTuning:
            best is remembered. Whatever goes wrong with measuring, the model is taken on the reference.
         """
         from bowerbird_agent.selftest import run_selftest
-        from bowerbird_models.package import load_package
+        from bowerbird_models.package import PackageError, load_package
 
         def test(candidate: Candidate) -> SelfTestResult:
             return run_selftest(
@@ -67,7 +67,10 @@ class ModelTuning:
                 engine_dir=self._runtimes.engine_dir,
             )
 
-        package = load_package(folder, digest=digest)
+        try:
+            package = load_package(folder, digest=digest)
+        except PackageError as error:  # the disk lost it since it was verified
+            return _refused(error.code, str(error))
         # 1. The operator's word.
         try:
             runs = self._runtimes.for_model(package.manifest, digest)

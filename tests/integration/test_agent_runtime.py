@@ -75,6 +75,36 @@ def test_a_remembered_choice_is_what_runs_and_an_update_of_the_same_shape_inheri
         assert first[:12] in runs["why"]
 
 
+@pytest.mark.skipif(this_machine().cores < 2, reason="with one core and one runtime there is nothing to choose from")
+def test_an_update_of_another_shape_is_tuned_while_the_old_model_goes_on(broker: Mosquitto, tmp_path: Path) -> None:
+    updates = UpdateServer()
+    folder = tmp_path / "device"
+    overrides = {
+        "model": {"runtime": None, "spinning": False, "huge_pages": False},
+        "update": {"trusted_root": "root.json"},
+    }
+    config = write_config(folder, port=broker.port, cameras=ENDLESS, overrides=overrides)
+    (folder / "root.json").write_bytes(updates.root)
+    onnx = write_tiny_yolo(tmp_path / "new.onnx", boxes=UNSURE_BOXES, image_size=96)
+    probation = Probation(good_frames=10, deadline_s=60, server_deadline_s=60)
+    package = build_package(tmp_path / "package", onnx, created_at="2026-01-01T00:00:00.000Z", probation=probation)
+    release = updates.publish(package)
+    with SiteServer(broker.host, broker.port, updates=updates) as server, AgentProcess(config):
+        server.wait(lambda: bool(server.health) and server.health[-1].frames_seen > 0, "frames")
+        server.offer("cam-01", updates.job(package, release))
+        server.wait(lambda: any(report.state == "selftest" for report in server.reports), "the self-test")
+        seen = server.health[-1].frames_seen
+        server.wait(lambda: any(report.state == "trial" for report in server.reports), "the trial", 120)
+        assert server.health[-1].frames_seen > seen
+        old = [health for health in server.health if health.model_digest != package.digest]
+        assert {health.extra["runtime"]["origin"] for health in old} == {"default"}, "until the swap it runs as it did"
+        server.wait(lambda: server.status[-1].model_digest == package.digest, "status with the new model", 60)
+        assert server.status[-1].extra["runtime"]["origin"] == "tuned"
+    kept = RuntimeChoices(folder / "state" / FILE_NAME).exact(this_machine().key, package.digest)
+    assert kept is not None
+    assert {row["threads"] for row in kept.rows} >= {1, 2}
+
+
 def test_a_file_of_the_package_that_was_chosen_is_named_by_its_own_digest(broker: Mosquitto, tmp_path: Path) -> None:
     reference = write_tiny_yolo(tmp_path / "model.onnx", boxes=UNSURE_BOXES)
     variants = {"onnx-int8-ort": write_tiny_yolo(tmp_path / "int8.onnx", boxes=UNSURE_BOXES, salt="int8")}

@@ -245,6 +245,15 @@ def test_a_model_that_fails_on_the_reference_is_refused_before_anything_is_measu
     assert install(runtimes(tmp_path), bad).code == "bad_model"
 
 
+def test_a_package_that_the_disk_damaged_since_it_was_verified_is_refused_with_the_code(make: Make, tmp_path: Path) -> None:
+    package = make("a")
+    package.onnx.write_bytes(b"zeros")
+    assert install(runtimes(tmp_path), package).code == "wrong_digest"
+    (package.dir / "golden.npz").unlink()
+    package.onnx.unlink()
+    assert install(runtimes(tmp_path), package).code == "missing"
+
+
 @pytest.mark.parametrize("fault", [OSError(28, "no space left"), RuntimeError("a bug"), autotune_runner.Stopped()])
 def test_whatever_goes_wrong_with_tuning_the_model_is_taken(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
