@@ -146,7 +146,7 @@ def decode_raw(
     class_scores = np.ascontiguousarray(class_rows[:, anchors].T, np.float32)
     boxes = output[0, :4, anchors].astype(np.float32)  # (n, 4): advanced indexing puts the anchors first
     extra = output[0, 4 + class_count :, anchors].astype(np.float32)
-    if not np.isfinite(boxes).all() or not np.isfinite(extra).all():
+    if not np.isfinite(boxes).all() or (extra_count and not np.isfinite(extra).all()):
         raise not_finite()
     if corners:
         half = boxes[:, 2:] / 2

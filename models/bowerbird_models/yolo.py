@@ -139,8 +139,8 @@ class YoloDetector:
         head_outputs = outputs[: len(self._head.output_names)]
         if not self._head.is_settled:
             self._settle_head(head_outputs)
-        curation = dict(zip(self._curation, outputs[len(head_outputs) :], strict=True))
-        emitted = NetworkOutputs(head_outputs, **curation)
+        curation = zip(self._curation, outputs[len(head_outputs) :], strict=True) if self._curation else ()
+        emitted = NetworkOutputs(head_outputs, **dict(curation))
         return self._head.read(emitted, letterbox, confidence=confidence, iou=iou)
 
     def new_input(self) -> InputBuffer:

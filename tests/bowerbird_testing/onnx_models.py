@@ -193,7 +193,7 @@ def export_models(folder: Path, cases: Sequence[ExportCase]) -> dict[str, Export
     wanted = json.dumps([{**asdict(case), "task": case.task, "iou": case.iou} for case in cases])
     command = [sys.executable, str(Path(__file__).with_name("onnx_export_child.py").resolve()), str(folder), wanted]
     child = subprocess.run(
-        command, env=offline_environment(folder), cwd=folder, capture_output=True, text=True, timeout=500, check=False
+        command, env=offline_environment(folder), cwd=folder, capture_output=True, text=True, timeout=900, check=False
     )
     if child.returncode != 0:
         raise RuntimeError(f"the export of {names} failed:\n{child.stdout[-2000:]}\n{child.stderr[-4000:]}")

