@@ -39,3 +39,14 @@ def first_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache in which the demo keeps first models, shared by all workers of this test run."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if base.name.startswith("popen-") else base) / "first-models"
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Groups that pytest-xdist does not honour make each worker run what they share: that costs minutes and looks like nothing."""
+    if config.getoption("loadgroup", False):
+        astray = [item.nodeid for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        if astray:
+            raise pytest.UsageError(
+                f"pytest-xdist does not see the groups of {len(astray)} tests ({astray[0]}); its version does not go with this pytest"
+            )

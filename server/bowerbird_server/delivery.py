@@ -46,6 +46,8 @@ CLIENT_ID = "bowerbird-delivery"
 UP_TOPICS: tuple[type[DeviceTopic], ...] = (StatusTopic, HealthTopic, ReportTopic, BlockRequestTopic)
 WISHES_EVERY_S = 0.5
 UPKEEP_EVERY_S = 600.0
+# Every device that is there has a retained status, and retained messages follow the subscription at once.
+PRESENCE_AFTER_S = 5.0
 
 
 class Publisher(Protocol):
@@ -73,12 +75,14 @@ class Delivery:
         self._desired: dict[str, Desired] = {}  # as last published on this connection
         self._jobs: dict[str, Job] = {}
         self._reported_at_ms: dict[str, int] = {}  # newest report of each device, by the device's own clock
+        self._present: set[str] = set()  # devices whose status came on this connection
         self._complained = False
 
     def connected(self) -> None:
         """The broker may have lost all that it retained."""
         self._desired.clear()
         self._jobs.clear()
+        self._present.clear()
         self.publish_wishes()
 
     def received(self, topic_text: str, payload: bytes) -> None:
@@ -101,6 +105,7 @@ class Delivery:
 
     def _status(self, topic: StatusTopic, status: Status) -> None:
         fleet.record_status(self._cat, topic.device, status)
+        self._present.add(topic.device)
         if status.state != "online":
             self._blocks.forget(topic.site, topic.device)
 
@@ -143,6 +148,11 @@ class Delivery:
                 self._jobs[wanted.device] = wanted.job
                 log.info("device %s: %s model %s", wanted.device, wanted.job.action, wanted.job.model_digest[:12])
 
+    def note_absent(self) -> None:
+        """A while after connecting: a device whose will was lost with a broker is not online because it once was."""
+        for device in fleet.mark_absent(self._cat, self._present):
+            log.info("device %s is not connected", device)
+
     def publish_blocks(self, now_s: float) -> None:
         """Publish the blocks that are due."""
         for due in self._blocks.due(now_s):
@@ -183,14 +193,20 @@ class _Conversation:
     def hold(self, stop: threading.Event) -> None:
         event: Event | None = None
         wishes_at_s = upkeep_at_s = 0.0
+        presence_at_s: float | None = None
         while not stop.is_set():
             if event is None:
                 with suppress(queue.Empty):
                     event = self.session.events.get(timeout=0.02 if len(self.blocks) else 0.2)
             try:
                 self._apply(event)
-                event = None
                 now_s = time.monotonic()
+                if isinstance(event, Connected):
+                    presence_at_s = now_s + PRESENCE_AFTER_S
+                event = None
+                if presence_at_s is not None and now_s >= presence_at_s and self.session.is_connected:
+                    self.delivery.note_absent()
+                    presence_at_s = None
                 self.delivery.publish_blocks(now_s)
                 if now_s >= wishes_at_s:
                     self.delivery.publish_wishes()

@@ -13,6 +13,7 @@ MAX_SIDE = 16384
 MAX_PIXELS = 64_000_000
 
 _JPEG_SIZE_MARKERS = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})  # the SOFn segments; ITU T.81, table B.1
+_EXIF_ORIENTATION, _TIFF_SHORT = 0x0112, 3
 _JPEG_BARE_MARKERS = frozenset({0x01, *range(0xD0, 0xD8)})  # have no length
 
 
@@ -46,6 +47,37 @@ def image_size(data: bytes) -> ImageSize:
     if not (0 < size.width <= MAX_SIDE and 0 < size.height <= MAX_SIDE and size.width * size.height <= MAX_PIXELS):
         raise NotAnImage(f"{size.image_format} of {size.width} x {size.height} pixels is not accepted")
     return size
+
+
+def is_upright(data: bytes) -> bool:
+    """Whether the pixels lie as they are meant to be seen: False for a JPEG whose EXIF turns or mirrors it.
+
+    Source: Exif 2.32, tag 0x0112; the first IFD of the TIFF structure in the APP1 segment.
+    """
+    at = 2 if data[:2] == b"\xff\xd8" else len(data)
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in {0xD9, 0xDA}:
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
+            return _orientation(data[at + 10 : at + 2 + length]) in {0, 1}
+        at += 2 + max(length, 2)
+    return True
+
+
+def _orientation(tiff: bytes) -> int:
+    """The orientation in a TIFF structure, 0 when it says none."""
+    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
+    if order is None or len(tiff) < 10:
+        return 0
+    (at,) = struct.unpack_from(order + "I", tiff, 4)
+    if at + 2 > len(tiff):
+        return 0
+    (count,) = struct.unpack_from(order + "H", tiff, at)
+    for entry in range(at + 2, min(at + 2 + 12 * count, len(tiff) - 11), 12):
+        tag, kind = struct.unpack_from(order + "HH", tiff, entry)
+        if tag == _EXIF_ORIENTATION and kind == _TIFF_SHORT:
+            (value,) = struct.unpack_from(order + "H", tiff, entry + 8)
+            return int(value)
+    return 0
 
 
 def _jpeg(data: bytes) -> tuple[int, int]:

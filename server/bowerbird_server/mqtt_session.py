@@ -92,6 +92,11 @@ class MqttSession:
         self._stop.set()
         self._thread.join(CONNECT_TIMEOUT_S + 5)
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether a connection stands."""
+        return self._client is not None
+
     def is_current(self, arrived: Arrived) -> bool:
         """Whether the connection that brought a message still stands; else the broker brings the message again."""
         return self._client is not None and arrived.epoch == self._epoch

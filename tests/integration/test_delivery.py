@@ -85,6 +85,22 @@ def test_a_wish_is_retained_and_survives_the_broker(site: Site, broker: Mosquitt
         broker.restart()
 
 
+def test_a_device_that_left_while_nobody_looked_is_not_online(site: Site, broker: Mosquitto) -> None:
+    """Its will was lost with the broker; the device that is still there stays online, without an event."""
+    online = encode(Status("online", "boot", "1.0", MODEL))
+    with MqttDevice(site.address, "cam-01") as first, MqttDevice(site.address, "cam-02") as second:
+        for name, device in (("cam-01", first), ("cam-02", second)):
+            device.publish(str(StatusTopic("demo", name)), online, retain=True)
+        wait_until(lambda: site.cat.value("SELECT count(*) FROM device WHERE online = 1") == 2, "both online")
+    broker.restart()
+    with MqttDevice(site.address, "cam-01") as device:
+        device.publish(str(StatusTopic("demo", "cam-01")), online, retain=True)
+        wait_until(lambda: site.cat.value("SELECT online FROM device WHERE id = 'cam-02'") == 0, "cam-02 to be called offline")
+        assert site.cat.value("SELECT online FROM device WHERE id = 'cam-01'") == 1
+    events = site.cat.rows("SELECT subject FROM event WHERE kind = 'device offline'")
+    assert [event["subject"] for event in events] == ["cam-02"]
+
+
 def test_presence_and_health_reach_the_catalogue(site: Site) -> None:
     """Status sets online and the model, Health the counters; a message of no device of ours changes nothing."""
     with MqttDevice(site.address, "cam-01") as device:

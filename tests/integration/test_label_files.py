@@ -165,7 +165,7 @@ def foreign(root: Path) -> Path:
 
 def test_a_foreign_data_set_is_read_with_polygons_and_background(tmp_path: Path) -> None:
     """Shares become pixels, polygons their boxes, and an image without a label file is background."""
-    images = {(image.split, image.path.name): image for image in read_yolo_dataset(foreign(tmp_path))}
+    images = {(image.split, image.path.name): image for image in read_yolo_dataset(foreign(tmp_path)).images}
     assert len(images) == 3
     first = images["train", "a.jpg"]
     assert (first.width, first.height, first.labelled) == (200, 100, True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
@@ -113,6 +114,16 @@ def record_status(cat: Catalogue, device: str, status: Status) -> bool:
         if before["online"] != online or (online and before["boot_id"] != status.boot_id):
             cat.log(device, f"device {'online' if online else 'offline'}", device, {"boot_id": status.boot_id})
     return True
+
+
+def mark_absent(cat: Catalogue, present: Collection[str]) -> list[str]:
+    """Set every device offline that is called online and not `present`; returns their names."""
+    with cat.transaction():
+        gone = [row["id"] for row in cat.rows("SELECT id FROM device WHERE online = 1 ORDER BY id") if row["id"] not in present]
+        for device in gone:
+            cat.execute("UPDATE device SET online = 0 WHERE id = ?", device)
+            cat.log("delivery", "device offline", device, {"why": "not connected since this server was"})
+    return gone
 
 
 def record_health(cat: Catalogue, device: str, health: Health) -> bool:

@@ -25,6 +25,9 @@ def import_(
         Path | None,
         typer.Option(help="CSV with columns image, scene and slices (separated by ';'): which images belong together."),
     ] = None,
+    skip_faulty: Annotated[
+        bool, typer.Option("--skip-faulty", help="Leave out images with faults instead of refusing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take in a labelled data set; `train` is for training, `val` and `test` are held out for the gate.
@@ -36,6 +39,7 @@ def import_(
             site,
             data_yaml,
             groups=groups,
+            skip_faulty=skip_faulty,
             actor=actor(),
             on_progress=progress,
         )
@@ -46,6 +50,10 @@ def import_(
             f"{result.frames} frames ({result.new} new), {result.boxes} boxes, {result.held_out} held out; "
             f"classes {', '.join(result.class_names)}"
         )
+        for notice in result.notices:
+            say(f"note: {notice}")
+        if result.held_out == 0:
+            say("note: nothing is held out, so no model can be proven better yet; name a `val` of other images, or label some")
 
 
 @app.command()

@@ -39,14 +39,16 @@ class Fault:
 class BadLabelFiles(BadInput):
     """Label files that cannot be taken; `faults` holds all of them, the message the first fifty. Nothing was imported."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
+    def __init__(self, faults: Sequence[Fault], *, can_skip: bool = False) -> None:
         self.faults = tuple(faults)
         lines = [str(fault) for fault in self.faults[:_SHOWN]]
         if len(self.faults) > _SHOWN:
             lines.append(f"... and {len(self.faults) - _SHOWN} more")
         plural = "" if len(self.faults) == 1 else "s"
+        advice = ", or leave the faulty images out with --skip-faulty" if can_skip else ""
         super().__init__(
-            "\n".join(lines) + f"\n{len(self.faults)} fault{plural}; nothing was imported. Correct the files and run it again."
+            "\n".join(lines)
+            + f"\n{len(self.faults)} fault{plural}; nothing was imported. Correct the files and run it again{advice}."
         )
 
 

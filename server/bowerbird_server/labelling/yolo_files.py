@@ -1,15 +1,13 @@
 """YOLO labels in and out: a `data.yaml`, a text file an image, lines of `class x_centre y_centre width height` in shares of the image.
 
-In: folders of other tools; labelled frames. Out: labels in the catalogue; folders other tools read; or a whole foreign data set as an
-iterator. Every fault is listed with file and line before anything is taken. It guesses nothing: pixels where shares belong are a fault.
+In: folders of other tools; labelled frames. Out: labels in the catalogue; folders other tools read. Every fault is listed with file and
+line before anything is taken. It guesses nothing: pixels where shares belong are a fault. Whole foreign data sets: `yolo_dataset.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -33,19 +31,7 @@ from bowerbird_server.labelling.file_faults import (
 
 # What rounding in another tool may add to 1 before it is called outside.
 _SLACK = 1e-3
-_SPLITS = ("train", "val", "test")
-
-
-@dataclass(frozen=True)
-class YoloImage:
-    """An image of a foreign data set; boxes in pixels, clipped. `labelled` is False when it has no label file: a background image."""
-
-    path: Path
-    split: str
-    width: int
-    height: int
-    boxes: tuple[Box, ...]
-    labelled: bool
+_MOST_CLASSES = 10_000
 
 
 def export_yolo(cat: Catalogue, blobs: BlobStore, out_dir: Path, which: Sequence[str] | str | None = None) -> int:
@@ -75,6 +61,7 @@ def export_yolo(cat: Catalogue, blobs: BlobStore, out_dir: Path, which: Sequence
             if boxes is not None:
                 lines = [_line(class_id[box.class_name], box, row["width"], row["height"]) for box in boxes]
                 (out_dir / "labels" / f"{row['id']}.txt").write_text("".join(lines))
+        # Our split is by scene and not in these files; a trainer wants both keys, and an import reads the images once.
         data = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(names))}
         (out_dir / "data.yaml").write_text(yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
     except OSError as error:
@@ -97,7 +84,7 @@ def import_yolo(cat: Catalogue, blobs: BlobStore, folder: Path, author: str, *, 
         BadLabelFiles: anything is wrong in any file; nothing was imported.
     """
     faults: list[Fault] = []
-    names = _read_names(folder / "data.yaml", faults)
+    names = read_names(folder / "data.yaml", faults)
     if names is None:
         raise BadLabelFiles(faults)
     known = set(class_names(cat))
@@ -115,7 +102,7 @@ def import_yolo(cat: Catalogue, blobs: BlobStore, folder: Path, author: str, *, 
             faults.append(Fault(path, 0, f"is about the same frame as {taken[row['id']]}; keep one of them"))
             continue
         taken[row["id"]] = path
-        found.append(FrameLabel(row, tuple(_read_boxes(path, names, row["width"], row["height"], faults)), path))
+        found.append(FrameLabel(row, tuple(read_boxes(path, names, row["width"], row["height"], faults)), path))
     used = list(dict.fromkeys(box.class_name for label in found for box in label.boxes))
     unknown = [name for name in used if name not in known]
     if unknown and not add_classes:
@@ -129,60 +116,6 @@ def import_yolo(cat: Catalogue, blobs: BlobStore, folder: Path, author: str, *, 
     return apply_labels(cat, blobs, found, new, author)
 
 
-def read_yolo_dataset(data_yaml: Path) -> Iterator[YoloImage]:
-    """A foreign data set's images with their boxes. Everything is checked before the first image is given out.
-
-    Args:
-        data_yaml: names `train`, `val` and `test` as folders, lists of files, or text files of paths; the label file of `images/a.jpg`
-            is `labels/a.txt`. Polygons become the boxes around them.
-
-    Raises:
-        BadLabelFiles: malformed lines, unknown classes, boxes outside, missing or unreadable images, no labels at all: all are listed.
-    """
-    faults: list[Fault] = []
-    names = _read_names(data_yaml, faults)
-    if names is None:
-        raise BadLabelFiles(faults)
-    data = yaml.safe_load(data_yaml.read_text(encoding="utf-8"))
-    images: list[YoloImage] = []
-    side_of: dict[Path, str] = {}
-    for split in _SPLITS:
-        for path in _split_images(data_yaml, data, split, faults):
-            if side_of.setdefault(path.resolve(), split) != split:
-                faults.append(
-                    Fault(data_yaml, 0, f"{path} is in both {side_of[path.resolve()]} and {split}; an image has one side")
-                )
-                continue
-            size = _image_size(path)
-            if size is None:
-                faults.append(Fault(path, 0, "is not a readable image; replace or remove it"))
-                continue
-            label = _label_path(path)
-            boxes = _read_boxes(label, names, *size, faults) if label.is_file() else []
-            images.append(YoloImage(path, split, *size, tuple(boxes), label.is_file()))
-    if not images and not faults:
-        faults.append(Fault(data_yaml, 0, "names no image; set train and val to folders with images"))
-    if images and not any(image.labelled for image in images) and not faults:
-        expected = _label_path(images[0].path)
-        faults.append(Fault(data_yaml, 0, f"no image has a label file; for the first one it would be {expected}"))
-    if faults:
-        raise BadLabelFiles(faults)
-    return iter(images)
-
-
-def read_class_names(data_yaml: Path) -> tuple[str, ...]:
-    """A data set's class names, by class id.
-
-    Raises:
-        BadLabelFiles: the file cannot be read or its names cannot be used.
-    """
-    faults: list[Fault] = []
-    names = _read_names(data_yaml, faults)
-    if names is None:
-        raise BadLabelFiles(faults)
-    return tuple(names.values())
-
-
 def _line(class_id: int, box: Box, width: int, height: int) -> str:
     left, top, right, bottom = box.box_xyxy
     shares = ((left + right) / 2 / width, (top + bottom) / 2 / height, (right - left) / width, (bottom - top) / height)
@@ -190,7 +123,8 @@ def _line(class_id: int, box: Box, width: int, height: int) -> str:
     return f"{class_id} " + " ".join(f"{share:.10f}" for share in shares) + "\n"
 
 
-def _read_names(path: Path, faults: list[Fault]) -> Mapping[int, str] | None:
+def read_names(path: Path, faults: list[Fault]) -> Mapping[int, str] | None:
+    """Class names of a `data.yaml` by class id; None when there are faults, which are appended."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -204,6 +138,8 @@ def _read_names(path: Path, faults: list[Fault]) -> Mapping[int, str] | None:
         faults.append(Fault(path, mark.line + 1 if mark else 0, f"is not YAML: {getattr(error, 'problem', error)}"))
         return None
     names = data.get("names") if isinstance(data, dict) else None
+    if names is None and isinstance(data, dict) and isinstance(data.get("nc"), int) and 0 < data["nc"] <= _MOST_CLASSES:
+        names = [f"class_{number}" for number in range(data["nc"])]  # as Ultralytics calls them
     if isinstance(names, list):
         names = dict(enumerate(names))
     if not isinstance(names, dict) or not names:
@@ -223,7 +159,8 @@ def _read_names(path: Path, faults: list[Fault]) -> Mapping[int, str] | None:
     return None if faults else clean
 
 
-def _read_boxes(path: Path, names: Mapping[int, str], width: int, height: int, faults: list[Fault]) -> list[Box]:
+def read_boxes(path: Path, names: Mapping[int, str], width: int, height: int, faults: list[Fault]) -> list[Box]:
+    """The boxes of one label file, in pixels of its width x height image; faults are appended."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -261,51 +198,3 @@ def _parse_line(line: str, names: Mapping[int, str], width: int, height: int) ->
         xs, ys = shares[0::2], shares[1::2]
         corners = (min(xs) * width, min(ys) * height, max(xs) * width, max(ys) * height)
     return box_fault(corners, width, height) or Box(names[int(class_id)], clip_box(corners, width, height))
-
-
-def _split_images(data_yaml: Path, data: dict[str, Any], split: str, faults: list[Fault]) -> list[Path]:
-    entries = data.get(split)
-    if entries is None:
-        return []
-    # As Ultralytics reads it: `path` is relative to the file, the splits are relative to `path`.
-    base = data_yaml.parent / str(data.get("path") or ".")
-    found: list[Path] = []
-    for entry in entries if isinstance(entries, list) else [entries]:
-        place = base / str(entry)
-        if place.is_dir():
-            found += sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-        elif place.suffix == ".txt" and place.is_file():
-            for number, line in enumerate(place.read_text(encoding="utf-8").splitlines(), start=1):
-                image = place.parent / line.strip()
-                if line.strip() and image.is_file():
-                    found.append(image)
-                elif line.strip():
-                    faults.append(Fault(place, number, f"image {line.strip()} is missing"))
-        elif place.is_file() and place.suffix.lower() in IMAGE_SUFFIXES:
-            found.append(place)
-        else:
-            faults.append(
-                Fault(data_yaml, 0, f"{split}: {place} is missing; it should be a folder of images or a list of them")
-            )
-    return found
-
-
-def _label_path(image: Path) -> Path:
-    """`.../images/a.jpg` -> `.../labels/a.txt`: the last folder called images counts, as everywhere in this format."""
-    parts = list(image.parts)
-    for position in range(len(parts) - 2, -1, -1):
-        if parts[position] == "images":
-            parts[position] = "labels"
-            break
-    return Path(*parts).with_suffix(".txt")
-
-
-def _image_size(path: Path) -> tuple[int, int] | None:
-    """Width and height of an image that can be decoded (as the trainer will see it, turned by its EXIF), else None."""
-    import cv2
-
-    try:
-        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    except cv2.error:
-        return None
-    return None if image is None else (int(image.shape[1]), int(image.shape[0]))
