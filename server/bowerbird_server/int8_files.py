@@ -121,7 +121,18 @@ def _quantise(prepared: Any, ranges: Mapping[str, tuple[float, float]], *, only:
 
 
 def _finish(model: Any, source: Any) -> Any:
-    """Give a model the metadata that quantising dropped, and nothing of how it was made that differs from run to run."""
+    """Give a model the metadata that quantising dropped, and take from it what the tools left lying about."""
+    graph = model.graph
+    del graph.value_info[:]  # shapes of before; runtimes infer their own
+    if not any(each.HasField("g") for node in graph.node for each in node.attribute):  # a loop's body may read constants too
+        used = {name for node in graph.node for name in node.input}
+        constants = [tensor for tensor in graph.initializer if tensor.name in used]
+        del graph.initializer[:]
+        graph.initializer.extend(constants)
+    domains = {"", *(node.domain for node in graph.node)}
+    imports = [each for each in model.opset_import if each.domain in domains]
+    del model.opset_import[:]
+    model.opset_import.extend(imports)
     del model.metadata_props[:]
     model.metadata_props.extend(each for each in source.metadata_props if each.key != FORM)
     set_entry(model, PRECISION, "int8")

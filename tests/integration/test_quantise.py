@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from bowerbird_models.golden import Tolerance, decode_golden, differences
 from bowerbird_models.package import ONNX_FP16, ONNX_FP32, ONNX_INT8_OPENVINO, ONNX_INT8_ORT
 from bowerbird_models.runtimes import RuntimeOptions, available, open_model
 from bowerbird_server.catalogue import Row
+from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.catalogue.datasets import dataset_version
-from bowerbird_server.config import ModelsConfig
+from bowerbird_server.cli.app import app
+from bowerbird_server.config import ModelsConfig, TrainingConfig
 from bowerbird_server.dataset_import import import_dataset
 from bowerbird_server.errors import BadInput
 from bowerbird_server.quantise import quantise, to_transport_form
 from bowerbird_server.registry import import_model, package_of, register_model, with_variants
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import calibration_frames, evaluation_frames, take_snapshot
-from bowerbird_server.train import TrainingCancelled, TrainingFailed
+from bowerbird_server.train import TrainingCancelled, TrainingFailed, TrainingResult
+from bowerbird_server.training_runs import _judge as judge
+from bowerbird_server.training_runs import queue_run
 from bowerbird_server.variants import build_variants
 from bowerbird_testing.conv_yolo import squares, write_conv_yolo
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
@@ -239,3 +245,60 @@ def test_the_file_for_onnx_runtime_takes_bytes_and_the_one_for_openvino_floats(t
     for role, runtime in ((ONNX_INT8_ORT, "onnxruntime-cpu"), (ONNX_INT8_OPENVINO, "openvino-cpu")):
         with open_model(made.files[role], RuntimeOptions(runtime)) as detector:
             assert len(detector.detect(image, confidence=0.25)) >= len(boxes) - 1
+
+
+def test_the_gate_decides_on_the_float_file_and_only_a_promoted_model_is_quantised(tmp_path: Path) -> None:
+    """One digest each, made after the verdict: the first model has both files, a challenger that is no better has none."""
+    with open_site(tmp_path, max_loss_points=20.0) as site:
+        for number, seed in enumerate((0, 0)):
+            run_id = queue_run(site, newest(site), TrainingConfig(), "test")
+            result = TrainingResult(
+                tmp_path / "weights.pt", write_conv_yolo(tmp_path / f"{number}.onnx", seed=seed), seconds=1.0, versions={}
+            )
+            result.weights.write_bytes(b"weights")
+            run_rows.set_run_state(site.catalogue, run_id, "training")
+            run_rows.set_run_state(site.catalogue, run_id, "evaluating")
+            judge(site, run_rows.run(site.catalogue, run_id), result, lambda *_: None)
+        first, second = (row for row in model_rows_of(site))
+        promoted, rejected = package_of(site, first["digest"]), package_of(site, second["digest"])
+    assert (first["state"], second["state"]) == ("champion", "rejected")
+    assert set(promoted.variants()) == {ONNX_FP16, *ROLES}
+    assert set(rejected.variants()) == {ONNX_FP16}
+    measured = json.loads(first["metrics"])["map50_95"]
+    assert promoted.manifest.accuracy[ONNX_FP16] == pytest.approx(measured)
+    assert json.loads(first["metrics"])["file_digest"] == promoted.file_digest
+
+
+def model_rows_of(site: Site) -> list[Row]:
+    return site.catalogue.rows("SELECT * FROM model ORDER BY created_at, rowid")
+
+
+def quantise_by_command(site: Site, digest: str) -> tuple[int, dict[str, Any]]:
+    """Exit code and JSON of `bowerbird models quantise`."""
+    config = site.folder.root / "bowerbird.toml"
+    config.write_text('[models]\nvariants = ["int8-ort"]\ncalibration_frames = 4\nmax_loss_points = 20.0\n')
+    done = CliRunner().invoke(app, ["models", "quantise", digest[:8], "--data", str(site.folder.root), "--json"])
+    return done.exit_code, json.loads(done.stdout)
+
+
+def test_the_command_makes_a_package_and_prints_its_table(tmp_path: Path) -> None:
+    with open_site(tmp_path) as site:
+        digest = register_model(site, write_conv_yolo(tmp_path / "m.onnx"), weights=None, origin="imported", actor="t")[
+            "digest"
+        ]
+        code, told = quantise_by_command(site, digest)
+    assert code == 0
+    assert told["digest"] != digest
+    assert {each["role"]: each["state"] for each in told["files"]} == dict.fromkeys(
+        (ONNX_FP16, ONNX_INT8_ORT), "in the package"
+    )
+    assert all(0 < each["map50_95"] <= 1 for each in told["files"])
+
+
+def test_the_command_ends_with_1_and_the_reason_when_no_file_was_good_enough(tmp_path: Path) -> None:
+    with open_site(tmp_path) as site:
+        old = write_conv_yolo(tmp_path / "m.onnx", opset=12)
+        digest = register_model(site, old, weights=None, origin="imported", actor="t")["digest"]
+        code, told = quantise_by_command(site, digest)
+    assert code == 1
+    assert next(each["state"] for each in told["files"] if each["role"] == ONNX_INT8_ORT).startswith("the model has opset 12")

@@ -233,6 +233,17 @@ def test_the_decoding_is_not_quantised_and_every_trained_layer_is(extended: Any)
             assert all(reader.op_type != "QuantizeLinear" for reader in graph.readers(output))
 
 
+def test_nothing_is_left_in_a_quantised_file_that_it_does_not_use(extended: Any) -> None:
+    """What travels is what runs: no float weights beside the bytes, no operators of one runtime, no shapes of before."""
+    prepared, ranges = quantised(extended)
+    for make in (int8_for_onnxruntime, int8_for_openvino):
+        model = make(prepared, ranges, extended)
+        read = {name for node in model.graph.node for name in node.input}
+        assert {tensor.name for tensor in model.graph.initializer} <= read
+        assert [(each.domain, each.version) for each in model.opset_import] == [("", 18)]
+        assert not model.graph.value_info
+
+
 def test_weights_have_a_scale_for_each_channel(extended: Any) -> None:
     prepared, ranges = quantised(extended)
     model = int8_for_onnxruntime(prepared, ranges, extended)

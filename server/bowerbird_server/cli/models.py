@@ -112,6 +112,13 @@ def show(model: str, data: Data = DATA, as_json: AsJson = False) -> None:
                 say(f"  {name}: {'never drawn' if value is None else f'{value:.4f}'}")
         for reason in verdict.get("reasons", []):
             say(f"gate: {reason}")
+        manifest = json.loads(row["manifest"])
+        for role, file in sorted(manifest["files"].items()):
+            if file["name"].endswith(".onnx"):
+                score = manifest.get("accuracy", {}).get(role)
+                say(f"file {role}: {file['bytes']} bytes" + ("" if score is None else f", mAP50-95 {score:.4f}"))
+        if manifest["notes"]:
+            say(f"note: {manifest['notes']}")
 
 
 @app.command()
