@@ -22,7 +22,7 @@ ONNX_FP32, ONNX_FP16 = "onnx-fp32", "onnx-fp16"
 FLOAT_ROLES = (ONNX_FP32, ONNX_FP16)
 REFERENCE_RUNTIME = ONNXRUNTIME_CPU
 TIE = 0.03  # two processes that run the same thing differ by up to 2 %; below this the plainer candidate wins
-ACCURACY_LOSS_POINTS = 1.0
+ACCURACY_LOSS_POINTS = 0.5  # as `models.max_loss_points` at the server
 
 CHOSEN, SLOWER, DISCARDED = "chosen", "slower", "discarded"
 NOT_MEASURED = "not measured in the time allowed; give more with --seconds"

@@ -42,7 +42,7 @@ class ModelConfig:
     spinning: bool | None = None
     huge_pages: bool | None = None
     memory_limit_mb: int | None = None
-    accuracy_loss_points: float = 1.0
+    accuracy_loss_points: float = 0.5
 
     def __post_init__(self) -> None:
         known = (AUTO, *RUNTIMES)
