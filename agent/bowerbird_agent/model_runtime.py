@@ -101,9 +101,9 @@ class ModelRuntimes:
         """
         if not self.config.is_pinned:
             return
-        from bowerbird_models.runtimes import available
+        from bowerbird_models.runtimes import find_runtime
 
-        found = next(each for each in available() if each.name == self.config.runtime)
+        found = find_runtime(self.config.runtime)
         if not found.usable:
             raise AgentError(
                 f'model.runtime = "{found.name}" cannot be used here: {found.reason}; or set model.runtime = "auto"'

@@ -130,10 +130,10 @@ class ModelTuning:
 
     def space(self, package: PackageOnDisk, runtimes: tuple[str, ...] = ()) -> Space:
         """What may vary for a package here; `runtimes` keeps some of the usable ones, () all."""
-        from bowerbird_models.runtimes import available
+        from bowerbird_models.runtimes import available_elsewhere
 
         config = self._runtimes.config
-        usable = {found.name: found.precisions for found in available() if found.usable}
+        usable = {found.name: found.precisions for found in available_elsewhere() if found.usable}
         allowed = (config.runtime,) if config.is_pinned else runtimes or tuple(usable)
         if config.precision is not None and config.runtime in usable:
             usable[config.runtime] = (config.precision,)

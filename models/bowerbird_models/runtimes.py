@@ -6,7 +6,10 @@ change; there is no fallback to another one. What to choose is decided elsewhere
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from bowerbird_models.errors import RuntimeMissing
@@ -20,9 +23,19 @@ if TYPE_CHECKING:
 
     from bowerbird_models.session import Session
 
-__all__ = ["PRECISIONS", "RUNTIMES", "RuntimeFound", "RuntimeOptions", "available", "open_model"]
+__all__ = [
+    "PRECISIONS",
+    "RUNTIMES",
+    "RuntimeFound",
+    "RuntimeOptions",
+    "available",
+    "available_elsewhere",
+    "find_runtime",
+    "open_model",
+]
 
 _DEFAULT = RuntimeOptions()
+_LOOK_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -85,11 +98,31 @@ def open_session(file: ModelFile, options: RuntimeOptions) -> Session:
 
 
 def available() -> tuple[RuntimeFound, ...]:
-    """What this machine has of every runtime, in the order of `RUNTIMES`."""
-    return tuple(map(_find, RUNTIMES))
+    """What this machine has of every runtime, in the order of `RUNTIMES`. Each that is installed is loaded, and stays."""
+    return tuple(map(find_runtime, RUNTIMES))
 
 
-def _find(name: str) -> RuntimeFound:
+def available_elsewhere() -> tuple[RuntimeFound, ...]:
+    """As `available`, found out by a child process: a runtime that is only looked at costs this one tens of megabytes for ever.
+
+    Raises:
+        RuntimeMissing: the child did not answer.
+    """
+    command = [sys.executable, "-m", __name__]
+    try:
+        child = subprocess.run(command, capture_output=True, stdin=subprocess.DEVNULL, timeout=_LOOK_S, check=True)
+        plain = json.loads(child.stdout.splitlines()[-1])
+        return tuple(RuntimeFound(**{**each, "precisions": tuple(each["precisions"])}) for each in plain)
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError, KeyError, TypeError) as error:
+        raise RuntimeMissing(f"what runs models here could not be found out ({error}); try `bowerbird-agent doctor`") from error
+
+
+def find_runtime(name: str) -> RuntimeFound:
+    """What this machine has of one runtime; loads it and no other.
+
+    Args:
+        name: one of `RUNTIMES`.
+    """
     find = {OPENVINO_CPU: _find_openvino, TENSORRT: _find_tensorrt}.get(name, _find_onnxruntime)
     try:
         return find(name)
@@ -132,3 +165,7 @@ def _find_tensorrt(name: str) -> RuntimeFound:
     except RuntimeMissing as error:
         return RuntimeFound(name, version, False, str(error))
     return RuntimeFound(name, version, True, precisions=precisions(tensorrt))
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps([asdict(found) for found in available()]) + "\n")

@@ -48,6 +48,17 @@ def test_the_first_start_runs_the_reference_and_reports_it(broker: Mosquitto, tm
         assert "bowerbird-agent tune" in status["why"]
 
 
+def test_a_named_runtime_is_the_only_one_that_is_loaded(broker: Mosquitto, tmp_path: Path) -> None:
+    """Only looking whether OpenVINO is there would cost 45 MB for as long as the agent runs."""
+    config = write_config(tmp_path, port=broker.port, cameras=ENDLESS)
+    with SiteServer(broker.host, broker.port) as server, AgentProcess(config) as agent:
+        server.wait(lambda: bool(server.health) and server.health[-1].frames_scored > 0, "a frame that was scored")
+        assert agent.process is not None
+        maps = Path(f"/proc/{agent.process.pid}/maps").read_text()
+        assert "onnxruntime" in maps
+        assert "openvino" not in maps
+
+
 def test_a_remembered_choice_is_what_runs_and_an_update_of_the_same_shape_inherits_it(
     broker: Mosquitto, tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from bowerbird_models import onnx_detector
 from bowerbird_models.errors import AcceleratorMissing, NotAModel, RuntimeMissing, UnsupportedModel
 from bowerbird_models.onnx_detector import OnnxSession, session_options
 from bowerbird_models.onnx_providers import PROVIDERS, Provider
-from bowerbird_models.runtimes import RUNTIMES, RuntimeOptions, available, open_model
+from bowerbird_models.runtimes import RUNTIMES, RuntimeOptions, available, available_elsewhere, open_model
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
@@ -34,6 +34,10 @@ def test_every_runtime_is_reported_with_what_to_do() -> None:
     for one in found.values():
         assert bool(one.reason) is not one.usable
         assert bool(one.precisions) is one.usable
+
+
+def test_a_child_finds_what_this_process_would_find() -> None:
+    assert available_elsewhere() == available()
 
 
 @pytest.mark.parametrize("name", [name for name in RUNTIMES if name != "onnxruntime-cpu"])
