@@ -33,6 +33,7 @@ from bowerbird_server import ingest
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet
+from bowerbird_server.catalogue.frames import blobs_of
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import MqttSession
 from bowerbird_testing.broker import Mosquitto
@@ -72,13 +73,15 @@ def timed(start: Callable[[], None], count: Callable[[], int], frames: int) -> f
 
 def bare(address: BrokerAddress, folder: Path, messages: Path, frames: int) -> float:
     """The baseline."""
-    session = MqttSession(address, "bare", ["bowerbird/v1/+/up/+/frame"])
+    session = MqttSession(address, "bare", ["bowerbird/v1/+/up/+/frame"], receive_maximum=ingest.RECEIVE_MAXIMUM)
     stop, taken = threading.Event(), [0]
     syncfs = ctypes.CDLL(None, use_errno=True).syncfs
     handle = os.open(folder, os.O_RDONLY)
 
     def take() -> None:
         for group in ingest.groups(session, stop):
+            if not group:
+                continue
             for arrived in group:
                 (folder / str(taken[0])).write_bytes(arrived.payload)
                 taken[0] += 1
@@ -116,7 +119,8 @@ def ours(address: BrokerAddress, root: Path, messages: Path, frames: int) -> flo
         stop.set()
         thread.join()
     blobs = LocalBlobs(folder.blobs)
-    assert sum(1 for _ in blobs.digests()) == frames
+    with Catalogue(folder.catalogue) as cat:
+        assert all(blobs.exists(row["blob"]) for row in blobs_of(cat))
     return seconds
 
 
