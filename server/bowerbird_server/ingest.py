@@ -14,7 +14,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -26,6 +26,7 @@ from bowerbird_server.catalogue import fleet, frames
 from bowerbird_server.catalogue.core import Catalogue, utc_now
 from bowerbird_server.dead_letters import DeadLetters
 from bowerbird_server.errors import EnvironmentFault
+from bowerbird_server.ingest_share import Share, give_up_unused
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import Arrived, Event, MqttSession
 from bowerbird_server.records import encode_headers
@@ -35,16 +36,21 @@ from bowerbird_wire.topics import FrameTopic, ReceiptTopic
 
 log = logging.getLogger(__name__)
 
-CLIENT_ID = "bowerbird-ingest"
 GROUP_FRAMES = 32
 GROUP_WAIT_S = 0.05
 RECEIVE_MAXIMUM = 3 * GROUP_FRAMES  # one group arrives while one is stored and one waits for the flush that answers it
-HIGH_WATER_FREE_BYTES = 200 * 1024**2  # stop below this much free space
-LOW_WATER_FREE_BYTES = 300 * 1024**2  # and go on above this
 FULL_RETRY_S = 2.0
 _TOLD_AT_MOST = 1000
 
 POINTS = ("receive", "blob", "row", "commit", "receipt", "ack")
+
+
+@dataclass(frozen=True)
+class DiskMarks:
+    """Free space on the blobs' disk: below the first nothing is taken, until there is more than the second."""
+
+    stop_below_bytes: int = 200 * 1024**2
+    go_on_above_bytes: int = 300 * 1024**2
 
 
 class Session(Protocol):
@@ -111,7 +117,7 @@ class Ingest:
             self._settle()
             return
         devices = fleet.active_devices(self._cat)
-        judged = [(arrived, judge(arrived.topic, arrived.payload, devices)) for arrived in group]
+        judged = [(arrived, _judge(arrived, devices)) for arrived in group]
         accepted = [verdict for _, verdict in judged if isinstance(verdict, Accepted)]
         rejected = [(arrived, verdict) for arrived, verdict in judged if isinstance(verdict, Rejected)]
         self._passed("receive")
@@ -138,6 +144,9 @@ class Ingest:
         self._unanswered = _Unanswered(tuple(group), (*accepted, *deleted), gone, [verdict for _, verdict in rejected])
         log.debug("%s new frames, %s known, %s refused", len(added.new), len(added.known), len(rejected) + len(gone))
         if not more:
+            if not (added.new or rejected):
+                # Nothing was written, so nothing was flushed; another process may have committed these rows a moment ago.
+                self._blobs.put_many((), also_flush=(self._cat.write_ahead_log,))
             self._answer()
 
     def _tell_refused(self, topic: str, verdict: Rejected) -> None:
@@ -206,6 +215,16 @@ class Ingest:
                 log.info("no connection for a receipt to %s; it will send its frames again and get one", topic.device)
 
 
+def _judge(arrived: Arrived, devices: Mapping[str, str]) -> Accepted | Rejected:
+    try:
+        return judge(arrived.topic, arrived.payload, devices)
+    except Exception as error:
+        # A fault of ours must not stop everybody's frames for ever. The message is kept as a dead letter and its device is told
+        # nothing, so that it keeps the frame.
+        log.exception("a message on %s could not be judged", arrived.topic[:200])
+        return Rejected(None, "", "unexpected", f"{type(error).__name__}: {error}")
+
+
 def groups(session: Session, stop: threading.Event) -> Iterator[list[Arrived]]:
     """Messages in groups of up to `GROUP_FRAMES`, or what came within `GROUP_WAIT_S` of the first; until `stop`.
 
@@ -237,6 +256,8 @@ def run(
     broker: BrokerAddress,
     stop: threading.Event,
     *,
+    share: Share | None = None,
+    marks: DiskMarks | None = None,
     site: str = "+",
     passed: Callable[[str], None] = lambda _point: None,
 ) -> None:
@@ -246,17 +267,22 @@ def run(
         folder: the data folder, made already.
         broker: where the frames come from.
         stop: ends it within a second.
+        share: which part of them; all by default.
+        marks: when to stop for want of space.
         site: whose frames; all sites by default.
         passed: see `Ingest`.
     """
+    share, marks = share or Share(), marks or DiskMarks()
     blobs = LocalBlobs(folder.blobs)
-    session = MqttSession(broker, CLIENT_ID, [FrameTopic.filter(site)], receive_maximum=RECEIVE_MAXIMUM)
+    session = MqttSession(broker, share.client_id, [share.filter(site)], receive_maximum=RECEIVE_MAXIMUM)
+    if share.number == 1:
+        give_up_unused(folder.root / "ingest-workers.json", share.workers, broker)
     with Catalogue(folder.catalogue) as cat:
         ingest = Ingest(cat, blobs, DeadLetters(folder.root / "dead-letters"), session, passed)
         session.start()
         try:
             for group in groups(session, stop):
-                _take_when_there_is_room(ingest, blobs, session, group, stop)
+                _take_when_there_is_room(ingest, blobs, session, group, stop, marks)
             with suppress(EnvironmentFault):  # what stays unanswered comes again
                 ingest.take([])
         finally:
@@ -264,10 +290,10 @@ def run(
 
 
 def _take_when_there_is_room(
-    ingest: Ingest, blobs: LocalBlobs, session: Session, group: Sequence[Arrived], stop: threading.Event
+    ingest: Ingest, blobs: LocalBlobs, session: Session, group: Sequence[Arrived], stop: threading.Event, marks: DiskMarks
 ) -> None:
     """Nothing is acknowledged while the disk is full, so the broker sends no more and the devices keep their frames."""
-    needed = HIGH_WATER_FREE_BYTES
+    needed, waited = marks.stop_below_bytes, False
     while not stop.is_set():
         current = [arrived for arrived in group if session.is_current(arrived)]
         try:
@@ -277,10 +303,10 @@ def _take_when_there_is_room(
                 )
             ingest.take(current)
         except (EnvironmentFault, sqlite3.OperationalError) as error:
-            log.log(logging.WARNING if needed == HIGH_WATER_FREE_BYTES else logging.DEBUG, "frames wait: %s", error)
-            needed = LOW_WATER_FREE_BYTES
+            log.log(logging.DEBUG if waited else logging.WARNING, "frames wait: %s", error)
+            needed, waited = marks.go_on_above_bytes, True
             stop.wait(FULL_RETRY_S)
         else:
-            if needed != HIGH_WATER_FREE_BYTES:
+            if waited:
                 log.warning("there is room again; taking frames")
             return

@@ -191,6 +191,45 @@ def test_a_full_disk_stops_acknowledging_and_loses_nothing(
         assert cat.value("SELECT count(*) FROM frame") == 40
 
 
+def test_between_the_disk_marks_what_has_stopped_stays_stopped(
+    folder: DataFolder, address: BrokerAddress, device: MqttDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the high-water mark nothing is taken; only above the low-water mark it goes on, and every frame is there."""
+    free, looked = [1000], threading.Event()
+
+    def free_bytes(_self: LocalBlobs) -> int:
+        looked.set()
+        return free[0]
+
+    def look_twice() -> None:
+        for _ in range(2):
+            looked.clear()
+            assert looked.wait(20)
+
+    monkeypatch.setattr(LocalBlobs, "free_bytes", free_bytes)
+    monkeypatch.setattr(ingest, "FULL_RETRY_S", 0.05)
+    stop = threading.Event()
+    thread = threading.Thread(target=ingest.run, args=(folder, address, stop), kwargs={"marks": ingest.DiskMarks(200, 300)})
+    thread.start()
+    try:
+        wait_for_ingest(address)
+        sent = [frame_message(sequence=n) for n in range(40)]
+        free[0] = 199
+        for message in sent:
+            device.send_frame(message)
+        look_twice()
+        free[0] = 299
+        look_twice()
+        assert device.receipts() == []
+        free[0] = 300
+        wait_until(lambda: set(device.committed()) == {m.header.frame_id for m in sent}, "all receipts")
+    finally:
+        stop.set()
+        thread.join(20)
+    with Catalogue(folder.catalogue) as cat:
+        assert frames.count_by_state(cat)["received"] == 40
+
+
 def test_frames_wait_at_the_broker_for_an_ingest_that_is_down(
     folder: DataFolder, address: BrokerAddress, device: MqttDevice
 ) -> None:
