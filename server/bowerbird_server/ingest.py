@@ -173,7 +173,9 @@ class Ingest:
         digests = [item.message.header.image_sha256 for item in stay]
         new = {item.message.header.frame_id: item for item in stay if item.message.header.frame_id not in states}
         if new:
-            record = encode_headers(received_at, [(item.topic.site, item.header) for item in new.values()])
+            record = encode_headers(
+                received_at, [(item.topic.site, item.header, len(item.message.image)) for item in new.values()]
+            )
             images.append(record)
             digests.append(hashlib.sha256(record).hexdigest())
         before = () if self._unanswered is None else (self._cat.write_ahead_log,)

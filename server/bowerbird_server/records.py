@@ -23,17 +23,21 @@ _KIND = "bowerbird "
 
 @dataclass(frozen=True)
 class HeaderRecord:
-    """The headers of a group of frames, each with its device's site, and when they were received (UTC ISO text)."""
+    """The headers of a group of frames and when they were received (UTC ISO text).
+
+    `frames`: (site of the device, header, size of the image in bytes).
+    """
 
     received_at: str
-    frames: tuple[tuple[str, FrameHeader], ...]
+    frames: tuple[tuple[str, FrameHeader, int], ...]
 
 
-def encode_headers(received_at: str, headers: Sequence[tuple[str, bytes]]) -> bytes:
+def encode_headers(received_at: str, headers: Sequence[tuple[str, bytes, int]]) -> bytes:
     """A record of headers.
 
     Args:
-        headers: (site, the header's CBOR as the device sent it, so that keys which this release does not know are kept).
+        headers: (site, the header's CBOR as the device sent it, so that keys which this release does not know are kept, size of the
+            image in bytes).
     """
     return HEADERS_MAGIC + cbor2.dumps({"at": received_at, "frames": [list(one) for one in headers]})
 
@@ -48,7 +52,10 @@ def decode_headers(data: bytes) -> HeaderRecord:
         if not data.startswith(HEADERS_MAGIC):
             raise MessageError("not a record of frame headers")
         plain = cbor2.loads(data[len(HEADERS_MAGIC) :])
-        frames = tuple((str(site), from_map(FrameHeader, cbor2.loads(header), "header")) for site, header in plain["frames"])
+        frames = tuple(
+            (str(site), from_map(FrameHeader, cbor2.loads(header), "header"), int(size))
+            for site, header, size in plain["frames"]
+        )
         return HeaderRecord(str(plain["at"]), frames)
     except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError) as error:
         raise MessageError(f"a damaged record of frame headers: {type(error).__name__}") from error

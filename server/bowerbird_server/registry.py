@@ -20,6 +20,7 @@ from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import class_names as known_classes
 from bowerbird_server.errors import BadInput
 from bowerbird_server.export import export_weights
+from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.repository import Repository
 from bowerbird_server.site import Site
 
@@ -92,6 +93,7 @@ def register_model(
         },
         actor,
     )
+    keep_records(site.catalogue, site.blobs)
     return model_rows.model(site.catalogue, package.digest)
 
 

@@ -71,7 +71,9 @@ def assert_once(folder: DataFolder, frames: list[FrameMessage]) -> None:
     assert sorted(row["id"] for row in rows) == sorted(m.header.frame_id for m in frames)
     assert all(blobs.verify(row["blob"]) and row["boxes"] == 1 for row in rows)
     records = [blobs.read(digest) for digest in set(blobs.digests()) - {row["blob"] for row in rows}]
-    assert {header.frame_id for record in records for _, header in decode_headers(record).frames} == {row["id"] for row in rows}
+    assert {header.frame_id for record in records for _, header, _ in decode_headers(record).frames} == {
+        row["id"] for row in rows
+    }
 
 
 @pytest.mark.parametrize("point", POINTS)

@@ -72,7 +72,7 @@ def test_a_frame_becomes_blob_row_and_receipt(folder: DataFolder, device: MqttDe
     blobs = LocalBlobs(folder.blobs)
     assert blobs.read(row["blob"]) == sent.image
     (record,) = [blobs.read(digest) for digest in blobs.digests() if digest != row["blob"]]
-    assert decode_headers(record) == HeaderRecord(row["received_at"], (("demo", sent.header),))
+    assert decode_headers(record) == HeaderRecord(row["received_at"], (("demo", sent.header, len(sent.image)),))
 
 
 @pytest.mark.usefixtures("running")

@@ -15,8 +15,8 @@ AT = "2026-11-22T19:45:12.345Z"
 
 def test_headers_come_back_with_the_keys_that_this_release_does_not_know() -> None:
     headers = [frame_message(sequence=n, extra={"lens": "wide"}).header for n in range(3)]
-    data = encode_headers(AT, [("north", encode(header)) for header in headers])
-    assert decode_headers(data) == HeaderRecord(AT, tuple(("north", header) for header in headers))
+    data = encode_headers(AT, [("north", encode(header), 9) for header in headers])
+    assert decode_headers(data) == HeaderRecord(AT, tuple(("north", header, 9) for header in headers))
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_headers_come_back_with_the_keys_that_this_release_does_not_know() -> No
     [b"", b"\xff\xd8\xff\xe0", HEADERS_MAGIC, HEADERS_MAGIC + b"\xff", HEADERS_MAGIC + cbor2.dumps({"at": AT})]
     + [
         HEADERS_MAGIC + cbor2.dumps({"at": AT, "frames": frames})
-        for frames in (5, [[1]], [["north", b"\xff"]], [["a", b"\xa0"]])
+        for frames in (5, [[1]], [["north", b"\xff", 1]], [["a", b"\xa0", 1]])
     ],
 )
 def test_bytes_that_are_no_record_of_headers_raise_one_kind_of_error(data: bytes) -> None:

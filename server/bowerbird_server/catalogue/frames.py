@@ -264,6 +264,21 @@ def states_of(cat: Catalogue, frames: Iterable[str]) -> dict[str, str]:
     return {identity: states[identity] for identity in wanted if identity in states}
 
 
+def blobs_of_deleted(cat: Catalogue) -> list[str]:
+    """The images of deleted frames."""
+    return [row["blob"] for row in cat.rows("SELECT DISTINCT blob FROM frame WHERE state = 'deleted'")]
+
+
+def without_live_frame(cat: Catalogue, blobs: Iterable[str]) -> list[str]:
+    """Those of `blobs` that no frame needs any more: all that show them are deleted."""
+    found = cat.connection.execute(
+        "SELECT value FROM json_each(?) WHERE NOT EXISTS "
+        "(SELECT 1 FROM frame WHERE frame.blob = value AND frame.state <> 'deleted')",
+        (json.dumps(list(blobs)),),
+    )
+    return [blob for (blob,) in found.fetchall()]
+
+
 def detections(cat: Catalogue, frame: str) -> list[Row]:
     """What the device's model saw: rows `left top right bottom score class_name`, pixels of the stored image."""
     return cat.rows(

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from bowerbird_models.errors import ModelError
-from bowerbird_server.cli import dataset, demo, devices, doctor, frames, labels, models, rollout, serve, train
+from bowerbird_server.cli import catalogue, dataset, demo, devices, doctor, frames, labels, models, rollout, serve, train
 from bowerbird_server.cli.common import err
 from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
 
@@ -46,6 +46,7 @@ app.add_typer(devices.app, name="devices")
 app.add_typer(frames.app, name="frames")
 app.add_typer(labels.app, name="labels")
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(catalogue.app, name="catalogue")
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")

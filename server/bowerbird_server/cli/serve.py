@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import logging
-import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -19,11 +15,10 @@ import typer
 
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
 from bowerbird_server.endpoint import WebEndpoint, is_free
-from bowerbird_server.errors import BadInput, ConfigError, Conflict, EnvironmentFault
+from bowerbird_server.errors import BadInput, ConfigError, EnvironmentFault
 from bowerbird_server.ingest_share import MAX_WORKERS, Share
-from bowerbird_server.layout import DataFolder
 from bowerbird_server.provision import broker_of, server_address
-from bowerbird_server.site import Site
+from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
 
 logger = logging.getLogger(__name__)
@@ -66,7 +61,7 @@ def serve(
     """
     stop = stop_event()
     configure_logging()
-    with open_site(data, config, make=True) as site, _only_server(site.folder):
+    with open_site(data, config, make=True) as site, only_one(site.folder):
         chosen = site.config.web.model_copy(
             update={key: value for key, value in (("host", host), ("port", port)) if value is not None}
         )
@@ -78,20 +73,6 @@ def serve(
         facts = {"web": endpoint.url, "broker": f"{address.host}:{address.port}"}
         supervisor = Supervisor(children, site.folder.logs, state_path=site.folder.root / "serve.json", facts=facts)
         supervisor.run(stop)
-
-
-@contextmanager
-def _only_server(folder: DataFolder) -> Iterator[None]:
-    """Two servers of one data folder would fight for its ports and its broker; the lock goes with the process, however it ends."""
-    handle = os.open(folder.root / ".serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise Conflict(f"{folder.root} is served already; {folder.root}/serve.json says by which process and where") from error
-    else:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _refuse_open_address(host: str) -> None:
