@@ -11,7 +11,20 @@ import typer
 from rich.markup import escape
 
 from bowerbird_models.errors import ModelError
-from bowerbird_server.cli import catalogue, dataset, demo, devices, doctor, frames, labels, models, rollout, serve, train
+from bowerbird_server.cli import (
+    backup,
+    catalogue,
+    dataset,
+    demo,
+    devices,
+    doctor,
+    frames,
+    labels,
+    models,
+    rollout,
+    serve,
+    train,
+)
 from bowerbird_server.cli.common import err
 from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
 
@@ -50,6 +63,7 @@ app.add_typer(catalogue.app, name="catalogue")
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
+backup.add_to(app)
 doctor.add_to(app)
 
 

@@ -10,7 +10,8 @@ from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue.kept import NOT_REBUILT
 from bowerbird_server.catalogue_rebuild import rebuild as rebuild_catalogue
 from bowerbird_server.catalogue_verify import verify as verify_catalogue
-from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, progress_bars, progress_of, say, show_json, tell
+from bowerbird_server.cli.backup import stages
+from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, progress_of, say, show_json, tell
 from bowerbird_server.errors import NotFound
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.site import only_one
@@ -47,14 +48,7 @@ def rebuild(data: Data = DATA, as_json: AsJson = False) -> None:
     folder = DataFolder(data.resolve())
     if not folder.blobs.is_dir():
         raise NotFound(f"there are no blobs in {folder.root}; check --data, or restore a backup with `bowerbird restore`")
-    with only_one(folder), progress_bars() as bars:
-        tasks = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
+    with only_one(folder), stages() as progress:
         result = rebuild_catalogue(folder.catalogue, LocalBlobs(folder.blobs), actor(), progress)
     if as_json:
         show_json({**dataclasses.asdict(result), "not_rebuilt": list(NOT_REBUILT)})
