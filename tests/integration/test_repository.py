@@ -172,7 +172,7 @@ def test_refresh_renews_what_has_lived_half_its_life_and_devices_follow(tmp_path
     repository.publish(model)
     assert not repository.refresh()
     now_s[0] += 0.6 * DAY_S
-    repository.refresh()
+    assert repository.refresh()
     assert not repository.refresh()
     now_s[0] += 200 * DAY_S
     assert repository.refresh()
