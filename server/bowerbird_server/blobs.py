@@ -120,6 +120,7 @@ class LocalBlobs:
         self._syncfs = _find_syncfs()
         self._boot = _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else ""
         self._device = root.stat().st_dev
+        self._prefix = f"{root}{os.sep}"
         self._sweep()
 
     def _sweep(self) -> None:
@@ -171,12 +172,8 @@ class LocalBlobs:
         """
         if digests is None:
             digests = [hashlib.sha256(data).hexdigest() for data in items]
-        wanted = {
-            digest: data
-            for digest, data in zip(digests, items, strict=True)
-            if not self._is_stored(self.path(digest), len(data))
-        }
-        written: list[tuple[Path, str]] = []
+        wanted = {digest: data for digest, data in zip(digests, items, strict=True) if not self._is_stored(digest, len(data))}
+        written: list[tuple[str, str]] = []
         try:
             for digest, data in wanted.items():
                 temporary = self._new_temporary(digest)
@@ -185,7 +182,7 @@ class LocalBlobs:
             self._commit(written, also_flush)
         except OSError as error:
             for temporary, _ in written:
-                temporary.unlink(missing_ok=True)
+                Path(temporary).unlink(missing_ok=True)
             _environment_fault(error, self.root)
         return list(digests)
 
@@ -196,7 +193,7 @@ class LocalBlobs:
             BadInput: the file cannot be read.
             EnvironmentFault: the disk is full or not writable.
         """
-        temporary = self._new_temporary("part")
+        temporary = Path(self._new_temporary("part"))
         digest = hashlib.sha256()
         try:
             source = path.open("rb")
@@ -207,9 +204,9 @@ class LocalBlobs:
                 while piece := source.read(1 << 20):
                     digest.update(piece)
                     target.write(piece)
-            if not self._is_stored(self.path(digest.hexdigest()), temporary.stat().st_size):
+            if not self._is_stored(digest.hexdigest(), temporary.stat().st_size):
                 temporary = temporary.rename(self._new_temporary(digest.hexdigest()))
-                self._commit([(temporary, digest.hexdigest())])
+                self._commit([(str(temporary), digest.hexdigest())])
         except OSError as error:
             _environment_fault(error, self.root)
         finally:
@@ -268,22 +265,26 @@ class LocalBlobs:
         """Free bytes on the store's disk."""
         return shutil.disk_usage(self.root).free
 
-    def _new_temporary(self, digest: str) -> Path:
+    def _new_temporary(self, digest: str) -> str:
         self._serial += 1
-        return self._temporary / f"{self._boot}.{os.getpid()}.{id(self)}{self._serial}.{digest}"
+        return f"{self._temporary}{os.sep}{self._boot}.{os.getpid()}.{id(self)}{self._serial}.{digest}"
 
-    def _is_stored(self, final: Path, size: int) -> bool:
+    def _name(self, digest: str) -> str:
+        """As `path`, for the loop that stores frames: a tenth of the time of a `Path`."""
+        return f"{self._prefix}{check_digest(digest)[:2]}{os.sep}{digest}"
+
+    def _is_stored(self, digest: str, size: int) -> bool:
         # Create-only: a name that is there has its content. A wrong size can only be damage, and then a fresh copy is a gift.
         try:
-            stored = final.stat().st_size
+            stored = os.stat(self._name(digest)).st_size  # noqa: PTH116 - see `_name`
         except FileNotFoundError:
             return False
         if stored != size:
-            log.warning("blob %s is damaged on disk (%s bytes instead of %s); storing it again", final.name[:12], stored, size)
+            log.warning("blob %s is damaged on disk (%s bytes instead of %s); storing it again", digest[:12], stored, size)
             return False
         return True
 
-    def _commit(self, written: Sequence[tuple[Path, str]], also_flush: Sequence[Path] = ()) -> None:
+    def _commit(self, written: Sequence[tuple[str, str]], also_flush: Sequence[Path] = ()) -> None:
         """Contents durable under names that say what they are, then the renames: a blob's name never shows bytes not on disk."""
         together = self._syncfs is not None and len(written) + len(also_flush) >= _SYNC_TOGETHER
         if together:
@@ -297,14 +298,14 @@ class LocalBlobs:
             if not (together and path.stat().st_dev == self._device):
                 _sync_file(path)
         for temporary, digest in written:
-            final = self.path(digest)
+            final = self._name(digest)
             try:
-                temporary.replace(final)
+                os.replace(temporary, final)  # noqa: PTH105 - see `_name`
             except FileNotFoundError:
-                final.parent.mkdir(exist_ok=True)
-                temporary.replace(final)
+                Path(final).parent.mkdir(exist_ok=True)
+                Path(temporary).replace(final)
             if not self._boot:  # without a boot id an undone rename would not be found again
-                sync_folder(final.parent)
+                sync_folder(Path(final).parent)
                 sync_folder(self.root)
 
     def _flush_all(self) -> None:
@@ -318,7 +319,7 @@ class LocalBlobs:
             os.close(handle)
 
 
-def _write_new(path: Path, data: bytes | memoryview) -> None:
+def _write_new(path: str, data: bytes | memoryview) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
     try:
         left = memoryview(data)
@@ -328,7 +329,7 @@ def _write_new(path: Path, data: bytes | memoryview) -> None:
         os.close(handle)
 
 
-def _sync_file(path: Path) -> None:
+def _sync_file(path: str | Path) -> None:
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(handle)

@@ -90,7 +90,7 @@ def test_a_full_disk_says_what_to_do_and_leaves_nothing_in_part(tmp_path: Path, 
     blobs = LocalBlobs(tmp_path)
     temporary = tmp_path / "tmp" / "always-full"
     temporary.symlink_to("/dev/full")
-    monkeypatch.setattr(blobs, "_new_temporary", lambda _digest: temporary)
+    monkeypatch.setattr(blobs, "_new_temporary", lambda _digest: str(temporary))
     with pytest.raises(EnvironmentFault, match="free space"):
         blobs.put(b"x" * 10_000_000)
     assert list(blobs.digests()) == []
