@@ -11,13 +11,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet
+from bowerbird_server.cli.app import app
+from bowerbird_server.cli.serve import _children
 from bowerbird_server.ingest_share import Share, client_ids, give_up_unused
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import Arrived, MqttSession
+from bowerbird_server.site import Site
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_testing.mqtt_device import MqttDevice, wait_until
@@ -145,3 +149,18 @@ def test_the_session_of_a_worker_that_is_no_more_gets_no_share(tmp_path: Path, b
         assert not [event for event in _drain(returning) if isinstance(event, Arrived)]
     finally:
         session.stop()
+
+
+def test_serve_starts_as_many_workers_as_it_is_told(tmp_path: Path) -> None:
+    """Each knows its number and how many there are; one alone keeps the name that logs and tools know."""
+    with Site.open(tmp_path / "data") as site:
+        several = [child for child in _children(site, None, WORKERS) if child.name.startswith("ingest")]
+        (alone,) = [child for child in _children(site, None, 1) if child.name.startswith("ingest")]
+    assert [child.name for child in several] == ["ingest-1", "ingest-2", "ingest-3"]
+    assert [list(child.argv)[-4:] for child in several] == [["--worker", str(n), "--workers", "3"] for n in (1, 2, 3)]
+    assert (alone.name, "--workers" in alone.argv) == ("ingest", False)
+
+
+def test_a_worker_beyond_the_number_of_workers_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["ingest", "--worker", "3", "--workers", "2", "--data", str(tmp_path)])
+    assert "no worker 3 of 2" in str(result.exception)
