@@ -165,7 +165,17 @@ def from_map(kind: type[M], plain: Any, where: str = "message") -> M:
     rest.pop("v", None)
     if extra_name is not None:
         values[extra_name] = {str(key): value for key, value in rest.items()}
+        _check_can_be_sent_on(values[extra_name], where)
     return kind(**values)
+
+
+def _check_can_be_sent_on(extra: Mapping[str, Any], where: str) -> None:
+    """Unknown keys are kept to be sent on; a tag may have become something that CBOR cannot write, e.g. a mail message (tag 36)."""
+    if extra:
+        try:
+            cbor2.dumps(extra)
+        except (cbor2.CBOREncodeError, RecursionError, ValueError, TypeError, OverflowError) as error:
+            raise MessageError(f"{where} holds a value that cannot be sent on: {type(error).__name__}") from error
 
 
 def _loads(payload: bytes, limit: int) -> Any:
