@@ -1,12 +1,15 @@
 """Frames per second of ingest, as a share of what a bare subscriber reaches that writes and syncs the same bytes in the same groups.
 
-    python benchmarks/ingest.py [--quick] [--folder DIR]
+    python benchmarks/ingest.py [--quick] [--folder DIR] [--workers N]
 
 In: nothing; it starts its own mosquitto and publisher for each pass. Out: both rates, and the figure as a last line of JSON: the median
 over pairs of passes of ingest's rate over the bare subscriber's (goal: at least 0.7). Frames are JPEGs of 60 kB, QoS 1; a pass
 ends with the last committed row, of the bare subscriber with the last acknowledged message. The bare subscriber takes the same
 messages in the same groups (32 frames or 50 ms), writes each image to a file, flushes the file system once a group, as ingest does, and
 acknowledges; it verifies nothing, keeps no rows and sends no receipts. Passes alternate, since disks drift.
+
+Beside the figure: the 99th percentile of the time from publishing a frame to its receipt at half of ingest's own rate, and with
+`--workers N` the rate of N processes that share the frames out, over that of one such process.
 """
 
 from __future__ import annotations
@@ -22,8 +25,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -33,11 +38,14 @@ from bowerbird_server import ingest
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet
+from bowerbird_server.catalogue.frames import blobs_of
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import MqttSession
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message, jpeg
-from bowerbird_wire.codec import encode_frame
+from bowerbird_testing.mqtt_device import MqttDevice
+from bowerbird_wire.codec import decode, decode_frame_header, encode_frame
+from bowerbird_wire.messages import Receipt
 
 GOAL = 0.7
 FRAME_WH = (264, 192)  # noise: 60 kB
@@ -72,13 +80,15 @@ def timed(start: Callable[[], None], count: Callable[[], int], frames: int) -> f
 
 def bare(address: BrokerAddress, folder: Path, messages: Path, frames: int) -> float:
     """The baseline."""
-    session = MqttSession(address, "bare", ["bowerbird/v1/+/up/+/frame"])
+    session = MqttSession(address, "bare", ["bowerbird/v1/+/up/+/frame"], receive_maximum=ingest.RECEIVE_MAXIMUM)
     stop, taken = threading.Event(), [0]
     syncfs = ctypes.CDLL(None, use_errno=True).syncfs
     handle = os.open(folder, os.O_RDONLY)
 
     def take() -> None:
         for group in ingest.groups(session, stop):
+            if not group:
+                continue
             for arrived in group:
                 (folder / str(taken[0])).write_bytes(arrived.payload)
                 taken[0] += 1
@@ -99,6 +109,64 @@ def bare(address: BrokerAddress, folder: Path, messages: Path, frames: int) -> f
     return seconds
 
 
+@contextmanager
+def processes(address: BrokerAddress, root: Path, workers: int) -> Iterator[DataFolder]:
+    """Ingest as so many processes of their own, all of them subscribed."""
+    folder = DataFolder(root).make()
+    with Catalogue(folder.catalogue) as cat:
+        fleet.add_device(cat, "cam-01", "demo", "benchmark")
+    argv = [sys.executable, "-m", "bowerbird_testing.ingest_child", str(folder.root), address.host, str(address.port), "-", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "tests")}
+    running = [
+        subprocess.Popen([*argv, str(number), str(workers)], env=environment, stderr=subprocess.DEVNULL)
+        for number in range(1, workers + 1)
+    ]
+    time.sleep(4)
+    try:
+        yield folder
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+def rate_of_processes(address: BrokerAddress, root: Path, messages: Path, frames: int, workers: int) -> float:
+    """Frames per second of `workers` processes."""
+    with processes(address, root, workers) as folder, Catalogue(folder.catalogue) as cat:
+        seconds = timed(
+            lambda: publishers.append(publish(address.port, messages)),
+            lambda: int(cat.value("SELECT count(*) FROM frame")),
+            frames,
+        )
+    return frames / seconds
+
+
+def receipt_p99_s(address: BrokerAddress, root: Path, messages: Path, per_s: float) -> float:
+    """99th percentile of the time from publishing a frame to its receipt, at a steady rate."""
+    sent, answered = {}, {}
+    with processes(address, root, 1), MqttDevice(address, "cam-01") as device:
+        receive = device.client.on_message
+
+        def on_message(client: Any, data: Any, message: Any) -> None:
+            now_s = time.monotonic()
+            for frame in decode(Receipt, message.payload).committed:
+                answered.setdefault(frame, now_s)
+            receive(client, data, message)
+
+        device.client.on_message = on_message
+        began = time.monotonic()
+        for number, path in enumerate(sorted(messages.iterdir())):
+            payload = path.read_bytes()
+            time.sleep(max(0.0, began + number / per_s - time.monotonic()))
+            sent[decode_frame_header(payload)[0].frame_id] = time.monotonic()
+            device.client.publish("bowerbird/v1/demo/up/cam-01/frame", payload, 1)
+        until = time.monotonic() + 60
+        while len(answered) < len(sent) and time.monotonic() < until:
+            time.sleep(0.05)
+    waits = sorted(answered[frame] - at_s for frame, at_s in sent.items())
+    return waits[int(0.99 * (len(waits) - 1))]
+
+
 def ours(address: BrokerAddress, root: Path, messages: Path, frames: int) -> float:
     """Ingest as it is, to the committed row."""
     folder = DataFolder(root).make()
@@ -116,7 +184,8 @@ def ours(address: BrokerAddress, root: Path, messages: Path, frames: int) -> flo
         stop.set()
         thread.join()
     blobs = LocalBlobs(folder.blobs)
-    assert sum(1 for _ in blobs.digests()) == frames
+    with Catalogue(folder.catalogue) as cat:
+        assert all(blobs.exists(row["blob"]) for row in blobs_of(cat))
     return seconds
 
 
@@ -128,6 +197,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="one pair of passes of 600 frames instead of three of 3000")
     parser.add_argument("--folder", type=Path, help="where to write; a disk that is really a disk")
+    parser.add_argument("--workers", type=int, default=1, help="also measure so many ingest processes against one")
     options = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
     frames, pairs = (600, 1) if options.quick else (3000, 3)
@@ -146,9 +216,7 @@ def main() -> int:
             for arm in ("bare", "ingest") if number % 2 == 0 else ("ingest", "bare"):
                 folder = root / f"{arm}-{number}"
                 folder.mkdir()
-                with Mosquitto(
-                    root / f"broker-{arm}-{number}", settings=["max_queued_messages 100000", "max_queued_bytes 0"]
-                ) as broker:
+                with Mosquitto(root / f"broker-{arm}-{number}", settings=BROKER_SETTINGS) as broker:
                     address = BrokerAddress(broker.host, broker.port)
                     run = bare if arm == "bare" else ours
                     seconds = run(address, folder, messages, frames)
@@ -157,10 +225,21 @@ def main() -> int:
                 shutil.rmtree(folder)
         for process in publishers:
             process.wait()
+        half = statistics.median(rates["ingest"]) / 2
+        with Mosquitto(root / "broker-latency", settings=BROKER_SETTINGS) as broker:
+            p99_s = receipt_p99_s(BrokerAddress(broker.host, broker.port), root / "latency", messages, half)
+        shared = {}
+        for number in (1, options.workers) if options.workers > 1 else ():
+            with Mosquitto(root / f"broker-workers-{number}", settings=BROKER_SETTINGS) as broker:
+                address = BrokerAddress(broker.host, broker.port)
+                shared[number] = rate_of_processes(address, root / f"workers-{number}", messages, frames, number)
     value = statistics.median(ours_ / bare_ for ours_, bare_ in zip(rates["ingest"], rates["bare"], strict=True))
     details = {
         "frames": frames,
         "frame_bytes": round(size / frames),
+        "receipt_p99_s_at_half_load": round(p99_s, 3),
+        "half_load_per_s": round(half),
+        "processes_per_s": {number: round(rate) for number, rate in shared.items()},
         "per_s": {arm: [round(rate) for rate in seen] for arm, seen in rates.items()},
     }
     return report("ingest", value, GOAL, "ingest's rate over a bare subscriber's", at_least=True, details=details)

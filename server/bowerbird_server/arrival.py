@@ -26,10 +26,11 @@ _MAX_TEXT = 200
 
 @dataclass(frozen=True)
 class Accepted:
-    """A frame that may be stored."""
+    """A frame that may be stored; `header` is its header's CBOR as it came, with whatever this release does not know."""
 
     topic: FrameTopic
     message: FrameMessage
+    header: bytes
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def judge(topic_text: str, payload: bytes, devices: Mapping[str, str]) -> Accept
             f"the image is {size.image_format} of {size.width} x {size.height}"
         )
         return Rejected(topic, header.frame_id, "bad_image", detail)
-    return Accepted(topic, message)
+    return Accepted(topic, message, payload[_HEADER_AT : len(payload) - len(message.image)])
 
 
 def check_header(header: FrameHeader) -> None:

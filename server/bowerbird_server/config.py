@@ -9,9 +9,9 @@ from __future__ import annotations
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
 from bowerbird_server.errors import ConfigError
@@ -43,6 +43,22 @@ class BrokerConfig(_Part):
         if value and not value.startswith("mqtt://"):
             raise ValueError("must look like mqtt://user@host:1883")
         return value
+
+
+class IngestConfig(_Part):
+    """How frames are taken in."""
+
+    workers: int = Field(1, ge=1, le=64, description="Processes that share the frames out among them.")
+    stop_below_free_mib: int = Field(
+        200, ge=0, description="Take nothing while the disk has less free; devices keep their frames."
+    )
+    go_on_above_free_mib: int = Field(300, ge=0, description="And go on when it has more than this.")
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.go_on_above_free_mib < self.stop_below_free_mib:
+            raise ValueError("go_on_above_free_mib must not be less than stop_below_free_mib")
+        return self
 
 
 class TrainingConfig(_Part):
@@ -113,6 +129,7 @@ class ServerConfig(_Part):
     site: str = Field("site", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="Name of the site in topics.")
     web: WebConfig = WebConfig()
     broker: BrokerConfig = BrokerConfig()
+    ingest: IngestConfig = IngestConfig()
     loop: LoopConfig = LoopConfig()
     gate: GateConfig = GateConfig()
     models: ModelsConfig = ModelsConfig()

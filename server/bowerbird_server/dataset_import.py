@@ -20,6 +20,7 @@ from bowerbird_server.image_header import NotAnImage, image_size, is_upright
 from bowerbird_server.labelling.backend import submit_label
 from bowerbird_server.labelling.file_faults import IMAGE_SUFFIXES
 from bowerbird_server.labelling.files import YoloImage, read_yolo_dataset
+from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.site import Site
 
 OnProgress = Callable[[int, int], None]
@@ -96,6 +97,7 @@ def import_dataset(
         assign_scene(site.catalogue, group.scene, _SIDE[image.split], group.slices)
         new += _import_labelled(site, image, group.scene, done, names, actor)
         on_progress(done, len(images))
+    keep_records(site.catalogue, site.blobs)
     return DatasetImport(
         frames=len(images),
         new=new,

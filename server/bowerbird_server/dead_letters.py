@@ -7,6 +7,7 @@ blobs: a hostile payload could be the bytes of a good image, and dropping it fro
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from bowerbird_server.blobs import LocalBlobs
@@ -26,10 +27,9 @@ class DeadLetters:
     def __init__(self, folder: Path) -> None:
         self._payloads = LocalBlobs(folder)
 
-    def keep_payload(self, payload: bytes) -> None:
-        """Store a payload, unless it is too large to be worth it."""
-        if len(payload) <= MAX_PAYLOAD_BYTES:
-            self._payloads.put(payload)
+    def keep_payloads(self, payloads: Sequence[bytes]) -> None:
+        """Store payloads, but for those too large to be worth it."""
+        self._payloads.put_many([payload for payload in payloads if len(payload) <= MAX_PAYLOAD_BYTES])
 
     def add(self, cat: Catalogue, topic: str, payload: bytes, code: str, detail: str) -> None:
         """The row of a refused message; call it in the transaction of its group."""
@@ -42,7 +42,7 @@ class DeadLetters:
     def prune(self, cat: Catalogue) -> int:
         """Drop all but the newest `RING` rows and the payloads that no row names; returns how many rows went."""
         with cat.transaction():
-            old = cat.rows("SELECT id, blob FROM dead_letter ORDER BY id DESC LIMIT -1 OFFSET ?", RING)
+            old = cat.rows("SELECT id, blob FROM dead_letter ORDER BY rowid DESC LIMIT -1 OFFSET ?", RING)
             for row in old:
                 cat.execute("DELETE FROM dead_letter WHERE id = ?", row["id"])
             blobs = {row["blob"] for row in old if row["blob"] is not None}

@@ -1,43 +1,56 @@
 """Frames from the broker into blobs and catalogue, each acknowledged only when it is safe.
 
-In: frame messages in groups of up to 32 or 50 ms. Out: verify -> blobs durable -> rows in one transaction -> receipts -> MQTT
-acknowledgements. Killed anywhere in between, the broker or the device brings the message again and its hash makes it one row. It
-decodes no image and decides nothing about labelling.
+In: frame messages in groups of up to 32 or 50 ms. Out: verify -> blobs durable -> rows in one transaction, durable -> receipts -> MQTT
+acknowledgements. While messages keep coming, one flush serves twice: it makes the blobs of a group and the rows of the group before
+durable. Killed anywhere in between, the broker or the device brings the message again and its hash makes it one row. It decodes no
+image and decides nothing about labelling.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Protocol
 
 from bowerbird_server.arrival import Accepted, Rejected, judge
-from bowerbird_server.blobs import LocalBlobs, Sidecar
+from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker import BrokerAddress
 from bowerbird_server.catalogue import fleet, frames
-from bowerbird_server.catalogue.core import Catalogue
+from bowerbird_server.catalogue.core import Catalogue, utc_now
 from bowerbird_server.dead_letters import DeadLetters
 from bowerbird_server.errors import EnvironmentFault
+from bowerbird_server.ingest_share import Share, give_up_unused
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import Arrived, Event, MqttSession
+from bowerbird_server.records import encode_headers
 from bowerbird_wire.codec import encode
 from bowerbird_wire.messages import Receipt, Refusal
 from bowerbird_wire.topics import FrameTopic, ReceiptTopic
 
 log = logging.getLogger(__name__)
 
-CLIENT_ID = "bowerbird-ingest"
 GROUP_FRAMES = 32
 GROUP_WAIT_S = 0.05
-HIGH_WATER_FREE_BYTES = 200 * 1024**2  # stop below this much free space
-LOW_WATER_FREE_BYTES = 300 * 1024**2  # and go on above this
+RECEIVE_MAXIMUM = 3 * GROUP_FRAMES  # one group arrives while one is stored and one waits for the flush that answers it
 FULL_RETRY_S = 2.0
+_TOLD_AT_MOST = 1000
 
 POINTS = ("receive", "blob", "row", "commit", "receipt", "ack")
+
+
+@dataclass(frozen=True)
+class DiskMarks:
+    """Free space on the blobs' disk: below the first nothing is taken, until there is more than the second."""
+
+    stop_below_bytes: int = 200 * 1024**2
+    go_on_above_bytes: int = 300 * 1024**2
 
 
 class Session(Protocol):
@@ -53,6 +66,16 @@ class Session(Protocol):
 
     def is_current(self, arrived: Arrived) -> bool:
         """Whether that connection still stands."""
+
+
+@dataclass(frozen=True)
+class _Unanswered:
+    """A group that is committed: its messages, the frames to confirm, ids among them that are deleted here, and the refusals."""
+
+    messages: tuple[Arrived, ...]
+    taken: tuple[Accepted, ...]
+    gone: set[str]
+    rejected: list[Rejected]
 
 
 class Ingest:
@@ -79,27 +102,37 @@ class Ingest:
         self._dead_letters = dead_letters
         self._session = session
         self._passed = passed
+        self._unanswered: _Unanswered | None = None  # committed, but perhaps not durable yet
+        self._told: set[tuple[str, str]] = set()  # (device, code) of refusals that the log has
 
     def take(self, group: Sequence[Arrived]) -> None:
-        """Store a group, answer its devices, acknowledge its messages.
+        """Store a group; answer its devices and acknowledge its messages, at once or, while more wait, with the next group.
+
+        An empty group only answers what is still to be answered.
 
         Raises:
             EnvironmentFault: no space; nothing of the group was acknowledged and it may be given again.
         """
+        if not group:
+            self._settle()
+            return
         devices = fleet.active_devices(self._cat)
-        judged = [(arrived, judge(arrived.topic, arrived.payload, devices)) for arrived in group]
+        judged = [(arrived, _judge(arrived, devices)) for arrived in group]
         accepted = [verdict for _, verdict in judged if isinstance(verdict, Accepted)]
         rejected = [(arrived, verdict) for arrived, verdict in judged if isinstance(verdict, Rejected)]
         self._passed("receive")
-        accepted, deleted = self._part_deleted(accepted)
-        self._blobs.put_many([item.message.image for item in accepted], [_sidecar(item) for item in accepted])
+        received_at = utc_now()
+        accepted, deleted = self._store(accepted, received_at)
+        self._dead_letters.keep_payloads([arrived.payload for arrived, _ in rejected])
         for arrived, verdict in rejected:
-            self._dead_letters.keep_payload(arrived.payload)
-            log.warning("refused a message on %s: %s (%s)", arrived.topic[:200], verdict.detail, verdict.code)
+            self._tell_refused(arrived.topic, verdict)
         self._passed("blob")
-        with self._cat.transaction():
+        more = not self._session.events.empty()
+        with self._cat.transaction(durable=not more):
             added = frames.add_frames(
-                self._cat, [frames.ArrivedFrame(item.message.header, len(item.message.image)) for item in accepted]
+                self._cat,
+                [frames.ArrivedFrame(item.message.header, len(item.message.image)) for item in accepted],
+                received_at=received_at,
             )
             for arrived, verdict in rejected:
                 self._dead_letters.add(self._cat, arrived.topic, arrived.payload, verdict.code, verdict.detail)
@@ -108,23 +141,65 @@ class Ingest:
         if rejected:
             self._dead_letters.prune(self._cat)
         gone = {item.message.header.frame_id for item in deleted} | set(added.deleted)
-        self._answer([*accepted, *deleted], gone, [verdict for _, verdict in rejected])
-        self._passed("receipt")
-        for arrived in group:
-            self._session.acknowledge(arrived)
-        self._passed("ack")
+        self._unanswered = _Unanswered(tuple(group), (*accepted, *deleted), gone, [verdict for _, verdict in rejected])
         log.debug("%s new frames, %s known, %s refused", len(added.new), len(added.known), len(rejected) + len(gone))
+        if not more:
+            if not (added.new or rejected):
+                # Nothing was written, so nothing was flushed; another process may have committed these rows a moment ago.
+                self._blobs.put_many((), also_flush=(self._cat.write_ahead_log,))
+            self._answer()
 
-    def _part_deleted(self, accepted: Sequence[Accepted]) -> tuple[list[Accepted], list[Accepted]]:
-        """Frames to store, and frames that were deleted here, whose image must not come back."""
-        stay: list[Accepted] = []
-        deleted: list[Accepted] = []
-        for item in accepted:
-            state = frames.state_of(self._cat, item.message.header.frame_id)
-            (deleted if state == "deleted" else stay).append(item)
+    def _tell_refused(self, topic: str, verdict: Rejected) -> None:
+        """A warning for the first of its kind; a device that sends nothing but poison must not fill the log as well."""
+        kind = ("" if verdict.topic is None else verdict.topic.device, verdict.code)
+        known = kind in self._told or len(self._told) >= _TOLD_AT_MOST
+        if not known:
+            self._told.add(kind)
+        log.log(
+            logging.DEBUG if known else logging.WARNING,
+            "refused a message on %s: %s (%s)",
+            topic[:200],
+            verdict.detail,
+            verdict.code,
+        )
+
+    def _store(self, accepted: Sequence[Accepted], received_at: str) -> tuple[list[Accepted], list[Accepted]]:
+        """Images and headers made durable, with the rows of the group before; frames stored, and frames that were deleted here,
+        whose image must not come back."""
+        states = frames.states_of(self._cat, [item.message.header.frame_id for item in accepted])
+        deleted = [item for item in accepted if states.get(item.message.header.frame_id) == "deleted"]
+        stay = [item for item in accepted if states.get(item.message.header.frame_id) != "deleted"]
+        images: list[bytes] = [item.message.image for item in stay]
+        digests = [item.message.header.image_sha256 for item in stay]
+        new = {item.message.header.frame_id: item for item in stay if item.message.header.frame_id not in states}
+        if new:
+            record = encode_headers(
+                received_at, [(item.topic.site, item.header, len(item.message.image)) for item in new.values()]
+            )
+            images.append(record)
+            digests.append(hashlib.sha256(record).hexdigest())
+        before = () if self._unanswered is None else (self._cat.write_ahead_log,)
+        self._blobs.put_many(images, digests, also_flush=before)
+        self._answer()
         return stay, deleted
 
-    def _answer(self, taken: Sequence[Accepted], gone: set[str], rejected: Sequence[Rejected]) -> None:
+    def _settle(self) -> None:
+        if self._unanswered is not None:
+            self._blobs.put_many((), also_flush=(self._cat.write_ahead_log,))
+            self._answer()
+
+    def _answer(self) -> None:
+        """Receipts and acknowledgements of a group whose rows are durable."""
+        if self._unanswered is None:
+            return
+        group, self._unanswered = self._unanswered, None
+        self._send_receipts(group.taken, group.gone, group.rejected)
+        self._passed("receipt")
+        for arrived in group.messages:
+            self._session.acknowledge(arrived)
+        self._passed("ack")
+
+    def _send_receipts(self, taken: Sequence[Accepted], gone: set[str], rejected: Sequence[Rejected]) -> None:
         committed: dict[FrameTopic, list[str]] = {}
         refused: dict[FrameTopic, list[Refusal]] = {}
         for item in taken:
@@ -142,20 +217,28 @@ class Ingest:
                 log.info("no connection for a receipt to %s; it will send its frames again and get one", topic.device)
 
 
-def _sidecar(item: Accepted) -> Sidecar:
-    # Two frames may share an image, so the frame's id is part of the name.
-    header = item.message.header
-    return Sidecar(header.image_sha256, f"{header.frame_id[:16]}.header", encode(header))
+def _judge(arrived: Arrived, devices: Mapping[str, str]) -> Accepted | Rejected:
+    try:
+        return judge(arrived.topic, arrived.payload, devices)
+    except Exception as error:
+        # A fault of ours must not stop everybody's frames for ever. The message is kept as a dead letter and its device is told
+        # nothing, so that it keeps the frame.
+        log.exception("a message on %s could not be judged", arrived.topic[:200])
+        return Rejected(None, "", "unexpected", f"{type(error).__name__}: {error}")
 
 
 def groups(session: Session, stop: threading.Event) -> Iterator[list[Arrived]]:
-    """Messages in groups of up to `GROUP_FRAMES`, or what came within `GROUP_WAIT_S` of the first; until `stop`."""
+    """Messages in groups of up to `GROUP_FRAMES`, or what came within `GROUP_WAIT_S` of the first; until `stop`.
+
+    A group is empty when what came was no message, or belongs to a connection that has ended.
+    """
     while not stop.is_set():
         try:
             event = session.events.get(timeout=0.5)
         except queue.Empty:
             continue
         if not isinstance(event, Arrived):
+            yield []
             continue
         group = [event]
         until = time.monotonic() + GROUP_WAIT_S
@@ -167,9 +250,7 @@ def groups(session: Session, stop: threading.Event) -> Iterator[list[Arrived]]:
             if isinstance(event, Arrived):
                 group.append(event)
         # What an ended connection brought comes again; taking it now would only be done twice.
-        group = [arrived for arrived in group if session.is_current(arrived)]
-        if group:
-            yield group
+        yield [arrived for arrived in group if session.is_current(arrived)]
 
 
 def run(
@@ -177,6 +258,8 @@ def run(
     broker: BrokerAddress,
     stop: threading.Event,
     *,
+    share: Share | None = None,
+    marks: DiskMarks | None = None,
     site: str = "+",
     passed: Callable[[str], None] = lambda _point: None,
 ) -> None:
@@ -186,41 +269,46 @@ def run(
         folder: the data folder, made already.
         broker: where the frames come from.
         stop: ends it within a second.
+        share: which part of them; all by default.
+        marks: when to stop for want of space.
         site: whose frames; all sites by default.
         passed: see `Ingest`.
     """
+    share, marks = share or Share(), marks or DiskMarks()
     blobs = LocalBlobs(folder.blobs)
-    session = MqttSession(broker, CLIENT_ID, [FrameTopic.filter(site)])
+    session = MqttSession(broker, share.client_id, [share.filter(site)], receive_maximum=RECEIVE_MAXIMUM)
+    if share.number == 1:
+        give_up_unused(folder.root / "ingest-workers.json", share.workers, broker)
     with Catalogue(folder.catalogue) as cat:
         ingest = Ingest(cat, blobs, DeadLetters(folder.root / "dead-letters"), session, passed)
         session.start()
         try:
             for group in groups(session, stop):
-                _take_when_there_is_room(ingest, blobs, session, group, stop)
+                _take_when_there_is_room(ingest, blobs, session, group, stop, marks)
+            with suppress(EnvironmentFault):  # what stays unanswered comes again
+                ingest.take([])
         finally:
             session.stop()
 
 
 def _take_when_there_is_room(
-    ingest: Ingest, blobs: LocalBlobs, session: Session, group: Sequence[Arrived], stop: threading.Event
+    ingest: Ingest, blobs: LocalBlobs, session: Session, group: Sequence[Arrived], stop: threading.Event, marks: DiskMarks
 ) -> None:
     """Nothing is acknowledged while the disk is full, so the broker sends no more and the devices keep their frames."""
-    needed = HIGH_WATER_FREE_BYTES
+    needed, waited = marks.stop_below_bytes, False
     while not stop.is_set():
         current = [arrived for arrived in group if session.is_current(arrived)]
-        if not current:
-            return
         try:
-            if blobs.free_bytes() < needed:
+            if current and blobs.free_bytes() < needed:
                 raise EnvironmentFault(
                     f"less than {needed // 1024**2} MiB are free on the disk of {blobs.root}: free space; devices keep their frames"
                 )
             ingest.take(current)
         except (EnvironmentFault, sqlite3.OperationalError) as error:
-            log.log(logging.WARNING if needed == HIGH_WATER_FREE_BYTES else logging.DEBUG, "frames wait: %s", error)
-            needed = LOW_WATER_FREE_BYTES
+            log.log(logging.DEBUG if waited else logging.WARNING, "frames wait: %s", error)
+            needed, waited = marks.go_on_above_bytes, True
             stop.wait(FULL_RETRY_S)
         else:
-            if needed != HIGH_WATER_FREE_BYTES:
+            if waited:
                 log.warning("there is room again; taking frames")
             return

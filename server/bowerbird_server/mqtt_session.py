@@ -63,19 +63,23 @@ def explain_refusal(address: BrokerAddress, reason: str) -> str:
 
 
 class MqttSession:
-    """One persistent session (fixed client id, expiry 10 minutes) with at most 32 unacknowledged messages.
+    """One persistent session (fixed client id, expiry 10 minutes) with a bounded number of unacknowledged messages.
 
     Args:
         address: of the broker.
         client_id: fixed, so that the broker keeps what arrives while this process restarts.
         filters: subscriptions, QoS 1.
+        receive_maximum: messages that the broker sends before it waits for acknowledgements.
     """
 
-    def __init__(self, address: BrokerAddress, client_id: str, filters: Sequence[str]) -> None:
+    def __init__(
+        self, address: BrokerAddress, client_id: str, filters: Sequence[str], *, receive_maximum: int = RECEIVE_MAXIMUM
+    ) -> None:
         self.events: queue.Queue[Event] = queue.Queue()
         self._address = address
         self._client_id = client_id
         self._filters = list(filters)
+        self._receive_maximum = receive_maximum
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._client: mqtt.Client | None = None  # of the connection that stands
@@ -153,7 +157,7 @@ class MqttSession:
         client.on_disconnect = on_disconnect
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho has no annotation here
         properties.SessionExpiryInterval = SESSION_EXPIRY_S
-        properties.ReceiveMaximum = RECEIVE_MAXIMUM
+        properties.ReceiveMaximum = self._receive_maximum
         properties.MaximumPacketSize = MAX_PACKET_BYTES
         try:
             client.connect(self._address.host, self._address.port, KEEPALIVE_S, clean_start=False, properties=properties)

@@ -15,6 +15,7 @@ from typing import Any
 from bowerbird_server.broker import BrokerAddress, EmbeddedBroker
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.errors import BadInput
+from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.registry import open_repository
 from bowerbird_server.site import Site
 from bowerbird_wire.errors import TopicError
@@ -87,6 +88,7 @@ def add_device(
         if site.config.loop.collect:
             # Rounds say what is wanted: without a word the device would send the best of its first window unasked.
             fleet.set_frames_total(site.catalogue, name, 0, actor)
+        keep_records(site.catalogue, site.blobs)
         known = fleet.active_devices(site.catalogue)
     address = server_address(site)
     if broker is not None:

@@ -24,6 +24,7 @@ from bowerbird_server.catalogue.classes import class_names as known_classes
 from bowerbird_server.errors import BadInput, EnvironmentFault
 from bowerbird_server.export import export_weights
 from bowerbird_server.quantise import FloatFile, to_transport_form
+from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.repository import Repository
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import evaluation_frames
@@ -108,6 +109,7 @@ def register_model(
         },
         actor,
     )
+    keep_records(site.catalogue, site.blobs)
     return model_rows.model(site.catalogue, package.digest)
 
 

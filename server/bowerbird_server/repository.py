@@ -64,6 +64,8 @@ logger = logging.getLogger(__name__)
 Mode = Literal["automatic", "approved"]
 _DAY_S = 86_400.0
 _ONLINE = ("targets", "snapshot", "timestamp", "director")
+_RAISE = "raise-by"  # a number; there from a restore until versions are raised
+_RELEASE_FLOOR = "release-floor"  # a number; releases begin above it
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,15 @@ class Lifetimes:
     snapshot_s: float = 7 * _DAY_S
     timestamp_s: float = 1 * _DAY_S
     job_s: float = 30 * _DAY_S
+
+
+def raise_later(repository_dir: Path, by: int) -> None:
+    """Have the next `refresh` raise every version by so much, and later releases too.
+
+    A repository from a backup is behind what devices have seen, and they refuse whatever goes backwards.
+    """
+    if (repository_dir / "metadata" / "timestamp.json").exists():
+        write_durably(repository_dir / _RAISE, f"{by}\n".encode())
 
 
 class AwaitingSignature(Conflict):
@@ -220,15 +231,15 @@ class Repository:
                 return known[package.digest]
             waiting = self._pending() if self.mode == "approved" else None
             models = current.models
-            if waiting is not None and waiting.signed.version == current.models.version + 1:
+            if waiting is not None and waiting.signed.version > current.models.version:
                 models = waiting.signed
                 queued = releases(models)
                 if queued.get(package.digest, 0) > known.get(package.digest, 0):
                     raise AwaitingSignature(package.digest, queued[package.digest], self.pending, self._offline("models"))
-            release = max([0, *known.values(), *releases(models).values()]) + 1
+            release = max([_number(self.dir / _RELEASE_FLOOR), *known.values(), *releases(models).values()]) + 1
             self._copy_targets(package)
             add_package(models, package.manifest, release)
-            models.version = current.models.version + 1
+            models.version = max(models.version, current.models.version + 1)
             models.expires = self._in(self._models_life(self.mode))
             if self.mode == "approved":
                 self.pending.parent.mkdir(exist_ok=True)
@@ -258,7 +269,7 @@ class Repository:
 
         Raises:
             NotFound: nothing waits.
-            Conflict: it is not signed by the models key, or something else was published meanwhile.
+            Conflict: it is not signed by the models key.
         """
         with self._writing():
             waiting = self._pending()
@@ -272,8 +283,6 @@ class Repository:
                     current.targets.verify_delegate(MODELS_ROLE, waiting.signed_bytes, waiting.signatures)
                 except (RepositoryError, ValueError) as error:
                     raise Conflict(f"{self.pending} is not signed by the models key; sign it with that key") from error
-                if waiting.signed.version != current.models.version + 1:
-                    raise Conflict("what waits was made before something else was published; publish the model again")
                 self._publish_models(current, content, waiting.signed.version)
             self.pending.unlink()
             sync_folder(self.pending.parent)
@@ -288,28 +297,43 @@ class Repository:
             current = self._current()
             life = self._lifetimes
             files = dict(current.files)
-            changed = self._is_old(current.snapshot, life.snapshot_s)
-            if self._is_old(current.targets, life.targets_s) and (self.keys_dir / "targets.pem").exists():
+            raised = self._raise(current)
+            changed = raised or self._is_old(current.snapshot, life.snapshot_s)
+            if (raised or self._is_old(current.targets, life.targets_s)) and (self.keys_dir / "targets.pem").exists():
                 files["targets.json"] = self._renew("targets", current.targets, life.targets_s)
                 changed = True
-            if self._is_old(current.models, self._models_life(self.mode)):
+            if raised or self._is_old(current.models, self._models_life(self.mode)):
                 if self.mode == "automatic":
                     files[f"{MODELS_ROLE}.json"] = self._renew(MODELS_ROLE, current.models, life.models_automatic_s)
                     changed = True
-                elif self._pending() is None:
+                elif raised or self._pending() is None:
                     logger.warning("the models signature ends %s; run `bowerbird models sign`", current.models.expires)
-                    current.models.version += 1
-                    current.models.expires = self._in(life.models_approved_s)
+                    waiting = self._pending()
+                    models = current.models if waiting is None else waiting.signed
+                    models.version = current.models.version + 1
+                    models.expires = self._in(life.models_approved_s)
                     self.pending.parent.mkdir(exist_ok=True)
-                    write_durably(self.pending, Metadata(current.models).to_bytes())
+                    write_durably(self.pending, Metadata(models).to_bytes())
             if self._is_old(self._root().signed, life.root_s) and self._root_signers():
                 self._renew_root()
             if changed:
                 self._seal(files, current.snapshot.version, current.timestamp.version)
+                (self.dir / _RAISE).unlink(missing_ok=True)
             elif self._is_old(current.timestamp, life.timestamp_s):
                 self._write_timestamp(current.snapshot.version, current.timestamp.version + 1)
                 changed = True
         return changed
+
+    def _raise(self, current: _Current) -> bool:
+        """Versions raised in memory, as a restore asked for; they are written with the signatures that follow."""
+        by = _number(self.dir / _RAISE)
+        if by:
+            floor = max([0, *releases(current.models).values()]) + by
+            write_durably(self.dir / _RELEASE_FLOOR, f"{floor}\n".encode())
+            for signed in (current.timestamp, current.snapshot, current.targets, current.models):
+                signed.version += by
+            logger.info("versions of the update repository are raised by %s; releases go on from %s", by, floor + 1)
+        return by > 0
 
     def sign_job(self, job: Job, *, device: str) -> Job:
         """The job bound to one device and signed by the director key.
@@ -458,3 +482,10 @@ class Repository:
 
     def _is_old(self, signed: Any, life_s: float) -> bool:
         return bool(signed.expires.timestamp() - self._now() < life_s / 2)
+
+
+def _number(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except (OSError, ValueError):
+        return 0

@@ -17,6 +17,7 @@ from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.errors import ServerError
 from bowerbird_server.loop import LoopFacts, Step, next_step
+from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.registry import open_repository, publish
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import take_snapshot
@@ -27,13 +28,14 @@ logger = logging.getLogger(__name__)
 ACTOR = "scheduler"
 POLL_S = 0.5
 REFRESH_S = 3600.0
+KEEP_RECORDS_S = 5.0
 # After a step that failed for want of something (disk, signature), do not try again at once.
 RETRY_S = 10.0
 
 
 def run(site: Site, stop: threading.Event) -> None:
     """Work until `stop` is set."""
-    refreshed_s = 0.0
+    refreshed_s = kept_s = 0.0
     warned = ""
     while not stop.is_set():
         try:
@@ -41,6 +43,9 @@ def run(site: Site, stop: threading.Event) -> None:
             if now_s - refreshed_s > REFRESH_S and model_rows.champion(site.catalogue) is not None:
                 open_repository(site).refresh()
                 refreshed_s = now_s
+            if now_s - kept_s > KEEP_RECORDS_S:
+                keep_records(site.catalogue, site.blobs)
+                kept_s = now_s
             step = next_step(read_facts(site))
             idle = step in (Step.WAIT, Step.DONE)
             if not idle:

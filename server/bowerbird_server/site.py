@@ -5,13 +5,17 @@ In: the data folder and perhaps a configuration file. Out: `Site`. Opening makes
 
 from __future__ import annotations
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue
 from bowerbird_server.config import CONFIG_NAME, ServerConfig, load_config
-from bowerbird_server.errors import BadInput, EnvironmentFault, NotFound
+from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
 from bowerbird_server.layout import DataFolder
 
 
@@ -58,6 +62,26 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def only_one(folder: DataFolder) -> Iterator[None]:
+    """Two servers of one data folder would fight for its ports and its broker; the lock goes with the process, however it ends.
+
+    Raises:
+        Conflict: another process serves the folder, or works on it as a whole.
+    """
+    handle = os.open(folder.root / ".serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise Conflict(
+            f"{folder.root} is served already; {folder.root}/serve.json says by which process and where. Stop it first."
+        ) from error
+    else:
+        yield
+    finally:
+        os.close(handle)
 
 
 def _check_new(folder: DataFolder, *, make: bool) -> None:

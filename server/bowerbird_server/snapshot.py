@@ -29,6 +29,7 @@ from bowerbird_server.catalogue.datasets import (
 )
 from bowerbird_server.errors import BadInput, EnvironmentFault
 from bowerbird_server.evaluate import EvaluationFrame
+from bowerbird_server.record_keeping import keep_records
 
 if TYPE_CHECKING:
     from bowerbird_server.blobs import BlobStore
@@ -67,7 +68,9 @@ def take_snapshot(catalogue: Catalogue, blobs: BlobStore, *, holdout_share: floa
         }
         data = json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()
         blob = blobs.put(data)
-        return add_version(catalogue, blob, blob, [(frame, splits[frame.scene]) for frame in frames], actor)
+        version = add_version(catalogue, blob, blob, [(frame, splits[frame.scene]) for frame in frames], actor)
+    keep_records(catalogue, blobs)
+    return version
 
 
 def _manifest_entry(frame: LabelledFrame, split: str) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """An ingest process that kills itself (SIGKILL, nothing is flushed) at a chosen point of its n-th group.
 
-`python -m bowerbird_testing.ingest_child DATA HOST PORT [POINT [GROUP]]`; without a point it runs until killed.
+`python -m bowerbird_testing.ingest_child DATA HOST PORT [POINT [GROUP [WORKER WORKERS]]]`; without a point, or with `-`, it runs until
+killed.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from bowerbird_server import ingest
 from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.ingest_share import Share
 from bowerbird_server.layout import DataFolder
 
 
@@ -22,6 +24,7 @@ def main(argv: list[str]) -> None:
     data, host, port, *rest = argv
     point = rest[0] if rest else ""
     left = int(rest[1]) if len(rest) > 1 else 1
+    share = Share(int(rest[2]), int(rest[3])) if len(rest) > 3 else Share()
 
     def passed(here: str) -> None:
         nonlocal left
@@ -31,7 +34,7 @@ def main(argv: list[str]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     logging.basicConfig(level=logging.INFO)
-    ingest.run(DataFolder(Path(data)), BrokerAddress(host, int(port)), threading.Event(), passed=passed)
+    ingest.run(DataFolder(Path(data)), BrokerAddress(host, int(port)), threading.Event(), share=share, passed=passed)
 
 
 if __name__ == "__main__":

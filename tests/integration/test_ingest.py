@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,11 @@ from bowerbird_server.broker import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet, frames
 from bowerbird_server.errors import EnvironmentFault
 from bowerbird_server.layout import DataFolder
+from bowerbird_server.records import HeaderRecord, decode_headers
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message, jpeg
 from bowerbird_testing.mqtt_device import MqttDevice, wait_for_ingest, wait_until
-from bowerbird_wire.codec import decode, encode_frame
-from bowerbird_wire.messages import FrameHeader
+from bowerbird_wire.codec import encode_frame
 from bowerbird_wire.topics import FrameTopic
 
 pytestmark = pytest.mark.broker
@@ -70,8 +71,8 @@ def test_a_frame_becomes_blob_row_and_receipt(folder: DataFolder, device: MqttDe
     assert row["detections"][0]["class_name"] == "bird"
     blobs = LocalBlobs(folder.blobs)
     assert blobs.read(row["blob"]) == sent.image
-    (sidecar,) = blobs.sidecars(row["blob"]).values()
-    assert decode(FrameHeader, sidecar) == sent.header
+    (record,) = [blobs.read(digest) for digest in blobs.digests() if digest != row["blob"]]
+    assert decode_headers(record) == HeaderRecord(row["received_at"], (("demo", sent.header, len(sent.image)),))
 
 
 @pytest.mark.usefixtures("running")
@@ -123,7 +124,8 @@ def test_poison_is_refused_and_the_good_frame_behind_it_arrives(folder: DataFold
     with Catalogue(folder.catalogue) as cat:
         assert cat.value("SELECT count(*) FROM frame") == 1
         assert cat.value("SELECT count(*) FROM dead_letter WHERE topic NOT LIKE '%probe%'") == len(poison)
-    assert list(LocalBlobs(folder.blobs).digests()) == [good.header.image_sha256]
+    assert LocalBlobs(folder.blobs).verify(good.header.image_sha256)
+    assert len(list(LocalBlobs(folder.blobs).digests())) == 2, "the image and the record of its header, nothing else"
 
 
 @pytest.mark.usefixtures("running")
@@ -156,10 +158,10 @@ def test_a_full_disk_stops_acknowledging_and_loses_nothing(
     full = threading.Event()
     real = LocalBlobs.put_many
 
-    def put_many(self: LocalBlobs, *args: object) -> list[str]:
+    def put_many(self: LocalBlobs, *args: Any, **kwargs: Any) -> list[str]:
         if full.is_set():
             raise EnvironmentFault("the disk is full")
-        return real(self, *args)  # type: ignore[arg-type]
+        return real(self, *args, **kwargs)
 
     monkeypatch.setattr(LocalBlobs, "put_many", put_many)
     monkeypatch.setattr(ingest, "FULL_RETRY_S", 0.05)
@@ -187,6 +189,45 @@ def test_a_full_disk_stops_acknowledging_and_loses_nothing(
         thread.join(20)
     with Catalogue(folder.catalogue) as cat:
         assert cat.value("SELECT count(*) FROM frame") == 40
+
+
+def test_between_the_disk_marks_what_has_stopped_stays_stopped(
+    folder: DataFolder, address: BrokerAddress, device: MqttDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the high-water mark nothing is taken; only above the low-water mark it goes on, and every frame is there."""
+    free, looked = [1000], threading.Event()
+
+    def free_bytes(_self: LocalBlobs) -> int:
+        looked.set()
+        return free[0]
+
+    def look_twice() -> None:
+        for _ in range(2):
+            looked.clear()
+            assert looked.wait(20)
+
+    monkeypatch.setattr(LocalBlobs, "free_bytes", free_bytes)
+    monkeypatch.setattr(ingest, "FULL_RETRY_S", 0.05)
+    stop = threading.Event()
+    thread = threading.Thread(target=ingest.run, args=(folder, address, stop), kwargs={"marks": ingest.DiskMarks(200, 300)})
+    thread.start()
+    try:
+        wait_for_ingest(address)
+        sent = [frame_message(sequence=n) for n in range(40)]
+        free[0] = 199
+        for message in sent:
+            device.send_frame(message)
+        look_twice()
+        free[0] = 299
+        look_twice()
+        assert device.receipts() == []
+        free[0] = 300
+        wait_until(lambda: set(device.committed()) == {m.header.frame_id for m in sent}, "all receipts")
+    finally:
+        stop.set()
+        thread.join(20)
+    with Catalogue(folder.catalogue) as cat:
+        assert frames.count_by_state(cat)["received"] == 40
 
 
 def test_frames_wait_at_the_broker_for_an_ingest_that_is_down(

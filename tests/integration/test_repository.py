@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -15,7 +16,7 @@ from bowerbird_models.package import PackageOnDisk, build_package
 from bowerbird_models.signing import SigningError, sign_file
 from bowerbird_server import repository as module
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
-from bowerbird_server.repository import AwaitingSignature, Lifetimes, Repository
+from bowerbird_server.repository import AwaitingSignature, Lifetimes, Mode, Repository, raise_later
 from bowerbird_server.repository_files import answer, file_of
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_testing.update_device import UpdateDevice
@@ -195,6 +196,38 @@ def test_a_device_made_with_the_first_root_follows_its_renewal(tmp_path: Path, m
     assert repository.trusted_root() != first_root
     now_s[0] -= 0.6 * DAY_S
     assert Device(repository, tmp_path / "state", first_root).update(job_for(repository, model)).state == "committed"
+
+
+@pytest.mark.parametrize("mode", ["automatic", "approved"])
+def test_devices_go_on_with_a_repository_restored_from_a_backup(mode: Mode, tmp_path: Path, make: Make) -> None:
+    """They have seen newer metadata and a higher release than the backup holds, and refuse what goes backwards."""
+    repository = Repository(tmp_path / "repository", tmp_path / "keys")
+    repository.create(mode)
+
+    def publish(salt: str) -> PackageOnDisk:
+        package = make(salt)
+        try:
+            repository.publish(package)
+        except AwaitingSignature:
+            repository.sign(tmp_path / "keys" / "offline" / "models.pem")
+        return package
+
+    first = publish("first")
+    shutil.copytree(repository.dir, tmp_path / "backup")
+    root = repository.trusted_root()
+    seen = publish("seen")
+    assert Device(repository, tmp_path / "device", root).update(job_for(repository, seen)).state == "committed"
+    shutil.rmtree(repository.dir)
+    shutil.copytree(tmp_path / "backup", repository.dir)
+    raise_later(repository.dir, 1000)
+    assert repository.refresh()
+    if mode == "approved":
+        repository.sign(tmp_path / "keys" / "offline" / "models.pem")
+    newer = publish("newer")
+    assert repository.releases()[newer.digest] > 1000
+    assert repository.releases()[first.digest] == 1
+    assert Device(repository, tmp_path / "device", root).update(job_for(repository, newer, "job-2")).state == "committed"
+    assert not repository.refresh(), "versions are raised once"
 
 
 def test_a_package_that_was_changed_is_not_published(repository: Repository, make: Make) -> None:

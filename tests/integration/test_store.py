@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_server.blobs import LocalBlobs, Sidecar
+from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue, fleet, frames, rollouts
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
 from bowerbird_server.rollout import Event
@@ -33,10 +33,9 @@ def test_blobs_come_back_by_their_digest(tmp_path: Path, count: int) -> None:
     """Singly and in a group that is flushed together; nothing temporary stays."""
     blobs = LocalBlobs(tmp_path)
     data = [os.urandom(100 + n) for n in range(count)]
-    digests = blobs.put_many(data, [Sidecar(hashlib.sha256(data[0]).hexdigest(), "x.header", b"beside")])
+    digests = blobs.put_many(data)
     assert digests == [hashlib.sha256(item).hexdigest() for item in data]
     assert [blobs.read(digest) for digest in digests] == data
-    assert blobs.sidecars(digests[0]) == {"x.header": b"beside"}
     assert set(blobs.digests()) == set(digests)
     assert list((tmp_path / "tmp").iterdir()) == []
 
@@ -50,6 +49,20 @@ def test_a_damaged_blob_is_noticed_and_healed_by_storing_it_again(tmp_path: Path
     blobs.path(digest).write_bytes(b"cut")
     assert blobs.put(b"content") == digest
     assert blobs.verify(digest)
+
+
+def test_a_rename_that_a_power_cut_undid_is_done_again(tmp_path: Path) -> None:
+    """What was flushed under its temporary name comes home with the next boot; what was not flushed whole does not."""
+    LocalBlobs(tmp_path)
+    whole, torn, ours = (hashlib.sha256(data).hexdigest() for data in (b"whole", b"torn", b"ours"))
+    running = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    (tmp_path / "tmp" / f"0f-1.7.1.{whole}").write_bytes(b"whole")
+    (tmp_path / "tmp" / f"0f-1.7.2.{torn}").write_bytes(b"to\0\0")
+    (tmp_path / "tmp" / f"{running}.7.3.{ours}").write_bytes(b"ours")
+    blobs = LocalBlobs(tmp_path)
+    assert blobs.read(whole) == b"whole"
+    assert list(blobs.digests()) == [whole]
+    assert [left.name for left in (tmp_path / "tmp").iterdir()] == [f"{running}.7.3.{ours}"], "another process may be at it"
 
 
 def test_a_file_is_stored_and_a_missing_one_is_named(tmp_path: Path) -> None:
@@ -77,10 +90,19 @@ def test_a_full_disk_says_what_to_do_and_leaves_nothing_in_part(tmp_path: Path, 
     blobs = LocalBlobs(tmp_path)
     temporary = tmp_path / "tmp" / "always-full"
     temporary.symlink_to("/dev/full")
-    monkeypatch.setattr(blobs, "_new_temporary", lambda: temporary)
+    monkeypatch.setattr(blobs, "_new_temporary", lambda _digest: str(temporary))
     with pytest.raises(EnvironmentFault, match="free space"):
         blobs.put(b"x" * 10_000_000)
     assert list(blobs.digests()) == []
+
+
+def test_a_commit_that_is_not_durable_is_seen_by_others_at_once(cat: Catalogue) -> None:
+    """Only the flush waits; its log is a file that can be flushed with the next group."""
+    with cat.transaction(durable=False):
+        add(cat, 2)
+    with Catalogue(cat.path) as other:
+        assert frames.count_by_state(other)["received"] == 2
+    assert cat.write_ahead_log.stat().st_size > 0
 
 
 def test_frames_are_added_once(cat: Catalogue) -> None:

@@ -85,6 +85,17 @@ def to_map(message: Message) -> dict[str, Any]:
     return out
 
 
+def _is_exactly(value: Any, kind: Any) -> bool:
+    """Whether `value` needs no further look: the usual case, answered without building the name of its place."""
+    if type(value) is not kind:
+        return False
+    if kind is float:
+        return math.isfinite(value)
+    if kind is int:
+        return bool(-(2**63) <= value < 2**63)
+    return kind in (str, bool, bytes)
+
+
 def _check(value: Any, kind: Any, where: str) -> Any:
     """`value` as `kind`, or MessageError naming the key. Numbers are finite; an int may stand for a float, never a bool."""
     origin = get_origin(kind)
@@ -98,10 +109,18 @@ def _check(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, list | tuple):
             raise MessageError(f"{where} must be a list, not {type(value).__name__}")
         if len(items) == 2 and items[1] is Ellipsis:
-            return tuple(_check(item, items[0], f"{where}[{i}]") for i, item in enumerate(value))
+            kind = items[0]
+            return tuple(
+                [item if _is_exactly(item, kind) else _check(item, kind, f"{where}[{i}]") for i, item in enumerate(value)]
+            )
         if len(value) != len(items):
             raise MessageError(f"{where} must have {len(items)} items, not {len(value)}")
-        return tuple(_check(item, t, f"{where}[{i}]") for i, (item, t) in enumerate(zip(value, items, strict=True)))
+        return tuple(
+            [
+                item if _is_exactly(item, t) else _check(item, t, f"{where}[{i}]")
+                for i, (item, t) in enumerate(zip(value, items, strict=True))
+            ]
+        )
     if origin is Mapping:
         if not isinstance(value, dict):
             raise MessageError(f"{where} must be a map, not {type(value).__name__}")
@@ -139,13 +158,24 @@ def from_map(kind: type[M], plain: Any, where: str = "message") -> M:
         if spec.key == "":
             extra_name = spec.name
         elif spec.key in rest:
-            values[spec.name] = _check(rest.pop(spec.key), spec.type, f"{where}.{spec.key}")
+            value = rest.pop(spec.key)
+            values[spec.name] = value if _is_exactly(value, spec.type) else _check(value, spec.type, f"{where}.{spec.key}")
         elif spec.required:
             raise MessageError(f"{where}: required key {spec.key!r} ({spec.name}) is missing")
     rest.pop("v", None)
     if extra_name is not None:
         values[extra_name] = {str(key): value for key, value in rest.items()}
+        _check_can_be_sent_on(values[extra_name], where)
     return kind(**values)
+
+
+def _check_can_be_sent_on(extra: Mapping[str, Any], where: str) -> None:
+    """Unknown keys are kept to be sent on; a tag may have become something that CBOR cannot write, e.g. a mail message (tag 36)."""
+    if extra:
+        try:
+            cbor2.dumps(extra)
+        except (cbor2.CBOREncodeError, RecursionError, ValueError, TypeError, OverflowError) as error:
+            raise MessageError(f"{where} holds a value that cannot be sent on: {type(error).__name__}") from error
 
 
 def _loads(payload: bytes, limit: int) -> Any:

@@ -11,7 +11,7 @@ import os
 import sqlite3
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,15 +102,25 @@ class Catalogue:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def write_ahead_log(self) -> Path:
+        """The file that holds what was committed last; flushing it makes commits that were not `durable` survive a power cut."""
+        return self.path.with_name(f"{self.path.name}-wal")
+
     @contextmanager
-    def transaction(self) -> Iterator[Database]:
+    def transaction(self, *, durable: bool = True) -> Iterator[Database]:
         """One short write transaction; takes the writer's lock at once, so that it cannot fail half-way for it.
 
         A transaction inside another joins it.
+
+        Args:
+            durable: flush at the commit. Without, the caller flushes `write_ahead_log` before it promises anything: a power cut
+                before that takes the whole transaction back and harms nothing else.
         """
         if self.connection.in_transaction:
             yield self.db
             return
+        self.connection.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
         self.connection.execute("BEGIN IMMEDIATE")
         try:
             yield self.db
@@ -131,6 +141,19 @@ class Catalogue:
         marks = ", ".join("?" * len(row))
         # Table and column names are our own constants, never input.
         return self.execute(f'{verb} INTO "{table}" ({columns}) VALUES ({marks})', *row.values()) > 0
+
+    def insert_many(self, table: str, rows: Sequence[Row]) -> None:
+        """New rows that all have the same columns, in one statement."""
+        if not rows:
+            return
+        columns = ", ".join(f'"{name}"' for name in rows[0])
+        marks = ", ".join("?" * len(rows[0]))
+        with self.transaction():
+            # Table and column names are our own constants, never input.
+            self.connection.executemany(
+                f'INSERT INTO "{table}" ({columns}) VALUES ({marks})',  # noqa: S608
+                [tuple(row.values()) for row in rows],
+            )
 
     def rows(self, sql: str, *params: Any) -> list[Row]:
         """All rows of a query as dictionaries."""

@@ -131,8 +131,12 @@ def record_health(cat: Catalogue, device: str, health: Health) -> bool:
     now = utc_now()
     counters = json.dumps(dataclasses.asdict(health), sort_keys=True, default=str)
     with cat.transaction():
-        if cat.value("SELECT 1 FROM device WHERE id = ?", device) is None:
+        version = cat.value("SELECT desired_version FROM device WHERE id = ?", device)
+        if version is None:
             return False
+        if 0 < version < health.desired_version:
+            # The catalogue is older than the device (it was restored): say the wish again with a version that counts there.
+            cat.execute("UPDATE device SET desired_version = ? WHERE id = ?", health.desired_version + 1, device)
         cat.execute(
             "UPDATE device SET health = ?, health_at = ?, model_digest = ? WHERE id = ?",
             counters,
@@ -195,6 +199,11 @@ def set_frames_total(cat: Catalogue, device: str, total: int | None, actor: str 
         cat.execute("UPDATE device SET frames_total = ?, desired_version = ? WHERE id = ?", total, version, device)
         cat.log(actor, "frames total", device, {"frames_total": total, "version": version})
         return version
+
+
+def raise_desired_versions(cat: Catalogue, by: int) -> int:
+    """After a restore: every wish counts as newer than what its device may hold; returns for how many devices."""
+    return cat.execute("UPDATE device SET desired_version = desired_version + ? WHERE desired_version > 0", by)
 
 
 def desired(cat: Catalogue) -> dict[str, Desired]:

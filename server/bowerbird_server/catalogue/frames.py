@@ -61,28 +61,29 @@ def scene_of(camera: str, captured_at_ms: int) -> str:
     return f"{camera}@{utc_text(start_ms)[:16]}"
 
 
-def add_frames(cat: Catalogue, arrived: Sequence[ArrivedFrame]) -> Added:
+def add_frames(cat: Catalogue, arrived: Sequence[ArrivedFrame], *, received_at: str | None = None) -> Added:
     """Rows for frames of known devices, in one transaction; the same frame again changes nothing.
+
+    Args:
+        received_at: UTC ISO text; now by default.
 
     Raises:
         sqlite3.IntegrityError: a device is not in the catalogue (the caller has asked `fleet.active_devices`).
     """
-    new: list[str] = []
-    known: list[str] = []
-    deleted: list[str] = []
-    received_at = utc_now()
+    received_at = received_at or utc_now()
+    by_id = {frame.header.frame_id: frame for frame in arrived}
     with cat.transaction():
-        for frame in arrived:
-            header = frame.header
-            state = cat.value("SELECT state FROM frame WHERE id = ?", header.frame_id)
-            if state is not None:
-                (deleted if state == "deleted" else known).append(header.frame_id)
-                continue
-            camera = touch_camera(cat, header.device, header.camera)
-            cat.insert("frame", _frame_row(frame, camera, received_at))
-            _insert_detections(cat, header)
-            new.append(header.frame_id)
-    return Added(tuple(new), tuple(known), tuple(deleted))
+        states = states_of(cat, by_id)
+        new = {identity: frame for identity, frame in by_id.items() if identity not in states}
+        cameras = {(frame.header.device, frame.header.camera) for frame in new.values()}
+        camera_ids = {names: touch_camera(cat, *names) for names in sorted(cameras)}
+        cat.insert_many(
+            "frame",
+            [_frame_row(frame, camera_ids[frame.header.device, frame.header.camera], received_at) for frame in new.values()],
+        )
+        cat.insert_many("detection", [row for frame in new.values() for row in _detection_rows(frame.header)])
+    known = [identity for identity, state in states.items() if state != "deleted"]
+    return Added(tuple(new), tuple(known), tuple(states.keys() - set(known)))
 
 
 def _frame_row(frame: ArrivedFrame, camera: str, received_at: str) -> Row:
@@ -113,22 +114,20 @@ def _frame_row(frame: ArrivedFrame, camera: str, received_at: str) -> Row:
     }
 
 
-def _insert_detections(cat: Catalogue, header: FrameHeader) -> None:
-    for position, detection in enumerate(header.detections):
-        left, top, right, bottom = detection.box_xyxy
-        cat.insert(
-            "detection",
-            {
-                "frame": header.frame_id,
-                "position": position,
-                "left": left,
-                "top": top,
-                "right": right,
-                "bottom": bottom,
-                "score": detection.score,
-                "class_name": detection.class_name,
-            },
-        )
+def _detection_rows(header: FrameHeader) -> list[Row]:
+    return [
+        {
+            "frame": header.frame_id,
+            "position": position,
+            "left": detection.box_xyxy[0],
+            "top": detection.box_xyxy[1],
+            "right": detection.box_xyxy[2],
+            "bottom": detection.box_xyxy[3],
+            "score": detection.score,
+            "class_name": detection.class_name,
+        }
+        for position, detection in enumerate(header.detections)
+    ]
 
 
 def add_imported_frame(
@@ -253,6 +252,31 @@ def state_of(cat: Catalogue, frame: str) -> str | None:
     """A frame's state, None when the catalogue does not know it."""
     state: str | None = cat.value("SELECT state FROM frame WHERE id = ?", frame)
     return state
+
+
+def states_of(cat: Catalogue, frames: Iterable[str]) -> dict[str, str]:
+    """State by id, of those of `frames` that the catalogue knows, in their order."""
+    wanted = list(frames)
+    found = cat.connection.execute(
+        "SELECT id, state FROM frame WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(wanted),)
+    )
+    states: dict[str, str] = dict(found.fetchall())
+    return {identity: states[identity] for identity in wanted if identity in states}
+
+
+def blobs_of_deleted(cat: Catalogue) -> list[str]:
+    """The images of deleted frames."""
+    return [row["blob"] for row in cat.rows("SELECT DISTINCT blob FROM frame WHERE state = 'deleted'")]
+
+
+def without_live_frame(cat: Catalogue, blobs: Iterable[str]) -> list[str]:
+    """Those of `blobs` that no frame needs any more: all that show them are deleted."""
+    found = cat.connection.execute(
+        "SELECT value FROM json_each(?) WHERE NOT EXISTS "
+        "(SELECT 1 FROM frame WHERE frame.blob = value AND frame.state <> 'deleted')",
+        (json.dumps(list(blobs)),),
+    )
+    return [blob for (blob,) in found.fetchall()]
 
 
 def detections(cat: Catalogue, frame: str) -> list[Row]:

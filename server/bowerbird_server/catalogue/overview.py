@@ -45,6 +45,20 @@ def summary(cat: Catalogue) -> Row:
     }
 
 
+def dead_letters_by_code(cat: Catalogue) -> dict[str, int]:
+    """Refused messages that are kept, by the code that their senders were told."""
+    return {row["code"]: row["n"] for row in cat.rows("SELECT code, count(*) AS n FROM dead_letter GROUP BY code")}
+
+
+def rollout_states(cat: Catalogue) -> dict[str, int]:
+    """Devices of the rollouts that run, by how far each is."""
+    rows = cat.rows(
+        "SELECT execution.state, count(*) AS n FROM execution JOIN rollout ON rollout.id = execution.rollout "
+        "WHERE rollout.state = 'running' GROUP BY execution.state"
+    )
+    return {row["state"]: row["n"] for row in rows}
+
+
 def devices(cat: Catalogue) -> list[Row]:
     """Devices with their health, cameras, and how many frames and image bytes have arrived from them."""
     arrived = {

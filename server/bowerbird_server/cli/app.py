@@ -11,7 +11,21 @@ import typer
 from rich.markup import escape
 
 from bowerbird_models.errors import ModelError
-from bowerbird_server.cli import dataset, demo, devices, doctor, frames, labels, models, readers, rollout, serve, train
+from bowerbird_server.cli import (
+    backup,
+    catalogue,
+    dataset,
+    demo,
+    devices,
+    doctor,
+    frames,
+    labels,
+    models,
+    readers,
+    rollout,
+    serve,
+    train,
+)
 from bowerbird_server.cli.common import err
 from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
 
@@ -47,9 +61,11 @@ app.add_typer(readers.app, name="readers")
 app.add_typer(frames.app, name="frames")
 app.add_typer(labels.app, name="labels")
 app.add_typer(dataset.app, name="dataset")
+app.add_typer(catalogue.app, name="catalogue")
 app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
+backup.add_to(app)
 doctor.add_to(app)
 
 

@@ -11,6 +11,7 @@ from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput, Conflict
 from bowerbird_server.provision import add_device, broker_of, check_device_name
+from bowerbird_server.record_keeping import keep_records
 
 app = typer.Typer(
     no_args_is_help=True, help="Devices of this site. Example: bowerbird devices add cam-01 --camera rtsp://10.0.0.7/1"
@@ -106,6 +107,7 @@ def retire(device: str, data: Data = DATA, config: Config = None) -> None:
     """Take a device out of service: its password stops working, its frames stay."""
     with open_site(data, config) as site:
         fleet.retire_device(site.catalogue, device, actor())
+        keep_records(site.catalogue, site.blobs)
         broker = broker_of(site)
         if broker is not None:
             broker.remove_device(device, fleet.active_devices(site.catalogue))

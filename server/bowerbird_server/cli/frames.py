@@ -14,7 +14,8 @@ from bowerbird_server.catalogue.batches import queue_length
 from bowerbird_server.catalogue.labels import labels_of
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, progress_of, say, show_json, show_rows, tell
 from bowerbird_server.dataset_import import import_frames
-from bowerbird_server.errors import BadInput
+from bowerbird_server.errors import BadInput, NotFound
+from bowerbird_server.record_keeping import delete_frames, keep_records
 
 app = typer.Typer(no_args_is_help=True, help="Frames on the server. Example: bowerbird frames list --state queued")
 
@@ -76,6 +77,7 @@ def import_(
     with open_site(data, make=True) as site, progress_of("importing") as progress:
         result = import_frames(site, folder, progress)
         batch = build_batch(site.catalogue, frames=max(1, result.new)) if queue and result.new else None
+        keep_records(site.catalogue, site.blobs)
     for fault in result.skipped:
         tell(f"skipped {fault}")
     if as_json:
@@ -84,6 +86,28 @@ def import_(
         say(f"{result.new} new frames, {result.known} known already, {len(result.skipped)} skipped")
     if result.skipped and not (result.new or result.known):
         raise typer.Exit(2)
+
+
+@app.command()
+def delete(
+    frame: Annotated[list[str], typer.Argument(help="Ids, or their beginnings.")],
+    why: Annotated[str, typer.Option(help="Kept with the deletion, e.g. who asked for it.")],
+    data: Data = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Delete frames and their images for good; a device that sends one again is refused. Labels stay as text, without a picture."""
+    with open_site(data) as site:
+        ids = []
+        for beginning in frame:
+            try:
+                ids.append(frame_rows.find(site.catalogue, beginning)["id"])
+            except NotFound as error:
+                raise NotFound(f"{error}; nothing was deleted") from error
+        deleted = delete_frames(site.catalogue, site.blobs, ids, actor(), why)
+    if as_json:
+        show_json({"frames": deleted.frames, "images": deleted.images})
+    else:
+        say(f"{deleted.frames} frames deleted, {deleted.images} image files removed")
 
 
 @app.command()

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import logging
-import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -19,10 +15,10 @@ import typer
 
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
 from bowerbird_server.endpoint import WebEndpoint, is_free
-from bowerbird_server.errors import ConfigError, Conflict, EnvironmentFault
-from bowerbird_server.layout import DataFolder
+from bowerbird_server.errors import BadInput, ConfigError, EnvironmentFault
+from bowerbird_server.ingest_share import MAX_WORKERS, Share
 from bowerbird_server.provision import broker_of, server_address
-from bowerbird_server.site import Site
+from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
 
 logger = logging.getLogger(__name__)
@@ -54,6 +50,10 @@ def serve(
     config: Config = None,
     host: Annotated[str | None, typer.Option(help="Address for the pages, instead of the configured one.")] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port for the pages; 0 takes a free one.")] = None,
+    ingest_workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=MAX_WORKERS, help="Processes that take frames in, instead of the configured number."),
+    ] = None,
 ) -> None:
     """Run the whole server: broker, ingest, delivery, pages and scheduler; each is started again when it dies.
 
@@ -61,32 +61,18 @@ def serve(
     """
     stop = stop_event()
     configure_logging()
-    with open_site(data, config, make=True) as site, _only_server(site.folder):
+    with open_site(data, config, make=True) as site, only_one(site.folder):
         chosen = site.config.web.model_copy(
             update={key: value for key, value in (("host", host), ("port", port)) if value is not None}
         )
         _refuse_open_address(chosen.host)
         endpoint = WebEndpoint.choose(site.folder, chosen)
-        children = _children(site, config)
+        children = _children(site, config, ingest_workers or site.config.ingest.workers)
         _say_what_was_chosen(site, endpoint)
         address = server_address(site)
         facts = {"web": endpoint.url, "broker": f"{address.host}:{address.port}"}
         supervisor = Supervisor(children, site.folder.logs, state_path=site.folder.root / "serve.json", facts=facts)
         supervisor.run(stop)
-
-
-@contextmanager
-def _only_server(folder: DataFolder) -> Iterator[None]:
-    """Two servers of one data folder would fight for its ports and its broker; the lock goes with the process, however it ends."""
-    handle = os.open(folder.root / ".serve.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise Conflict(f"{folder.root} is served already; {folder.root}/serve.json says by which process and where") from error
-    else:
-        yield
-    finally:
-        os.close(handle)
 
 
 def _refuse_open_address(host: str) -> None:
@@ -101,14 +87,19 @@ def _refuse_open_address(host: str) -> None:
         )
 
 
-def _children(site: Site, config: Path | None) -> list[ChildSpec]:
+def _children(site: Site, config: Path | None, ingest_workers: int) -> list[ChildSpec]:
     server_address(site)  # writes the broker's configuration, or checks the external one
     broker = broker_of(site)
     _check_broker_port(site)
     children = [] if broker is None else [ChildSpec("broker", tuple(broker.argv()), ready=broker.ready)]
     options = ["--data", str(site.folder.root), *([] if config is None else ["--config", str(config.resolve())])]
     for name in PROCESSES:
-        children.append(ChildSpec(name, (sys.executable, "-m", "bowerbird_server.cli", name, *options)))
+        argv = (sys.executable, "-m", "bowerbird_server.cli", name, *options)
+        if name != "ingest" or ingest_workers == 1:
+            children.append(ChildSpec(name, argv))
+            continue
+        for number in range(1, ingest_workers + 1):
+            children.append(ChildSpec(f"ingest-{number}", (*argv, "--worker", str(number), "--workers", str(ingest_workers))))
     return children
 
 
@@ -133,16 +124,27 @@ def _say_what_was_chosen(site: Site, endpoint: WebEndpoint) -> None:
     tell(f"devices    bowerbird devices add cam-01 --data {site.folder.root}")
 
 
-def ingest(data: Data = DATA, config: Config = None) -> None:
-    """Take frames from the broker into blobs and catalogue."""
+def ingest(
+    data: Data = DATA,
+    config: Config = None,
+    worker: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Which of the processes this is.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="How many share the frames out among them.")] = 1,
+) -> None:
+    """Take frames from the broker into blobs and catalogue, all of them or one process's share."""
     from bowerbird_server import ingest as process
+
+    if worker > workers:
+        raise BadInput(f"there is no worker {worker} of {workers}: count from 1, and give every process the same --workers")
 
     stop = stop_event()
     configure_logging()
     with open_site(data, config) as site:
         address = server_address(site)
         folder = site.folder
-    process.run(folder, address, stop)
+        marks = process.DiskMarks(
+            site.config.ingest.stop_below_free_mib * 1024**2, site.config.ingest.go_on_above_free_mib * 1024**2
+        )
+    process.run(folder, address, stop, share=Share(worker, workers), marks=marks)
 
 
 def delivery(data: Data = DATA, config: Config = None) -> None:

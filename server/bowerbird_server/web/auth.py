@@ -132,7 +132,7 @@ class AccessGate:
     def _refusal(self, request: HTTPConnection, method: str) -> Response | None:
         """The answer to a request that may not pass, or None; leaves author and session in `request.state`."""
         path, unsafe = request.url.path, method not in _SAFE_METHODS
-        is_api = path.startswith("/api/")
+        is_api = path.startswith("/api/") or path == "/metrics"
         if unsafe and (fault := _body_fault(request.headers)):
             return fault
         scheme, _, presented = request.headers.get("authorization", "").partition(" ")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
-from bowerbird_server.blobs import BlobStore, LocalBlobs
+from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ class Stores:
         self._folder = folder
         self._of_thread = threading.local()
 
-    def open(self) -> tuple[Catalogue, BlobStore]:
+    def open(self) -> tuple[Catalogue, LocalBlobs]:
         """This thread's catalogue and blob store.
 
         Raises:
@@ -33,7 +33,7 @@ class Stores:
         """
         if not hasattr(self._of_thread, "opened"):
             self._of_thread.opened = (Catalogue(self._folder.catalogue), LocalBlobs(self._folder.blobs))
-        opened: tuple[Catalogue, BlobStore] = self._of_thread.opened
+        opened: tuple[Catalogue, LocalBlobs] = self._of_thread.opened
         return opened
 
 
@@ -42,7 +42,7 @@ def catalogue(request: Request) -> Catalogue:
     return stores(request)[0]
 
 
-def stores(request: Request) -> tuple[Catalogue, BlobStore]:
+def stores(request: Request) -> tuple[Catalogue, LocalBlobs]:
     """Catalogue and blob store, likewise."""
     held: Stores = request.app.state.stores
     return held.open()

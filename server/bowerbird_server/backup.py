@@ -1,0 +1,302 @@
+"""Backups of a site while it runs, and a site from a backup.
+
+In: an open site, or a backup's folder. Out: `DIR/blobs` and one folder of the rest, named by its time and complete only once it holds
+`backup.json`; or a data folder. A second backup into the same folder copies only blobs that are new there. Private keys, passwords and
+tokens are left out unless asked for. Data sets laid out, trainings, logs and payloads of dead letters are never in it: they can be
+made again or are of no use elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bowerbird_models.durable import write_durably
+from bowerbird_server.blobs import LocalBlobs, sync_folder
+from bowerbird_server.catalogue import fleet, frames, kept
+from bowerbird_server.catalogue.core import Catalogue
+from bowerbird_server.catalogue_rebuild import read_records
+from bowerbird_server.catalogue_verify import verify_rows
+from bowerbird_server.config import CONFIG_NAME
+from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
+from bowerbird_server.layout import DataFolder
+from bowerbird_server.record_keeping import keep_records
+from bowerbird_server.repository import raise_later
+from bowerbird_server.site import Site
+
+OnProgress = Callable[[str, int, int], None]
+
+RAISE_BY = 1000
+"""How far counters are raised at a restore: more than a site does between two backups."""
+
+_KIND = "bowerbird backup 1"
+_MANIFEST = "backup.json"
+_BLOB_LIST = "blobs.txt"
+_PLAIN = ("packages", "repository", CONFIG_NAME)
+_PRIVATE = ("keys", "broker", "devices", "web.json")
+_GROUP_BLOBS, _GROUP_BYTES = 64, 32 * 1024**2
+
+
+@dataclass(frozen=True)
+class BackedUp:
+    """`blobs` are in the backup, `copied` of them are new there; `damaged` ones at the source are not in it."""
+
+    made_at: str
+    blobs: int
+    copied: int
+    bytes: int
+    with_keys: bool
+    damaged: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """`missing` names what the restored catalogue speaks of and the backup did not hold; `with_keys` whether keys came along."""
+
+    made_at: str
+    frames: int
+    blobs: int
+    with_keys: bool
+    missing: tuple[str, ...]
+
+
+def back_up(site: Site, target: Path, *, with_keys: bool = False, on_progress: OnProgress = lambda *_: None) -> BackedUp:
+    """Back a site up, also while its server runs: the catalogue as it is in one moment, and every blob that it names.
+
+    Args:
+        target: a new folder, or one that holds an earlier backup, which this one replaces when it is complete.
+        with_keys: also signing keys, passwords and the web token; the folder then needs the care that they need.
+
+    Raises:
+        BadInput: `target` holds other things, or lies in the data folder.
+        EnvironmentFault: it cannot be written, or a blob that the catalogue names is not in the store.
+    """
+    target = target.resolve()
+    _check_target(target, site.folder)
+    made = datetime.now(UTC)
+    made_at = made.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    stamp = f"{made:%Y%m%dT%H%M%S}-{made.microsecond:06d}Z"
+    fresh = target / stamp
+    try:
+        fresh.mkdir(parents=True, mode=0o700)
+        keep_records(site.catalogue, site.blobs)
+        _copy_catalogue(site.folder.catalogue, fresh / "catalogue.db")
+        store = LocalBlobs(target / "blobs")
+        copied, damaged = _copy_blobs(site.blobs, store, list(site.blobs.digests()), on_progress)
+        blobs, size = _write_blob_list(store, fresh / _BLOB_LIST)
+        names = (*_PLAIN, *(_PRIVATE if with_keys else ()))
+        for name in names:
+            _copy_tree(site.folder.root / name, fresh / name)
+        _check_complete(fresh / "catalogue.db", store)
+        manifest = {
+            "kind": _KIND,
+            "made_at": made_at,
+            "site": site.config.site,
+            "with_keys": with_keys,
+            "blobs": blobs,
+            "files": {str(path.relative_to(fresh)): _digest(path) for path in sorted(fresh.rglob("*")) if path.is_file()},
+        }
+        write_durably(fresh / _MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+        sync_folder(target)
+    except OSError as error:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise EnvironmentFault(
+            f"cannot write the backup to {target}: {error.strerror}; free space or choose another folder"
+        ) from error
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
+    for old in target.iterdir():
+        if old.is_dir() and old.name not in {stamp, "blobs"}:
+            shutil.rmtree(old)
+    for blob in frames.without_live_frame(site.catalogue, frames.blobs_of_deleted(site.catalogue)):
+        store.delete(blob)  # what was deleted for good does not live on in a backup
+    return BackedUp(made_at, blobs, copied, size, with_keys, tuple(damaged))
+
+
+def restore(source: Path, data: Path, actor: str, on_progress: OnProgress = lambda *_: None) -> Restored:
+    """Make a data folder from a backup: every file and blob is compared with its digest, and counters are raised.
+
+    Args:
+        source: a folder that `back_up` wrote.
+        data: a new or empty folder.
+
+    Raises:
+        NotFound: `source` holds no complete backup.
+        Conflict: `data` holds something.
+        EnvironmentFault: a file of the backup is damaged, or `data` cannot be written; `data` is left empty.
+    """
+    backup, manifest = _newest(source)
+    folder = DataFolder(data.resolve())
+    if folder.root.exists() and any(folder.root.iterdir()):
+        raise Conflict(f"{folder.root} is not empty; restore into a new folder, then point --data at it")
+    try:
+        folder.make()
+        for name, digest in manifest["files"].items():
+            _restore_file(backup / name, folder.root / name, digest)
+        digests = [line.split()[0] for line in (backup / _BLOB_LIST).read_text().splitlines()]
+        (folder.root / _BLOB_LIST).unlink()
+        store = LocalBlobs(folder.blobs)
+        _, damaged = _copy_blobs(LocalBlobs(source / "blobs"), store, digests, on_progress)
+        for name in _PRIVATE:
+            _make_private(folder.root / name)
+        with Catalogue(folder.catalogue) as cat:
+            _apply_tombstones(cat, store, actor)
+            fleet.raise_desired_versions(cat, RAISE_BY)
+            cat.log(actor, "site restored", str(manifest["site"]), {"made_at": manifest["made_at"], "raised_by": RAISE_BY})
+            broken = kept.faults(cat)
+            missing = [fault.text for fault in verify_rows(cat, store, read=False).faults]
+            count = len(frames.blobs_of(cat))
+        if broken:
+            raise EnvironmentFault(f"the backup's catalogue does not hold together ({broken[0]}); use another backup")
+        raise_later(folder.repository, RAISE_BY)
+    except (OSError, EnvironmentFault) as error:
+        shutil.rmtree(folder.root, ignore_errors=True)
+        if isinstance(error, EnvironmentFault):
+            raise
+        raise EnvironmentFault(
+            f"cannot restore to {folder.root}: {error.strerror}; free space or choose another folder"
+        ) from error
+    missing += [f"blob {digest[:12]} is damaged in the backup" for digest in damaged]
+    return Restored(manifest["made_at"], count, len(digests), bool(manifest["with_keys"]), tuple(missing))
+
+
+def _check_target(target: Path, folder: DataFolder) -> None:
+    if target == folder.root or folder.root in target.parents:
+        raise BadInput(f"{target} lies in the data folder, which it is to outlive; choose a folder on another disk")
+    if target.exists() and any(target.iterdir()) and not (target / "blobs").is_dir():
+        raise BadInput(f"{target} holds other things and no backup; choose a new folder")
+
+
+def _copy_catalogue(source: Path, target: Path) -> None:
+    """SQLite's online backup in one step, so that a writer cannot make it start again for ever."""
+    with closing(sqlite3.connect(source, timeout=30.0)) as live, closing(sqlite3.connect(target)) as copy:
+        live.backup(copy, pages=-1)
+        copy.execute("PRAGMA journal_mode = DELETE")
+    _sync(target)
+
+
+def _copy_blobs(
+    source: LocalBlobs, target: LocalBlobs, digests: Sequence[str], on_progress: OnProgress
+) -> tuple[int, list[str]]:
+    """Copy what is not there yet; returns how many and which are damaged at the source. A blob deleted meanwhile is left out."""
+    copied, damaged = 0, []
+    waiting: list[tuple[str, bytes]] = []
+    for done, digest in enumerate(digests, start=1):
+        on_progress("copying blobs", done, len(digests))
+        if not target.exists(digest):
+            try:
+                data = source.read(digest)
+            except NotFound:
+                continue
+            if hashlib.sha256(data).hexdigest() != digest:
+                damaged.append(digest)
+                continue
+            waiting.append((digest, data))
+            copied += 1
+        if len(waiting) >= _GROUP_BLOBS or sum(len(data) for _, data in waiting) >= _GROUP_BYTES:
+            _put(target, waiting)
+    _put(target, waiting)
+    return copied, damaged
+
+
+def _put(target: LocalBlobs, waiting: list[tuple[str, bytes]]) -> None:
+    target.put_many([data for _, data in waiting], [digest for digest, _ in waiting])
+    waiting.clear()
+
+
+def _write_blob_list(store: LocalBlobs, path: Path) -> tuple[int, int]:
+    sizes = {digest: store.path(digest).stat().st_size for digest in sorted(store.digests())}
+    path.write_text("".join(f"{digest} {size}\n" for digest, size in sizes.items()))
+    return len(sizes), sum(sizes.values())
+
+
+def _copy_tree(source: Path, target: Path) -> None:
+    """A file or a folder, if it is there. The update repository's timestamp comes first: what it leads to is never rewritten."""
+    if source.is_file():
+        shutil.copy2(source, target)
+    for path in sorted(_files(source), key=lambda path: path.name != "timestamp.json"):
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(path, copy)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    if folder.is_dir():
+        for path in folder.rglob("*"):
+            if (
+                path.is_file()
+                and not path.is_symlink()
+                and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            ):
+                yield path
+
+
+def _check_complete(catalogue: Path, store: LocalBlobs) -> None:
+    """Every blob that the copied catalogue names is in the backup, or was deleted with a tombstone since."""
+    with Catalogue(catalogue) as cat:
+        missing = verify_rows(cat, store, read=False).faults
+        cat.value("PRAGMA journal_mode = DELETE")
+    lost = [fault for fault in missing if fault.what != "frame"]
+    if missing and not lost:
+        tombstones = read_records(store).tombstones
+        lost = [fault for fault in missing if fault.key not in tombstones]
+    if lost:
+        raise EnvironmentFault(f"{lost[0].text} in the site itself; `bowerbird catalogue verify` lists all and says what to do")
+    _sync(catalogue)
+
+
+def _newest(source: Path) -> tuple[Path, dict[str, Any]]:
+    for backup in sorted((path.parent for path in source.glob(f"*/{_MANIFEST}")), reverse=True):
+        manifest: dict[str, Any] = json.loads((backup / _MANIFEST).read_text())
+        if manifest.get("kind") == _KIND:
+            return backup, manifest
+    raise NotFound(f"there is no complete backup in {source}; name the folder that `bowerbird backup` wrote")
+
+
+def _restore_file(source: Path, target: Path, digest: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copy2(source, target)
+    except FileNotFoundError as error:
+        raise EnvironmentFault(f"{source} is missing from the backup; use another one") from error
+    if _digest(target) != digest:
+        raise EnvironmentFault(f"{source} is damaged; use another backup")
+    _sync(target)
+
+
+def _make_private(path: Path) -> None:
+    for private in (path, *path.rglob("*")) if path.is_dir() else (path,):
+        if private.exists():
+            private.chmod(0o700 if private.is_dir() else 0o600)
+
+
+def _apply_tombstones(cat: Catalogue, store: LocalBlobs, actor: str) -> None:
+    """What was deleted while the backup was made stays deleted."""
+    states = frames.states_of(cat, sorted(read_records(store).tombstones))
+    late = [frame for frame, state in states.items() if state != "deleted"]
+    frames.change_state(cat, late, "deleted", actor)
+    for blob in frames.without_live_frame(cat, frames.blobs_of_deleted(cat)):
+        store.delete(blob)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,87 @@
+"""`bowerbird backup` and `bowerbird restore`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import TaskID
+
+from bowerbird_server.backup import back_up
+from bowerbird_server.backup import restore as restore_site
+from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, progress_bars, say, show_json, tell
+from bowerbird_server.registry import open_repository
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands at the root."""
+    app.command()(backup)
+    app.command()(restore)
+
+
+@contextmanager
+def stages() -> Iterator[Callable[[str, int, int], None]]:
+    """A function (what, done, total) that shows a bar for each thing that takes long."""
+    with progress_bars() as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield progress
+
+
+def backup(
+    folder: Annotated[Path, typer.Argument(help="A new folder, or that of the backup before.")],
+    data: Data = DATA,
+    config: Config = None,
+    with_keys: Annotated[
+        bool, typer.Option("--with-keys", help="Also signing keys, passwords and the web token: guard the folder.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Back the site up, also while its server runs; a second time only what is new is copied. Ends with 1 when a blob is damaged."""
+    with open_site(data, config) as site, stages() as progress:
+        made = back_up(site, folder, with_keys=with_keys, on_progress=progress)
+    if as_json:
+        show_json(dataclasses.asdict(made))
+    else:
+        say(f"{made.blobs} blobs ({made.copied} new, {made.bytes / 1e6:.1f} MB in all) and the catalogue are in {folder}")
+        if not made.with_keys:
+            say("keys, passwords and the web token are not; keep them elsewhere, or add --with-keys")
+    for digest in made.damaged:
+        tell(f"blob {digest[:12]} is damaged and not in the backup; `bowerbird catalogue verify` says what needs it")
+    if made.damaged:
+        raise typer.Exit(1)
+
+
+def restore(
+    folder: Annotated[Path, typer.Argument(help="What `bowerbird backup` wrote.")],
+    data: Data = DATA,
+    as_json: AsJson = False,
+) -> None:
+    """Make a new data folder from a backup. Counters that devices hold the highest of are raised, so that they go on listening."""
+    with stages() as progress:
+        restored = restore_site(folder, data, actor(), progress)
+    if restored.with_keys:
+        with open_site(data) as site:
+            open_repository(site).refresh()
+    if as_json:
+        show_json(dataclasses.asdict(restored))
+    else:
+        say(f"{restored.frames} frames and {restored.blobs} blobs of {restored.made_at} are in {data}")
+        if not restored.with_keys:
+            say(
+                f"the backup holds no keys: put yours into {data}/keys (mode 0600) before `bowerbird serve`, and give each device "
+                "a new password with `bowerbird devices add NAME`"
+            )
+    for text in restored.missing:
+        tell(f"{text}; `bowerbird catalogue verify` says what to do")
+    if restored.missing:
+        raise typer.Exit(1)
