@@ -116,7 +116,15 @@ class Device:
             online=vitals.status,
             offline=vitals.offline(),
         )
-        uploads = UploadRunner(self._spool, self._link, device.site, device.id, budget, now_s=time.monotonic())
+        uploads = UploadRunner(
+            self._spool,
+            self._link,
+            device.site,
+            device.id,
+            budget,
+            now_s=time.monotonic(),
+            keepalive_s=config.broker.keepalive_s,
+        )
         self._control = Control(
             self._link,
             events,
