@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
 from bowerbird_wire.codec import MAX_FRAME_BYTES
 from bowerbird_wire.errors import TopicError
-from bowerbird_wire.topics import DOWN, ROOT, UP, VERSION, FrameTopic, check_name
+from bowerbird_wire.topics import DOWN, ROOT, UP, VERSION, CreditTopic, FrameTopic, check_name
 
 SERVER_USER = "bowerbird-server"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -101,6 +101,7 @@ def access_rules(devices: Mapping[str, str], server_user: str = SERVER_USER) -> 
         lines += ["", f"user {device}"]
         lines += [f"topic write {kind(site, device)}" for kind in UP]
         lines += [f"topic read {kind(site, device)}" for kind in DOWN]
+        lines.append(f"topic read {CreditTopic(site)}")
     return "\n".join(lines) + "\n"
 
 
