@@ -19,71 +19,21 @@ from paho.mqtt.enums import CallbackAPIVersion
 from bowerbird_agent.budget import ByteLimits
 from bowerbird_agent.mqtt_link import BrokerSettings, LinkDown, LinkEvent, LinkUp, MessageIn, MqttLink
 from bowerbird_agent.spool import Spool
-from bowerbird_agent.upload_runner import UploadRunner, restore_budget
-from bowerbird_agent.uploader import UploadLimits
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frames import make_frame
 from bowerbird_testing.receipt_server import ReceiptServer
+from bowerbird_testing.uploading_device import UploadingDevice, uploading
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.messages import Desired, Status
 from bowerbird_wire.topics import CreditTopic, DesiredTopic, HealthTopic, StatusTopic
 
 pytestmark = pytest.mark.broker
 
-QUICK = UploadLimits(receipt_timeout_s=1.0, resend_s=0.2, resend_max_s=1.0, relink_s=0.1, retry_s=0.05)
-
-
-class Device:
-    """The part of an agent that uploads; `run` plays its control thread."""
-
-    def __init__(self, folder: Path, broker: Mosquitto, limits: ByteLimits | None = None, **settings: object) -> None:
-        self.spool = Spool(folder, max_bytes=50_000_000)
-        self.events: queue.Queue[LinkEvent] = queue.Queue()
-        self.seen: list[LinkEvent] = []
-        options = {"connect_timeout_s": 2.0, "max_retry_s": 0.5, **settings}
-        self.link = MqttLink(
-            BrokerSettings(broker.host, broker.port, **options),  # type: ignore[arg-type]  # named by the test
-            "demo",
-            "cam-01",
-            self.events,
-            online=lambda: Status("online", model_digest="m1"),
-            offline=Status("offline"),
-            seed=1,
-        )
-        now_s = time.monotonic()
-        self.runner = UploadRunner(
-            self.spool,
-            self.link,
-            "demo",
-            "cam-01",
-            restore_budget(self.spool, limits or ByteLimits(), now_s),
-            now_s=now_s,
-            limits=QUICK,
-        )
-
-    def run(self, until: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not until():
-            assert time.monotonic() < deadline, (self.spool.ledger(), self.runner.uploader.flights(), self.seen[-5:])
-            wake_s = self.runner.pump(time.monotonic())
-            try:
-                event = self.events.get(timeout=max(0.0, min(wake_s - time.monotonic(), 0.05)))
-            except queue.Empty:
-                continue
-            self.seen.append(event)
-            self.runner.handle(event, time.monotonic())
-
 
 @contextmanager
-def device(folder: Path, broker: Mosquitto, limits: ByteLimits | None = None, **settings: object) -> Iterator[Device]:
-    made = Device(folder, broker, limits, **settings)
-    made.link.start()
-    try:
+def device(folder: Path, broker: Mosquitto, limits: ByteLimits | None = None, **settings: object) -> Iterator[UploadingDevice]:
+    with uploading(folder, broker.host, broker.port, limits, **settings) as made:
         yield made
-    finally:
-        made.link.stop()
-        made.runner.close()
-        made.spool.close()
 
 
 def put(spool: Spool, count: int, *, image_bytes: int = 3000, first: int = 0) -> set[str]:
