@@ -14,7 +14,7 @@ from enum import Enum
 class Flight(Enum):
     """Where a frame stands for the uploader. The spool keeps the same on disk, as far as it matters after a restart."""
 
-    READY = "ready"  # may be sent: new, or the server wants it
+    READY = "ready"  # may be sent from its beginning: new, or the server wants it
     ASKED = "asked"  # not sent; the server was asked first whether it wants it
     SENDING = "sending"  # parts of it are on their way, others are not
     SENT = "sent"  # all of it is on its way; the receipt is awaited
@@ -140,6 +140,11 @@ class AllSent(Event):
 
 
 @dataclass(frozen=True)
+class GoesOn(Event):
+    """The uploader's own: the server has parts of what it wants."""
+
+
+@dataclass(frozen=True)
 class TooLarge(Event):
     """The uploader's own: no wait will make it fit."""
 
@@ -150,6 +155,7 @@ TRANSITIONS: Mapping[tuple[Flight, type[Event]], Flight] = {
     (Flight.READY, Taken): Flight.SENT,
     (Flight.READY, ChunkTaken): Flight.SENDING,
     (Flight.READY, OfferTaken): Flight.ASKED,
+    (Flight.READY, GoesOn): Flight.SENDING,
     (Flight.READY, TooLarge): Flight.PARKED,
     (Flight.READY, Settled): Flight.GONE,
     (Flight.READY, Vanished): Flight.GONE,

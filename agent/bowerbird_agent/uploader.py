@@ -27,6 +27,7 @@ from bowerbird_agent.upload_events import (
     Event,
     Flight,
     FrameReady,
+    GoesOn,
     NotTaken,
     OfferTaken,
     Overdue,
@@ -45,7 +46,6 @@ from bowerbird_agent.upload_events import (
 from bowerbird_wire.transfer import BLOCK_BYTES, CHUNK_HEADER_BYTES, MAX_CHUNK_BYTES, Block, Sending, block_count, run_bytes
 
 _OUT = (Flight.ASKED, Flight.SENDING, Flight.SENT, Flight.IN_DOUBT)
-_TIMED = (Flight.READY, *_OUT)
 
 
 class ByteBudget(Protocol):
@@ -98,8 +98,14 @@ class _Entry:
     flight: Flight
     ask: bool = False  # ask before it is sent for the first time, if the link is thin
     asked: int = 0  # questions without an answer
-    due_s: float = 0.0  # SENT, ASKED: answer expected by; IN_DOUBT, SENDING: asked about from then on; READY: not before
+    due_s: float = math.inf  # SENT, ASKED: in doubt from then on
+    ask_s: float = math.inf  # IN_DOUBT, or with blocks in doubt: asked about from then on
     transfer: Sending | None = None  # once parts of it were sent
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether only the server can tell what of it has arrived."""
+        return self.flight is Flight.IN_DOUBT or (self.transfer is not None and self.transfer.count(Block.DOUBTFUL) > 0)
 
 
 class Uploader:
@@ -147,7 +153,7 @@ class Uploader:
         if isinstance(event, FrameReady):
             if event.frame_id not in self._entries:
                 flight = Flight.IN_DOUBT if event.in_doubt else Flight.READY
-                self._entries[event.frame_id] = _Entry(event.message_bytes, flight, event.ask, due_s=now_s)
+                self._entries[event.frame_id] = _Entry(event.message_bytes, flight, event.ask, ask_s=now_s)
         elif isinstance(event, Taken | ChunkTaken | OfferTaken):
             self._taken(event, now_s)
         elif isinstance(event, NotTaken):
@@ -180,7 +186,7 @@ class Uploader:
             entry.asked = 0  # a link that is back deserves a fresh start
             if entry.transfer is not None:
                 entry.transfer.doubt()
-            entry.due_s = -math.inf if entry.flight is Flight.READY else ask_at_s
+            entry.ask_s = ask_at_s
         return tuple(f for f, entry in self._entries.items() if entry.flight is Flight.IN_DOUBT and f not in before)
 
     def _taken(self, event: Taken | ChunkTaken | OfferTaken, now_s: float) -> None:
@@ -190,31 +196,22 @@ class Uploader:
             return
         if self._outstanding() == 0:
             self._last_receipt_s = now_s  # silence is counted from the first frame that is out
-        was_ready = entry.flight is Flight.READY
         self._change(event.frame_id, event)
         if isinstance(event, OfferTaken):
             entry.asked += 1
-            entry.due_s = now_s + self._patience_s(entry)
+            entry.ask_s = entry.due_s = now_s + self._patience_s(entry)
             if entry.transfer is not None:
                 entry.transfer.doubt()  # the answer will be about what was sent until now
-            return
-        if isinstance(event, Taken):
+        elif isinstance(event, Taken):
             entry.due_s = now_s + self.limits.receipt_timeout_s
-            return
-        if entry.transfer is None:
-            entry.transfer = Sending(entry.message_bytes)
-        entry.transfer.taken(event.first_block, event.blocks)
-        if was_ready:
-            entry.due_s = math.inf if entry.transfer.count(Block.DOUBTFUL) == 0 else now_s + self._patience_s(entry)
-        self._all_sent(event.frame_id, entry, now_s)
-
-    def _all_sent(self, frame_id: str, entry: _Entry, now_s: float) -> None:
-        if entry.transfer is None or entry.transfer.count(Block.UNSENT):
-            return
-        if entry.transfer.count(Block.DOUBTFUL) == 0:
-            entry.due_s = now_s + self.limits.receipt_timeout_s
-        # With doubtful blocks the next question is due already; an overdue receipt would lead to the same one.
-        self._change(frame_id, AllSent())
+        else:
+            if entry.transfer is None:
+                entry.transfer = Sending(entry.message_bytes)
+            entry.transfer.taken(event.first_block, event.blocks)
+            if entry.transfer.count(Block.UNSENT) == 0:
+                self._change(event.frame_id, AllSent())
+                # With blocks in doubt a question is due already, and an overdue receipt would lead to the same one.
+                entry.due_s = entry.ask_s if entry.doubtful else now_s + self.limits.receipt_timeout_s
 
     def _wanted(self, event: Wanted, now_s: float) -> None:
         entry = self._entries.get(event.frame_id)
@@ -225,24 +222,23 @@ class Uploader:
             entry.transfer = Sending(entry.message_bytes)
         if entry.transfer is not None:
             entry.transfer.answer(event.have)
-            certain = entry.transfer.count(Block.DOUBTFUL) == 0
-            if entry.flight is Flight.SENDING and certain:
-                entry.due_s = math.inf
             if entry.transfer.count(Block.UNSENT) == 0:  # nothing to send: the receipt is on its way
-                if entry.flight is Flight.SENT and certain:
+                if entry.flight is Flight.SENT and not entry.doubtful:
                     entry.due_s = now_s + self.limits.receipt_timeout_s
                 return
             if entry.flight is Flight.SENT:
                 entry.flight = Flight.IN_DOUBT  # parts that were sent are not there: what follows is as after any question
-        if self._change(event.frame_id, event) is Flight.READY:
-            entry.due_s = -math.inf
+            if entry.transfer.count(Block.UNSENT) == block_count(entry.message_bytes):
+                entry.transfer = None  # from the beginning, whole or in parts
+        if self._change(event.frame_id, event) is Flight.READY and entry.transfer is not None:
+            self._change(event.frame_id, GoesOn())
 
     def _heard(self, now_s: float) -> None:
         if now_s - self._last_receipt_s > self.limits.receipt_timeout_s:
             # The server was silent and is back: do not sit out the long waits that its silence has caused.
             for entry in self._entries.values():
-                if entry.flight is Flight.IN_DOUBT:
-                    entry.due_s = min(entry.due_s, now_s + self.limits.resend_s)
+                if entry.doubtful:
+                    entry.ask_s = min(entry.ask_s, now_s + self.limits.resend_s)
         self._last_receipt_s = now_s
 
     def _overdue(self, now_s: float) -> tuple[str, ...]:
@@ -256,10 +252,7 @@ class Uploader:
         after = self._change(frame_id, Overdue())
         if entry.transfer is not None:
             entry.transfer.doubt()
-        if entry.flight is Flight.SENDING:
-            entry.due_s = min(entry.due_s, now_s + ask_in_s)
-        if after is not None:
-            entry.due_s = now_s + ask_in_s
+        entry.ask_s = now_s + ask_in_s
         return (frame_id,) if after is Flight.IN_DOUBT else ()
 
     def _patience_s(self, entry: _Entry) -> float:
@@ -309,8 +302,9 @@ class Uploader:
             return Wait(math.inf)
         if now_s < self._pause_until_s:
             return Wait(self._pause_until_s)
-        dues = (e.due_s for e in self._entries.values() if e.flight in _TIMED)
-        wake_s = min((due_s for due_s in dues if due_s > now_s), default=math.inf)
+        asks = [e.ask_s for e in self._entries.values() if e.doubtful]
+        dues = [e.due_s for e in self._entries.values() if e.flight in (Flight.SENT, Flight.ASKED)]
+        wake_s = min((due_s for due_s in asks + dues if due_s > now_s), default=math.inf)
         if self._credit is not None and now_s >= self._credit_until_s:
             self._credit = None  # of an earlier connection, and nobody has repeated it
         if self._credit == 0:
@@ -328,13 +322,13 @@ class Uploader:
 
     def _order(self, now_s: float) -> list[tuple[str, bool]]:
         """(frame, whether to ask about it) in order. A frame half sent goes on before another begins: it is nearer to being whole."""
-        ask = [
-            (e.due_s, f) for f, e in self._entries.items() if e.flight in (Flight.IN_DOUBT, Flight.SENDING) and e.due_s <= now_s
+        asks = [
+            (e.ask_s, f) for f, e in self._entries.items() if e.doubtful and e.ask_s <= now_s and e.flight is not Flight.SENT
         ]
-        begun = [f for f, e in self._entries.items() if e.flight is Flight.SENDING]
-        ready = [f for f, e in self._entries.items() if e.flight is Flight.READY and e.due_s <= now_s]
-        ready.sort(key=lambda f: self._entries[f].transfer is None)
-        return [(f, True) for _, f in sorted(ask)] + [(f, False) for f in begun] + [(f, False) for f in ready]
+        begun, ready = (
+            [f for f, e in self._entries.items() if e.flight is flight] for flight in (Flight.SENDING, Flight.READY)
+        )
+        return [(f, True) for _, f in sorted(asks)] + [(f, False) for f in begun + ready]
 
     def _question(self, frame_id: str, now_s: float, *, first: bool = False) -> tuple[Decision | None, float]:
         return PublishOffer(frame_id, first), self._budget.wait_s(now_s, self._sizes.offer(first))
@@ -349,7 +343,7 @@ class Uploader:
             if not self._window.fits(size, self._max_packets()):
                 return None, math.inf
             return Publish(frame_id), self._budget.wait_s(now_s, size)
-        if entry.ask and entry.flight is Flight.READY:
+        if entry.ask and entry.transfer is None:
             return self._question(frame_id, now_s, first=True)
         return self._send_chunk(frame_id, entry, now_s)
 
@@ -379,7 +373,7 @@ class Uploader:
 
     def _goes_whole(self, entry: _Entry, now_s: float) -> bool:
         """Whole on a link that carries it in the time of a chunk, if broker and budget let it pass; never once parts are there."""
-        if entry.transfer is not None and entry.transfer.count(Block.UNSENT) < block_count(entry.message_bytes):
+        if entry.transfer is not None:
             return False
         size = self._sizes.whole(entry.message_bytes)
         limit = self._up.max_packet_bytes if self._up is not None else None

@@ -159,7 +159,7 @@ class ThinLink:
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, near: asyncio.StreamWriter, way: _Direction
     ) -> None:
         late: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
-        delivery = self._keep(self._deliver(late, writer))
+        delivery = self._keep(self._deliver(late, writer, near))
         try:
             while data := await reader.read(_PIECE):
                 await self._open.wait()
@@ -169,11 +169,16 @@ class ThinLink:
             await delivery
         except OSError:
             delivery.cancel()
-            for end in (writer, near):
-                self._writers.discard(end)
-                _abort(end)
+            self._break(writer, near)
 
-    async def _deliver(self, late: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter) -> None:
+    def _break(self, *ends: asyncio.StreamWriter) -> None:
+        for end in ends:
+            self._writers.discard(end)
+            _abort(end)
+
+    async def _deliver(
+        self, late: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter, near: asyncio.StreamWriter
+    ) -> None:
         while True:
             due_s, data = await late.get()
             await asyncio.sleep(max(0.0, due_s - time.monotonic()))
@@ -182,8 +187,12 @@ class ThinLink:
                 writer.close()
                 self._writers.discard(writer)
                 return
-            writer.write(data)
-            await writer.drain()
+            try:
+                writer.write(data)
+                await writer.drain()
+            except OSError:
+                self._break(writer, near)
+                return
 
 
 def _abort(writer: asyncio.StreamWriter) -> None:

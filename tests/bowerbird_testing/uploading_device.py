@@ -20,7 +20,7 @@ from bowerbird_agent.upload_runner import UploadRunner, restore_budget
 from bowerbird_agent.uploader import UploadLimits
 from bowerbird_wire.messages import Status
 
-QUICK = UploadLimits(receipt_timeout_s=1.0, resend_s=0.2, resend_max_s=1.0, relink_s=0.1, retry_s=0.05)
+QUICK = UploadLimits(receipt_timeout_s=1.0, resend_s=0.2, resend_max_s=1.0, retry_s=0.05)
 SITE, NAME = "demo", "cam-01"
 
 
