@@ -16,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.budget import ByteLimits
+from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn
 from bowerbird_agent.spool import Spool
+from bowerbird_agent.uploader import UploadLimits
 from bowerbird_server import ingest
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker import BrokerAddress
@@ -25,10 +27,12 @@ from bowerbird_server.ingest import POINTS
 from bowerbird_server.layout import DataFolder
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message, jpeg
-from bowerbird_testing.mqtt_device import wait_for_ingest, wait_until
+from bowerbird_testing.mqtt_device import MqttDevice, wait_for_ingest, wait_until
 from bowerbird_testing.thin_link import ThinLink
 from bowerbird_testing.uploading_device import uploading
-from bowerbird_wire.messages import FrameMessage
+from bowerbird_wire.codec import encode
+from bowerbird_wire.messages import Desired, FrameMessage
+from bowerbird_wire.topics import DesiredTopic
 
 pytestmark = pytest.mark.broker
 
@@ -184,6 +188,28 @@ def test_silent_partition_ends_and_the_transfer_goes_on(
         thin.pause(False)
         device.run(lambda: device.spool.ledger().committed == FRAMES, timeout_s=60.0)
     assert_once(folder, tmp_path / "spool", sent)
+
+
+def test_at_9600_bit_and_1500_ms_nobody_hangs_up_and_a_command_comes_through(
+    tmp_path: Path, folder: DataFolder, broker: Mosquitto, sent: list[FrameMessage]
+) -> None:
+    """No piece occupies the link for longer than a quarter of the keep-alive, once the link is known."""
+    with (
+        serving(folder, broker),
+        ThinLink(broker.host, broker.port, bytes_per_s=1200, rtt_s=1.5) as thin,
+        uploading(
+            tmp_path / "spool", thin.host, thin.port, keepalive_s=15, connect_timeout_s=20.0, limits=UploadLimits()
+        ) as device,
+    ):
+        device.run(lambda: parts_here(folder) >= 2, timeout_s=60.0)
+        with MqttDevice(BrokerAddress(broker.host, broker.port), "server") as server:
+            server.publish(str(DesiredTopic("demo", "cam-01")), encode(Desired(1, 40)))
+        device.run(
+            lambda: any(isinstance(e, MessageIn) and isinstance(e.topic, DesiredTopic) for e in device.seen), timeout_s=20.0
+        )
+        device.run(lambda: parts_here(folder) >= 8, timeout_s=90.0)
+        assert sum(isinstance(event, LinkUp) for event in device.seen) == 1
+        assert not any(isinstance(event, LinkDown) for event in device.seen)
 
 
 def test_the_budget_holds_on_the_wire_over_broken_links(
