@@ -145,6 +145,25 @@ def test_ingest_killed_in_mid_transfer_after(
     assert_once(folder, tmp_path / "spool", sent)
 
 
+@pytest.mark.parametrize("point", ["receive", "row", "receipt"])
+def test_one_of_two_workers_dies_in_mid_transfer(
+    point: str, tmp_path: Path, folder: DataFolder, broker: Mosquitto, sent: list[FrameMessage]
+) -> None:
+    """Both put parts of the same frames; whoever finds one whole commits it, also what the other has left."""
+    address = (str(folder.root), broker.host, str(broker.port))
+    with (
+        process("ingest_child", *address, "-", "1", "1", "2"),
+        ThinLink(broker.host, broker.port, bytes_per_s=2 * THIN, rtt_s=0.02) as thin,
+        process("uploading_device", str(tmp_path / "spool"), thin.host, str(thin.port)) as agent,
+    ):
+        for group in ("2", "3"):
+            with process("ingest_child", *address, point, group, "2", "2") as dying:
+                wait_until(lambda d=dying: d.poll() is not None or agent.poll() is not None, "its death", 60)  # type: ignore[misc]
+        with process("ingest_child", *address, "-", "1", "2", "2"):
+            assert agent.wait(90) == 0
+    assert_once(folder, tmp_path / "spool", sent)
+
+
 def test_broker_killed_in_mid_transfer(tmp_path: Path, folder: DataFolder, broker: Mosquitto, sent: list[FrameMessage]) -> None:
     """It forgets chunks that it has acknowledged; the bitmap says which."""
     with (
