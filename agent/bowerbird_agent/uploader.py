@@ -228,7 +228,7 @@ class Uploader:
                 return
             if entry.flight is Flight.SENT:
                 entry.flight = Flight.IN_DOUBT  # parts that were sent are not there: what follows is as after any question
-            if entry.transfer.count(Block.UNSENT) == block_count(entry.message_bytes):
+            if entry.flight is Flight.IN_DOUBT and entry.transfer.count(Block.UNSENT) == block_count(entry.message_bytes):
                 entry.transfer = None  # from the beginning, whole or in parts
         if self._change(event.frame_id, event) is Flight.READY and entry.transfer is not None:
             self._change(event.frame_id, GoesOn())

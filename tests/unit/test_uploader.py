@@ -256,6 +256,27 @@ def test_a_half_sent_frame_goes_on_over_a_new_link_and_what_was_sent_is_asked_ab
     assert uploader.decide(4.0) == Wait(24.0)
 
 
+def test_a_half_sent_frame_of_which_nothing_has_arrived_begins_again_once() -> None:
+    uploader = half_sent()
+    uploader.handle(Up(), 2.0)
+    ask(uploader, "a", 3.0)
+    uploader.handle(Wanted("a"), 4.0)
+    assert uploader.decide(4.0) == PublishChunk("a", 0, 4)
+    uploader.handle(ChunkTaken("a", 0, 4, 16_384), 4.0)
+    assert uploader.decide(4.0) == Wait(24.0)
+
+
+def test_a_frame_in_parts_that_are_all_lost_may_go_whole() -> None:
+    uploader = half_sent()
+    uploader.handle(ChunkTaken("a", 2, 2, 8192), 0.0)
+    uploader.handle(Up(), 2.0)
+    ask(uploader, "a", 3.0)
+    uploader.handle(Wanted("a"), 4.0)
+    assert uploader.decide(4.0) == Publish("a")
+    uploader.handle(Taken("a", 16_384), 4.0)
+    assert uploader.decide(4.0) == Wait(24.0)
+
+
 def test_the_chunk_size_follows_the_packet_limit_in_mid_transfer() -> None:
     uploader = half_sent()
     uploader.handle(Up(max_packet_bytes=5000), 2.0)

@@ -30,6 +30,7 @@ from bowerbird_wire.messages import (
     Want,
     WireDetection,
 )
+from bowerbird_wire.thumbnail import THUMBNAIL_BYTES
 from bowerbird_wire.topics import DOWN, UP, CreditTopic, DeviceTopic, FrameTopic, check_name, parse_topic
 from unit import golden
 
@@ -307,3 +308,9 @@ def test_a_receipt_for_nothing_is_small() -> None:
 
 def test_a_question_about_a_frame_takes_about_forty_bytes() -> None:
     assert len(codec.encode(Offer(bytes(32)))) <= 42
+
+
+def test_a_question_with_everything_in_it_stays_small() -> None:
+    largest = Offer(bytes(32), bytes(16), codec.MAX_FRAME_BYTES)
+    assert len(codec.encode(largest)) <= 96
+    assert len(codec.encode(dataclasses.replace(largest, thumbnail=bytes(THUMBNAIL_BYTES)))) <= 96 + THUMBNAIL_BYTES
