@@ -42,11 +42,6 @@ class LinkEstimate:
         self._got_through = False  # on this connection
 
     @property
-    def measured(self) -> bool:
-        """Whether the rate is more than an assumption."""
-        return bool(self._rates)
-
-    @property
     def rate(self) -> float:
         """Bytes per second."""
         return max(self._rates, default=FIRST_RATE)

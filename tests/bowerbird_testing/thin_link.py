@@ -3,7 +3,7 @@
 In: where the broker is; rate, round trip, mean time between resets, a seed. Out: a loopback port to connect to. Bytes wait for their
 turn and then for half a round trip in each direction; all connections share the rate, as they do on a radio. A reset drops what is on
 its way and closes both sides with RST. Buffers are small, so that the sender's kernel feels the link. The same seed breaks at the same
-seconds after the start; `reset`, `pause` and `rate` are there for tests that want their own moment.
+seconds after the start; `reset` and `pause` are there for tests that want their own moment.
 """
 
 from __future__ import annotations
