@@ -35,12 +35,16 @@ class LinkWindow:
         half = self._window_bytes(self._link) // 2 // BLOCK_BYTES * BLOCK_BYTES
         return min(chunk, max(half, BLOCK_BYTES))
 
+    def has_slot(self, max_packets: int) -> bool:
+        """Whether the broker takes one more packet before it has acknowledged another."""
+        return self._link is None or self._link.in_flight_packets < max_packets
+
     def fits(self, packet_bytes: int, max_packets: int) -> bool:
-        """Whether one more packet may be on the link; the first always may."""
+        """Whether so many bytes more may be on the link; the first packet always may."""
         link = self._link
         if link is None or link.in_flight_packets == 0:
             return True
-        return link.in_flight_packets < max_packets and link.in_flight_bytes + packet_bytes <= self._window_bytes(link)
+        return self.has_slot(max_packets) and link.in_flight_bytes + packet_bytes <= self._window_bytes(link)
 
     def carries_whole(self, message_bytes: int) -> bool:
         """Whether the link carries the message in the time of a chunk."""

@@ -56,7 +56,7 @@ _FAULT_PAUSE_S = 5.0
 _ASK_FROM_BYTES = 64 * 1024  # frames above this are offered before they are sent, on a thin link
 _NAMED_FROM_BYTES = 4 * BLOCK_BYTES  # parts of smaller frames are not worth the name of a transfer in each question
 _OFFER_BYTES = 96  # an encoded `Offer` without a thumbnail, at most
-_MESSAGES_KEPT = 4
+_MESSAGES_KEPT = 2
 
 
 class Link(Protocol):

@@ -331,6 +331,8 @@ class Uploader:
         return [(f, True) for _, f in sorted(asks)] + [(f, False) for f in begun + ready]
 
     def _question(self, frame_id: str, now_s: float, *, first: bool = False) -> tuple[Decision | None, float]:
+        if not self._window.has_slot(self._max_packets()):
+            return None, math.inf
         return PublishOffer(frame_id, first), self._budget.wait_s(now_s, self._sizes.offer(first))
 
     def _send(self, frame_id: str, now_s: float) -> tuple[Decision | None, float]:

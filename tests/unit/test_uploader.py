@@ -322,6 +322,22 @@ def test_the_links_window_holds_until_the_broker_acknowledges() -> None:
     assert isinstance(uploader.decide(2.0), PublishChunk)
 
 
+def test_questions_wait_for_the_brokers_receive_maximum_too() -> None:
+    link = LinkEstimate()
+    uploader = Uploader(TokenBucket(ByteLimits(), 0.0), LIMITS, sizes=SIZES, link=link)
+    for number in range(4):
+        uploader.handle(FrameReady(f"f{number}", 10, in_doubt=True), 0.0)
+    uploader.handle(Up(receive_maximum=4), 0.0)
+    for token in (1, 2):
+        decision = uploader.decide(2.0)
+        assert isinstance(decision, PublishOffer)
+        link.sent(token, ASK_BYTES, 2.0)
+        uploader.handle(OfferTaken(decision.frame_id, ASK_BYTES), 2.0)
+    assert isinstance(uploader.decide(2.0), Wait)
+    link.acknowledged(1, 2.5)
+    assert isinstance(uploader.decide(2.5), PublishOffer)
+
+
 def test_a_large_frame_is_offered_first_on_a_thin_link_and_sent_when_it_is_wanted() -> None:
     uploader = Uploader(TokenBucket(ByteLimits(), 0.0), LIMITS, sizes=SIZES, link=LinkEstimate())
     uploader.handle(Up(), 0.0)
