@@ -268,7 +268,7 @@ def picture(*, spot: bool = False, noise: int = 0) -> bytes:
 
 
 @pytest.mark.broker
-def test_a_frame_that_looks_like_one_that_is_here_is_refused_before_it_is_sent(device: MqttDevice) -> None:
+def test_a_frame_that_looks_like_one_that_is_here_is_refused_before_it_is_sent(folder: DataFolder, device: MqttDevice) -> None:
     sent = frame_message(image=picture(noise=3), width=640, height=480)
     first, again, other = (thumbnail(picture(noise=3)), thumbnail(picture(noise=5)), thumbnail(picture(spot=True, noise=3)))
     assert len(first) == THUMBNAIL_BYTES
@@ -286,3 +286,7 @@ def test_a_frame_that_looks_like_one_that_is_here_is_refused_before_it_is_sent(d
     refused = ask(b"\2" * 32, again).refused
     assert (refused[0].frame_id, refused[0].code) == ("02" * 32, "near_duplicate")
     assert ask(b"\3" * 32, other).wanted, "a small new object makes another picture"
+    with Catalogue(folder.catalogue) as cat:
+        frames.change_state(cat, [sent.header.frame_id], "deleted", "test")
+        assert cat.value("SELECT count(*) FROM thumbnail WHERE frame = ?", sent.header.frame_id) == 0
+    assert ask(b"\4" * 32, again).wanted, "what a deleted frame looked like is forgotten"
