@@ -141,6 +141,20 @@ class TokenBucket:
         self.limits = limits
         self._tokens = min(self._tokens, float(limits.burst_bytes or 0)) if had_rate else 0.0
 
+    def refund(self, now_s: float, size_bytes: int) -> int:
+        """Take back bytes that were spent in the last minutes and never left, since the connection broke; returns how many.
+
+        What was spent longer ago stays spent: the errors are to the side of sending less.
+        """
+        self._advance(now_s)
+        newest = self._bins[-1][1] if self._bins and self._bins[-1][0] > self._age_s else 0
+        size_bytes = max(0, min(size_bytes, newest))
+        if self.limits.burst_bytes is not None:
+            self._tokens = min(float(self.limits.burst_bytes), self._tokens + size_bytes)
+        if size_bytes:
+            self._record(-size_bytes)
+        return size_bytes
+
     @property
     def needs_save(self) -> bool:
         """True when more was spent than the saved state accounts for: save before the next byte leaves."""

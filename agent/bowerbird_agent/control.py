@@ -154,15 +154,16 @@ class Control:
             for event in self._next_events(wait_s):
                 self._handle(event)
             now_s = time.monotonic()
-            again_s = self._uploads.pump(now_s)
+            # Control first: on a thin link it would wait for seconds behind frames.
             self._outbox.pump()
+            if now_s >= self._health_due_s and self._link.connected:
+                self._send_health(now_s)
             if self._publisher is not None:
                 self._publisher.pump(self._uploads, now_s)
+            again_s = self._uploads.pump(now_s)
             self._count_bytes()
             # The bucket belongs to this thread; a window elsewhere plans with this number and needs no lock for it.
             self.bytes_left_today = self._budget.left_today_bytes(now_s)
-            if now_s >= self._health_due_s and self._link.connected:
-                self._send_health(now_s)
             wait_s = max(0.01, min(_TICK_S, again_s - now_s, self._health_due_s - now_s if self._link.connected else _TICK_S))
         self._count_bytes()
         try:

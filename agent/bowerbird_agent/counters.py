@@ -8,6 +8,7 @@ It writes nothing itself.
 from __future__ import annotations
 
 import threading
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from bowerbird_agent.capture import is_live, kind_of, source_key
@@ -58,6 +59,7 @@ class Counters:
     def __init__(self, stored: Mapping[str, int] | None = None) -> None:
         self._totals = dict(stored or {})
         self._changes: dict[str, int] = {}
+        self._round = 0
         self._lock = threading.Lock()
 
     def add(self, name: str, count: int = 1) -> None:
@@ -74,9 +76,32 @@ class Counters:
     def set_to(self, name: str, value: int) -> None:
         """Make the total `value`."""
         with self._lock:
-            change = value - self._totals.get(name, 0)
-            self._totals[name] = value
-            self._changes[name] = self._changes.get(name, 0) + change
+            self._set(name, value)
+
+    def _set(self, name: str, value: int) -> None:
+        change = value - self._totals.get(name, 0)
+        self._totals[name] = value
+        self._changes[name] = self._changes.get(name, 0) + change
+
+    @property
+    def round(self) -> int:
+        """The number of the round, counted from the start of the process."""
+        with self._lock:
+            return self._round
+
+    def begin_round(self, together_with: Mapping[str, int] = MappingProxyType({})) -> int:
+        """Begin the round's counters again, and set others, in one step: no flush and no report sees one without the other."""
+        with self._lock:
+            self._round += 1
+            for name, value in {**together_with, ROUND_FRAMES_SEEN: 0, ROUND_WINDOWS_CLOSED: 0}.items():
+                self._set(name, value)
+            return self._round
+
+    def add_in_round(self, name: str, round_number: int) -> None:
+        """Add one, unless that round is over: what was begun before belongs to nobody's count."""
+        with self._lock:
+            if round_number == self._round:
+                self._set(name, self._totals.get(name, 0) + 1)
 
     def value(self, name: str) -> int:
         """The total; 0 for a name never added to."""

@@ -177,7 +177,15 @@ class Device:
             clock_ok=_clock_ok,
         )
         self._inference.audience = self._publisher
-        uploads = UploadRunner(self._spool, self._link, device.site, device.id, budget, now_s=time.monotonic())
+        uploads = UploadRunner(
+            self._spool,
+            self._link,
+            device.site,
+            device.id,
+            budget,
+            now_s=time.monotonic(),
+            keepalive_s=config.broker.keepalive_s,
+        )
         self._control = Control(
             self._link,
             events,

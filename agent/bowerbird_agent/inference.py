@@ -130,6 +130,7 @@ class Inference:
         self._model: LoadedModel | None = None
         self._next_model: tuple[LoadedModel | None, threading.Event] | None = None
         self._restart_why = ""
+        self._round = counters.round
         self._next_selector: Callable[[bytes], Selector] | None = None
         self._stop = threading.Event()
         self._reserved = 0
@@ -162,8 +163,9 @@ class Inference:
         """
         if version <= self._counters.value(names.DESIRED_VERSION):
             return False
-        self._counters.set_to(names.DESIRED_VERSION, version)
-        self._counters.set_to(names.DESIRED_FRAMES, 0 if frames_total is None else frames_total + 1)
+        frames = 0 if frames_total is None else frames_total + 1
+        # The new version with the old round's counters would tell the server that the new round is over, after a kill as well.
+        self._counters.begin_round({names.DESIRED_VERSION: version, names.DESIRED_FRAMES: frames})
         with self._lock:
             self._restart_why = f"desired version {version}"
         return True
@@ -358,7 +360,8 @@ class Inference:
         result = self._selector.close_window(frames_left=self._frames_left(), bytes_left=self._bytes_left())
         with self._lock:
             self._reserved += len(result.chosen)
-        self._storing.submit(Promote(result.chosen, result.dropped, selector_state=self._selector.to_state()))
+        state = self._selector.to_state()
+        self._storing.submit(Promote(result.chosen, result.dropped, round_number=self._round, selector_state=state))
         if result.chosen:
             logger.info("window of %d frames closed: %d chosen", self._window_frames, len(result.chosen))
         self._window_frames = 0
@@ -425,8 +428,7 @@ class Inference:
         self._selector.expect(self._frames_left())
         self._window_frames = 0
         self._is_flushed = False
-        self._counters.set_to(names.ROUND_FRAMES_SEEN, 0)
-        self._counters.set_to(names.ROUND_WINDOWS_CLOSED, 0)
+        self._round = self._counters.begin_round()
         if dropped:
             self._storing.submit(Promote((), dict.fromkeys(dropped, _STALE_ROUND), closes_window=False))
         logger.info("a new round begins: %s", why)

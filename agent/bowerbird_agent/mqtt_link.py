@@ -35,7 +35,7 @@ from bowerbird_agent.reconnect import ReconnectDelay
 from bowerbird_wire import codec
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.messages import Status
-from bowerbird_wire.topics import DOWN, BlocksTopic, DeviceTopic, StatusTopic, parse_topic
+from bowerbird_wire.topics import DOWN, BlocksTopic, CreditTopic, DeviceTopic, StatusTopic, parse_topic
 
 log = logging.getLogger(__name__)
 
@@ -71,10 +71,14 @@ class BrokerSettings:
 
 @dataclass(frozen=True)
 class LinkUp:
-    """Connected and subscribed. Limits of the broker: largest packet (None: none), packets that may be unacknowledged."""
+    """Connected and subscribed. Limits of the broker: largest packet (None: none), packets that may be unacknowledged.
+
+    `rtt_s` is the round trip of the subscription, with nothing else on the link.
+    """
 
     max_packet_bytes: int | None
     receive_maximum: int
+    rtt_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ class Published:
 class MessageIn:
     """A message for this device, not yet decoded."""
 
-    topic: DeviceTopic
+    topic: DeviceTopic | CreditTopic
     payload: bytes
 
 
@@ -110,6 +114,13 @@ def packet_bytes(topic: DeviceTopic, payload_bytes: int, *, qos: int = 1) -> int
     rest = 2 + len(str(topic)) + (2 if qos else 0) + 1 + payload_bytes
     length_digits = 1 + (rest > 127) + (rest > 16_383) + (rest > 2_097_151)
     return 1 + length_digits + rest
+
+
+def _read_topic(text: str) -> DeviceTopic | CreditTopic:
+    try:
+        return parse_topic(text)
+    except TopicError:
+        return CreditTopic.parse(text)
 
 
 class _Connection:
@@ -126,6 +137,7 @@ class _Connection:
         self.taken_over = False
         self.max_packet_bytes: int | None = None
         self.receive_maximum = RECEIVE_MAXIMUM
+        self.subscribed_s = 0.0
         self.issued = 0  # packets given to paho: changed by publishers only
         self.taken = 0  # packets acknowledged or written: changed by paho's thread only
         self.client = self._build()
@@ -181,12 +193,10 @@ class _Connection:
             return
         self.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
         self.receive_maximum = min(RECEIVE_MAXIMUM, getattr(properties, "ReceiveMaximum", RECEIVE_MAXIMUM))
-        self.client.subscribe(
-            [
-                (str(kind(self.link.site, self.link.device)), SubscribeOptions(qos=0 if kind is BlocksTopic else 1))
-                for kind in DOWN
-            ]
-        )
+        own = [(str(kind(self.link.site, self.link.device)), 0 if kind is BlocksTopic else 1) for kind in DOWN]
+        topics = [*own, (str(CreditTopic(self.link.site)), 1)]
+        self.subscribed_s = time.monotonic()
+        self.client.subscribe([(topic, SubscribeOptions(qos=qos)) for topic, qos in topics])
 
     def _on_subscribe(self, _c: object, _u: object, _mid: int, reasons: list[ReasonCode], _p: object) -> None:
         if any(reason.is_failure for reason in reasons):
@@ -196,7 +206,7 @@ class _Connection:
         self.issued = 1
         self.up = True
         self.client.publish(str(StatusTopic(self.link.site, self.link.device)), self.link.online_payload(), qos=1, retain=True)
-        self.link.put(LinkUp(self.max_packet_bytes, self.receive_maximum))
+        self.link.put(LinkUp(self.max_packet_bytes, self.receive_maximum, time.monotonic() - self.subscribed_s))
 
     def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:
         self.taken += 1
@@ -205,10 +215,11 @@ class _Connection:
 
     def _on_message(self, _c: object, _u: object, message: paho.MQTTMessage) -> None:
         try:
-            topic = parse_topic(message.topic)
+            topic = _read_topic(message.topic)
         except (TopicError, UnicodeDecodeError):
             return  # a newer server may know more topics than we do
-        self.progress = True
+        if not message.retain:
+            self.progress = True  # a retained message is a greeting: it comes on every connection
         self.link.put(MessageIn(topic, bytes(message.payload)))
 
     def _on_disconnect(self, _c: object, _u: object, _flags: object, reason: ReasonCode, _p: object) -> None:

@@ -257,7 +257,8 @@ class Spool:
         changes += [(refusal.frame_id, Outcome.REFUSED, refusal.code) for refusal in receipt.refused]
         settled = self._settle(changes)
         for refusal in receipt.refused:
-            log.warning("frame %s: refused by the server (%s) %s", refusal.frame_id[:12], refusal.code, refusal.detail[:200])
+            level = logging.INFO if refusal.code == "near_duplicate" else logging.WARNING
+            log.log(level, "frame %s: refused by the server (%s) %s", refusal.frame_id[:12], refusal.code, refusal.detail[:200])
         committed = len(settled.intersection(receipt.committed))
         refused = len(settled) - committed
         return ReceiptCounts(committed, refused, len(changes) - committed - refused)

@@ -80,6 +80,7 @@ class Promote:
     chosen: tuple[str, ...]
     dropped: Mapping[str, str] = field(default_factory=dict)
     closes_window: bool = True
+    round_number: int = 0
     selector_state: bytes | None = None
 
 
@@ -190,7 +191,7 @@ class StoringThread:
         self._counters.add(names.FRAMES_SELECTED, promoted)
         if task.closes_window:
             self._counters.add(names.WINDOWS_CLOSED)
-            self._counters.add(names.ROUND_WINDOWS_CLOSED)
+            self._counters.add_in_round(names.ROUND_WINDOWS_CLOSED, task.round_number)
         self.on_promoted(len(task.chosen))
         self.flush()
 

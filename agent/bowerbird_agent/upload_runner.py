@@ -1,8 +1,8 @@
 """Joins the uploader's decisions to the spool and the link.
 
-In: events of the link, from the control thread's queue. Out: published frames, receipts written into the spool, the byte budget kept
-over restarts. It decides nothing (`uploader.py` does) and starts no thread: the control thread calls `handle` for each event and `pump`
-between them.
+In: events of the link, from the control thread's queue. Out: published frames, chunks and questions, receipts written into the spool,
+the byte budget kept over restarts. It decides nothing (`uploader.py` does) and starts no thread: the control thread calls `handle` for
+each event and `pump` between them.
 """
 
 from __future__ import annotations
@@ -10,38 +10,53 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections import OrderedDict
+from dataclasses import replace
 from typing import Protocol
 
 from bowerbird_agent.budget import ByteLimits, TokenBucket
 from bowerbird_agent.errors import SpoolError
+from bowerbird_agent.link_estimate import LinkEstimate
 from bowerbird_agent.mqtt_link import LinkDown, LinkEvent, LinkUp, Published, packet_bytes
-from bowerbird_agent.spool import FrameState, ReceiptCounts, Spool
-from bowerbird_agent.uploader import (
+from bowerbird_agent.spool import FrameState, ReceiptCounts, Spool, SpooledFrame
+from bowerbird_agent.thumbnail import thumbnail
+from bowerbird_agent.upload_events import (
     Acknowledged,
+    ChunkTaken,
+    CreditChanged,
     Down,
     Event,
     FrameReady,
     NotTaken,
+    OfferTaken,
     Publish,
+    PublishChunk,
+    PublishOffer,
     Settled,
     Stuck,
     Taken,
     Tick,
     Up,
-    Uploader,
-    UploadLimits,
     Vanished,
+    Wanted,
 )
+from bowerbird_agent.uploader import Uploader, UploadLimits, WireSizes
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
-from bowerbird_wire.messages import Receipt
-from bowerbird_wire.topics import DeviceTopic, FrameTopic, ReceiptTopic
+from bowerbird_wire.messages import Chunk, Credit, Offer, Receipt, Refusal
+from bowerbird_wire.thumbnail import THUMBNAIL_BYTES
+from bowerbird_wire.topics import ChunkTopic, CreditTopic, DeviceTopic, FrameTopic, OfferTopic, ReceiptTopic
+from bowerbird_wire.transfer import BLOCK_BYTES, CHUNK_HEADER_BYTES, run_bytes, transfer_id
 
 log = logging.getLogger(__name__)
 
 _BUDGET_NOTE = "budget"
 _AHEAD_BYTES = 256 * 1024  # spent in advance on disk, so that a crash loses budget instead of exceeding it
 _FAULT_PAUSE_S = 5.0
+_ASK_FROM_BYTES = 64 * 1024  # frames above this are offered before they are sent, on a thin link
+_NAMED_FROM_BYTES = 4 * BLOCK_BYTES  # parts of smaller frames are not worth the name of a transfer in each question
+_OFFER_BYTES = 96  # an encoded `Offer` without a thumbnail, at most
+_MESSAGES_KEPT = 2
 
 
 class Link(Protocol):
@@ -76,6 +91,7 @@ class UploadRunner:
         site, device: of the frame topic.
         budget: the token bucket, see `restore_budget`. Control traffic and keep-alives are charged to it as well.
         now_s: monotonic seconds.
+        keepalive_s: of the link's connections.
     """
 
     def __init__(
@@ -88,34 +104,51 @@ class UploadRunner:
         *,
         now_s: float,
         limits: UploadLimits | None = None,
+        keepalive_s: float = 30.0,
     ) -> None:
         self._spool = spool
         self._link = link
-        self._topic = FrameTopic(site, device)
+        self._topic, self._chunk_topic, self._offer_topic = (
+            kind(site, device) for kind in (FrameTopic, ChunkTopic, OfferTopic)
+        )
         self._budget = budget
-        self.uploader = Uploader(budget, limits, packet_bytes=lambda size: packet_bytes(self._topic, size))
-        self._tokens: dict[int, str] = {}  # publish token -> frame, until the PUBACK
+        self._estimate = LinkEstimate()
+        sizes = WireSizes(
+            whole=lambda size: packet_bytes(self._topic, size),
+            chunk=lambda size: packet_bytes(self._chunk_topic, size + CHUNK_HEADER_BYTES),
+            offer=lambda first: packet_bytes(self._offer_topic, _OFFER_BYTES + (THUMBNAIL_BYTES if first else 0)),
+        )
+        self.uploader = Uploader(budget, limits, sizes=sizes, link=self._estimate, keepalive_s=keepalive_s)
+        self._tokens: dict[int, str] = {}  # publish token -> frame, until the PUBACK; "" for a question
+        self._messages: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()  # the frames of which parts are being sent
+        self._transfers: dict[bytes, str] = {}  # name of a transfer -> frame
         self._charged = 0  # bytes that the budget knows of, never below what the link has written
         self._said: set[str] = set()
         self._pause_until_s = -math.inf
         self._set_ahead()
         self._save_budget()
         for frame in spool.frames(FrameState.IN_DOUBT):
-            self.uploader.handle(FrameReady(frame.frame_id, frame.message_bytes, in_doubt=True), now_s)
+            self.uploader.handle(_ready(frame, in_doubt=True), now_s)
 
     def handle(self, event: LinkEvent, now_s: float) -> ReceiptCounts | None:
         """Take an event of the link; what was a receipt returns its counts, everything else None. Other messages are ignored."""
         if isinstance(event, LinkUp):
             self._tokens.clear()
+            self._estimate.connected(event.rtt_s)
             self._feed(Up(event.max_packet_bytes, event.receive_maximum), now_s)
         elif isinstance(event, LinkDown):
+            self._estimate.lost()
+            self._take_back(now_s)
             self._feed(Down(), now_s)
         elif isinstance(event, Published):
             frame_id = self._tokens.pop(event.token, None)
             if frame_id is not None:
+                self._estimate.acknowledged(event.token, now_s)
                 self._feed(Acknowledged(frame_id, event.accepted), now_s)
         elif isinstance(event.topic, ReceiptTopic):
             return self._receipt(event.payload, now_s)
+        elif isinstance(event.topic, CreditTopic):
+            self._credit(event.payload, now_s)
         return None
 
     def pump(self, now_s: float) -> float:
@@ -129,10 +162,14 @@ class UploadRunner:
                 if self.uploader.wants_frame:
                     offered = self._spool.next_new(self.uploader.known)
                     if offered is not None:
-                        self._feed(FrameReady(offered.frame_id, offered.message_bytes), now_s)
+                        self._feed(_ready(offered), now_s)
                 decision = self.uploader.decide(now_s)
                 if isinstance(decision, Publish):
                     self._publish(decision.frame_id, now_s)
+                elif isinstance(decision, PublishChunk):
+                    self._publish_chunk(decision, now_s)
+                elif isinstance(decision, PublishOffer):
+                    self._publish_offer(decision, now_s)
                 elif isinstance(decision, Stuck):
                     # One key for all frames: the first is a warning, and nothing grows with their number.
                     self._say(decision.reason, "parked" if decision.frame_id else "silence")
@@ -192,15 +229,70 @@ class UploadRunner:
         if payload is None:
             self._feed(Vanished(frame_id), now_s)
             return
+        size = self._hand_over(self._topic, payload, frame_id, now_s)
+        if size:
+            self._feed(Taken(frame_id, size), now_s)
+
+    def _publish_chunk(self, decision: PublishChunk, now_s: float) -> None:
+        frame_id = decision.frame_id
+        message = self._message(frame_id) if self._spool.mark_sent(frame_id) else None
+        if message is None:
+            self._feed(Vanished(frame_id), now_s)
+            return
+        payload, name = message
+        at = decision.first_block * BLOCK_BYTES
+        data = payload[at : at + run_bytes(len(payload), decision.first_block, decision.blocks)]
+        chunk = codec.encode(Chunk(name, len(payload), decision.first_block, data))
+        size = self._hand_over(self._chunk_topic, chunk, frame_id, now_s)
+        if size:
+            self._feed(ChunkTaken(frame_id, decision.first_block, decision.blocks, size), now_s)
+
+    def _publish_offer(self, decision: PublishOffer, now_s: float) -> None:
+        frame_id = decision.frame_id
+        frame = self._spool.frame(frame_id)
+        if frame is None:
+            self._feed(Vanished(frame_id), now_s)
+            return
+        offer = Offer(bytes.fromhex(frame_id))
+        if decision.first or frame.message_bytes > _NAMED_FROM_BYTES:
+            message = self._message(frame_id)
+            if message is None:
+                self._feed(Vanished(frame_id), now_s)
+                return
+            payload, name = message
+            picture = thumbnail(codec.decode_frame(payload).image) if decision.first else b""
+            offer = Offer(bytes.fromhex(frame_id), name, len(payload), picture)
+        size = self._hand_over(self._offer_topic, codec.encode(offer), "", now_s)
+        if size:
+            self._feed(OfferTaken(frame_id, size), now_s)
+
+    def _hand_over(self, topic: DeviceTopic, payload: bytes, frame_id: str, now_s: float) -> int:
+        """Publish; returns the bytes on the wire, 0 when the link has not taken it (the uploader knows then)."""
         if self._budget.needs_save:
             self._save_budget()
-        token = self._link.publish(self._topic, payload)
+        token = self._link.publish(topic, payload)
         if token == 0:
             self._feed(NotTaken(frame_id), now_s)
-            return
+            return 0
+        size = packet_bytes(topic, len(payload))
         self._tokens[token] = frame_id
-        self._feed(Taken(frame_id), now_s)
-        self._charged += packet_bytes(self._topic, len(payload))
+        self._estimate.sent(token, size, now_s)
+        self._charged += size
+        return size
+
+    def _message(self, frame_id: str) -> tuple[bytes, bytes] | None:
+        """A frame's message and the name of its transfer; the last few are kept in memory while their parts are sent."""
+        message = self._messages.pop(frame_id, None)
+        if message is None:
+            payload = self._spool.message(frame_id)
+            if payload is None:
+                return None
+            message = (payload, transfer_id(payload))
+            self._transfers[message[1]] = frame_id
+        self._messages[frame_id] = message
+        while len(self._messages) > _MESSAGES_KEPT:
+            self._messages.popitem(last=False)
+        return message
 
     def _receipt(self, payload: bytes, now_s: float) -> ReceiptCounts | None:
         try:
@@ -208,14 +300,44 @@ class UploadRunner:
         except WireError as error:
             self._say(f"a receipt cannot be read and is ignored ({error}); update the agent or the server", "receipt")
             return None
+        receipt = replace(receipt, refused=tuple(self._named(refusal) for refusal in receipt.refused))
         try:
             counts = self._spool.receipt(receipt)
         except SpoolError as error:
             self._say(f"a receipt cannot be recorded, the server will be asked again: {error}", "fault")
             return None
         self._said -= {"fault", "silence"}
-        self._feed(Settled((*receipt.committed, *(refusal.frame_id for refusal in receipt.refused))), now_s)
+        settled = (*receipt.committed, *(refusal.frame_id for refusal in receipt.refused))
+        if settled:
+            self._feed(Settled(settled), now_s)
+        for want in receipt.wanted:
+            frame_id = want.frame.hex() or self._transfers.get(want.transfer, "")
+            if frame_id:
+                self._feed(Wanted(frame_id, want.have), now_s)
+        self._forget()
         return counts
+
+    def _named(self, refusal: Refusal) -> Refusal:
+        """A refusal of a transfer as one of its frame."""
+        if refusal.frame_id:
+            return refusal
+        return replace(refusal, frame_id=self._transfers.get(refusal.transfer, ""))
+
+    def _forget(self) -> None:
+        known = self.uploader.known
+        for frame_id in [f for f in self._messages if f not in known]:
+            del self._messages[frame_id]
+        self._transfers = {name: frame_id for name, frame_id in self._transfers.items() if frame_id in known}
+
+    def _credit(self, payload: bytes, now_s: float) -> None:
+        try:
+            credit = codec.decode(Credit, payload)
+        except WireError as error:
+            self._say(f"a credit cannot be read and is ignored ({error}); update the agent or the server", "credit")
+            return
+        if credit.bytes_in_flight > 0:
+            self._said.discard("silence")
+        self._feed(CreditChanged(credit.bytes_in_flight), now_s)
 
     def _feed(self, event: Event, now_s: float) -> None:
         doubtful = self.uploader.handle(event, now_s)
@@ -234,6 +356,10 @@ class UploadRunner:
             if self._budget.needs_save:
                 self._save_budget()
 
+    def _take_back(self, now_s: float) -> None:
+        """What a broken connection left unsent was paid for and did not leave."""
+        self._charged -= self._budget.refund(now_s, self._charged - self._link.bytes_sent)
+
     @property
     def _budgeted(self) -> bool:
         limits = self._budget.limits
@@ -247,3 +373,9 @@ class UploadRunner:
     def _say(self, text: str, about: str) -> None:
         log.log(logging.DEBUG if about in self._said else logging.WARNING, "%s", text)
         self._said.add(about)
+
+
+def _ready(frame: SpooledFrame, *, in_doubt: bool = False) -> FrameReady:
+    # The random sample is not thinned out by likeness: it would not be random any more.
+    ask = frame.message_bytes > _ASK_FROM_BYTES and frame.arm != "explore"
+    return FrameReady(frame.frame_id, frame.message_bytes, in_doubt, ask)

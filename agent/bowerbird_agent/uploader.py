@@ -1,159 +1,51 @@
-"""Which frame to publish next, and when: a machine without I/O, so that every rule can be tested without a network.
+"""Which frame to publish next, whole or in parts, and when: a machine without I/O, so that every rule can be tested without a network.
 
-In: events (the link, receipts, frames that the spool offers) and monotonic time. Out: one decision at a time: `Publish` a frame, `Wait`
-until something happens, or `Stuck` with what is wrong. What has been sent without a receipt is bounded in frames and bytes, the byte
-budget is asked before every publish, resends included, and only a receipt makes a frame go away. It reads no file and holds no image;
+In: events (the link, receipts, frames that the spool offers) and monotonic time. Out: one decision at a time: publish a frame, some of
+its blocks or a question about it, wait until something happens, or `Stuck` with what is wrong. What has been sent without a receipt is
+bounded in frames and bytes, what is on the link by `link_window.py`; the byte budget is asked before every publish, resends included;
+what is in doubt is asked about and never sent again blindly; only a receipt makes a frame go away. It reads no file and holds no image;
 `upload_runner.py` joins it to the spool and the link.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import Enum
 from typing import Protocol
 
+from bowerbird_agent.link_estimate import LinkEstimate
+from bowerbird_agent.link_window import LinkWindow
+from bowerbird_agent.upload_events import (
+    TRANSITIONS,
+    Acknowledged,
+    AllSent,
+    ChunkTaken,
+    CreditChanged,
+    Decision,
+    Down,
+    Event,
+    Flight,
+    FrameReady,
+    GoesOn,
+    NotTaken,
+    OfferTaken,
+    Overdue,
+    Publish,
+    PublishChunk,
+    PublishOffer,
+    Settled,
+    Stuck,
+    Taken,
+    TooLarge,
+    Up,
+    Vanished,
+    Wait,
+    Wanted,
+)
+from bowerbird_wire.transfer import BLOCK_BYTES, CHUNK_HEADER_BYTES, MAX_CHUNK_BYTES, Block, Sending, block_count, run_bytes
 
-class Flight(Enum):
-    """Where a frame stands for the uploader. The spool keeps the same on disk."""
-
-    READY = "ready"  # offered by the spool, never sent
-    SENT = "sent"  # on its way; the receipt is awaited
-    IN_DOUBT = "in_doubt"  # the receipt did not come in time, or the link broke
-    PARKED = "parked"  # larger than the broker or the budget will ever allow; kept until a limit changes
-    GONE = "gone"  # settled by a receipt, or no longer in the spool
-
-
-# -- events
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that has happened."""
-
-
-@dataclass(frozen=True)
-class Up(Event):
-    """Connected. The broker's limits: largest packet (None: none), packets that may be unacknowledged."""
-
-    max_packet_bytes: int | None = None
-    receive_maximum: int = 65_535
-
-
-@dataclass(frozen=True)
-class Down(Event):
-    """Not connected any more."""
-
-
-@dataclass(frozen=True)
-class FrameReady(Event):
-    """The spool's next frame; `in_doubt` when it may have been sent before this start."""
-
-    frame_id: str
-    message_bytes: int
-    in_doubt: bool = False
-
-
-@dataclass(frozen=True)
-class Taken(Event):
-    """The link has taken the frame that was to be published."""
-
-    frame_id: str
-
-
-@dataclass(frozen=True)
-class NotTaken(Event):
-    """The link has not taken it; nothing was sent."""
-
-    frame_id: str
-
-
-@dataclass(frozen=True)
-class Vanished(Event):
-    """The spool does not have it any more: evicted, dropped or damaged, and counted there."""
-
-    frame_id: str
-
-
-@dataclass(frozen=True)
-class Acknowledged(Event):
-    """The broker's PUBACK, which proves nothing unless it is a refusal."""
-
-    frame_id: str
-    accepted: bool = True
-
-
-@dataclass(frozen=True)
-class Settled(Event):
-    """The server's receipt: these frames are committed or refused."""
-
-    frame_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Tick(Event):
-    """Time has passed."""
-
-
-@dataclass(frozen=True)
-class _Overdue(Event):
-    """The receipt did not come in time."""
-
-
-@dataclass(frozen=True)
-class _TooLarge(Event):
-    """No wait will make it fit."""
-
-
-# What an event does to one frame. A pair that is not listed changes nothing: events come late, twice and out of order.
-TRANSITIONS: Mapping[tuple[Flight, type[Event]], Flight] = {
-    (Flight.READY, Taken): Flight.SENT,
-    (Flight.READY, _TooLarge): Flight.PARKED,
-    (Flight.READY, Settled): Flight.GONE,
-    (Flight.READY, Vanished): Flight.GONE,
-    (Flight.SENT, Up): Flight.IN_DOUBT,
-    (Flight.SENT, Down): Flight.IN_DOUBT,
-    (Flight.SENT, _Overdue): Flight.IN_DOUBT,
-    (Flight.SENT, Settled): Flight.GONE,
-    (Flight.SENT, Vanished): Flight.GONE,
-    (Flight.IN_DOUBT, Taken): Flight.SENT,
-    (Flight.IN_DOUBT, _TooLarge): Flight.PARKED,
-    (Flight.IN_DOUBT, Settled): Flight.GONE,
-    (Flight.IN_DOUBT, Vanished): Flight.GONE,
-    (Flight.PARKED, Settled): Flight.GONE,
-    (Flight.PARKED, Vanished): Flight.GONE,
-    (Flight.PARKED, Up): Flight.IN_DOUBT,  # the limits may be others now
-}
-
-
-# -- decisions
-
-
-@dataclass(frozen=True)
-class Publish:
-    """Mark the frame as sent, publish it, and answer `Taken`, `NotTaken` or `Vanished`."""
-
-    frame_id: str
-
-
-@dataclass(frozen=True)
-class Wait:
-    """Nothing to do before `until_s` (monotonic; infinity: before the next event)."""
-
-    until_s: float
-
-
-@dataclass(frozen=True)
-class Stuck:
-    """Something that waiting alone will not put right; `reason` says what to do. Frames stay in the spool."""
-
-    reason: str
-    until_s: float
-    frame_id: str = ""
-
-
-Decision = Publish | Wait | Stuck
+_OUT = (Flight.ASKED, Flight.SENDING, Flight.SENT, Flight.IN_DOUBT)
 
 
 class ByteBudget(Protocol):
@@ -173,10 +65,11 @@ class UploadLimits:
     Args:
         max_frames, max_bytes: sent without a receipt, at most. One frame is always allowed.
         receipt_timeout_s: after this a sent frame is in doubt.
-        resend_s, resend_max_s: wait of an in-doubt frame before it is sent again; doubles each time up to the second.
-        relink_s: the same after the link has come back.
-        retry_s: wait after the link has not taken a frame.
+        resend_s, resend_max_s: wait after a question without an answer before it is asked again; doubles each time up to the second.
+        relink_s: wait of the first question after the link has come back.
+        retry_s: wait after the link has not taken a packet.
         stuck_s: no receipt for this long while frames are out is reported.
+        credit_wait_s: a credit of an earlier connection counts no longer than this on a new one.
     """
 
     max_frames: int = 32
@@ -184,39 +77,68 @@ class UploadLimits:
     receipt_timeout_s: float = 20.0
     resend_s: float = 5.0
     resend_max_s: float = 300.0
-    relink_s: float = 1.0
+    relink_s: float = 0.0
     retry_s: float = 0.5
     stuck_s: float = 120.0
+    credit_wait_s: float = 30.0
+
+
+@dataclass(frozen=True)
+class WireSizes:
+    """What things take on the wire, upper bounds: a message, a chunk with so much data, a question (first: with a thumbnail)."""
+
+    whole: Callable[[int], int] = lambda size: size
+    chunk: Callable[[int], int] = lambda size: size
+    offer: Callable[[bool], int] = lambda _first: 0
 
 
 @dataclass
 class _Entry:
     message_bytes: int
     flight: Flight
-    attempts: int = 0
-    due_s: float = 0.0  # SENT: receipt expected by; IN_DOUBT: not sent again before
+    ask: bool = False  # ask before it is sent for the first time, if the link is thin
+    asked: int = 0  # questions without an answer
+    due_s: float = math.inf  # SENT, ASKED: in doubt from then on
+    ask_s: float = math.inf  # IN_DOUBT, or with blocks in doubt: asked about from then on
+    transfer: Sending | None = None  # once parts of it were sent
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether only the server can tell what of it has arrived."""
+        return self.flight is Flight.IN_DOUBT or (self.transfer is not None and self.transfer.count(Block.DOUBTFUL) > 0)
 
 
 class Uploader:
-    """The machine. One thread owns it: `handle` events, then call `decide` until it does not say `Publish`.
+    """The machine. One thread owns it: `handle` events, then call `decide` until it says `Wait` or a `Stuck` without a frame.
 
     Args:
         budget: asked before and told after every publish.
         limits: bounds and times.
-        packet_bytes: size of a message -> what it takes on the wire.
+        sizes: what things take on the wire.
+        link: rate, round trip and what is on the link; None for a link without limits.
+        keepalive_s: of the connection; bounds the size of a chunk.
     """
 
     def __init__(
-        self, budget: ByteBudget, limits: UploadLimits | None = None, *, packet_bytes: Callable[[int], int] = lambda size: size
+        self,
+        budget: ByteBudget,
+        limits: UploadLimits | None = None,
+        *,
+        sizes: WireSizes | None = None,
+        link: LinkEstimate | None = None,
+        keepalive_s: float = 30.0,
     ) -> None:
         self.limits = limits or UploadLimits()
         self._budget = budget
-        self._packet_bytes = packet_bytes
+        self._sizes = sizes or WireSizes()
+        self._window = LinkWindow(link, keepalive_s)
         self._entries: dict[str, _Entry] = {}
         self._up: Up | None = None
         self._pause_until_s = -math.inf
         self._last_receipt_s = -math.inf  # or since when frames are out
         self._newly_parked: list[Stuck] = []
+        self._credit: int | None = None
+        self._credit_until_s = math.inf
 
     # -- in
 
@@ -226,71 +148,115 @@ class Uploader:
         Returns:
             The frames that it has put in doubt, for the spool to note.
         """
-        if isinstance(event, Up):
-            self._up = event
-            self._pause_until_s = -math.inf
-            self._last_receipt_s = now_s
-            doubtful = self._all(event, now_s + self.limits.relink_s)
-            for entry in self._entries.values():
-                if entry.flight is Flight.IN_DOUBT:  # a link that is back deserves a fresh start
-                    entry.due_s, entry.attempts = now_s + self.limits.relink_s, 1
-            return doubtful
-        if isinstance(event, Down):
-            self._up = None
-            return self._all(event, math.inf)
+        if isinstance(event, Up | Down):
+            return self._link_changed(event, now_s)
         if isinstance(event, FrameReady):
             if event.frame_id not in self._entries:
                 flight = Flight.IN_DOUBT if event.in_doubt else Flight.READY
-                self._entries[event.frame_id] = _Entry(event.message_bytes, flight, int(event.in_doubt), now_s)
-        elif isinstance(event, Taken):
+                self._entries[event.frame_id] = _Entry(event.message_bytes, flight, event.ask, ask_s=now_s)
+        elif isinstance(event, Taken | ChunkTaken | OfferTaken):
             self._taken(event, now_s)
         elif isinstance(event, NotTaken):
             self._pause_until_s = now_s + self.limits.retry_s
         elif isinstance(event, Vanished):
             self._change(event.frame_id, event)
         elif isinstance(event, Acknowledged) and not event.accepted:
-            return self._doubt(event.frame_id, now_s)
+            return self._doubt(event.frame_id, now_s, ask_in_s=self.limits.resend_s)
         elif isinstance(event, Settled):
-            self._settled(event, now_s)
+            for frame_id in event.frame_ids:
+                self._change(frame_id, event)
+            self._heard(now_s)
+        elif isinstance(event, Wanted):
+            self._wanted(event, now_s)
+            self._heard(now_s)
+        elif isinstance(event, CreditChanged):
+            self._credit, self._credit_until_s = max(0, event.bytes_in_flight), math.inf
         return self._overdue(now_s)
 
-    def _all(self, event: Event, due_s: float) -> tuple[str, ...]:
-        changed = [frame_id for frame_id in self._entries if self._change(frame_id, event) is Flight.IN_DOUBT]
-        for frame_id in changed:
-            self._entries[frame_id].due_s = due_s
-        return tuple(changed)
+    def _link_changed(self, event: Up | Down, now_s: float) -> tuple[str, ...]:
+        self._up = event if isinstance(event, Up) else None
+        ask_at_s = now_s + self.limits.relink_s if self._up is not None else math.inf
+        if self._up is not None:
+            self._pause_until_s = -math.inf
+            self._last_receipt_s = now_s
+            self._credit_until_s = now_s + self.limits.credit_wait_s
+        before = {frame_id for frame_id, entry in self._entries.items() if entry.flight is Flight.IN_DOUBT}
+        for frame_id, entry in self._entries.items():
+            self._change(frame_id, event)
+            entry.asked = 0  # a link that is back deserves a fresh start
+            if entry.transfer is not None:
+                entry.transfer.doubt()
+            entry.ask_s = ask_at_s
+        return tuple(f for f, entry in self._entries.items() if entry.flight is Flight.IN_DOUBT and f not in before)
 
-    def _taken(self, event: Taken, now_s: float) -> None:
+    def _taken(self, event: Taken | ChunkTaken | OfferTaken, now_s: float) -> None:
         entry = self._entries.get(event.frame_id)
+        self._budget.spend(now_s, event.packet_bytes)
         if entry is None:
             return
         if self._outstanding() == 0:
             self._last_receipt_s = now_s  # silence is counted from the first frame that is out
-        self._budget.spend(now_s, self._packet_bytes(entry.message_bytes))
-        if self._change(event.frame_id, event) is Flight.SENT:
-            entry.attempts += 1
+        self._change(event.frame_id, event)
+        if isinstance(event, OfferTaken):
+            entry.asked += 1
+            entry.ask_s = entry.due_s = now_s + self._patience_s(entry)
+            if entry.transfer is not None:
+                entry.transfer.doubt()  # the answer will be about what was sent until now
+        elif isinstance(event, Taken):
             entry.due_s = now_s + self.limits.receipt_timeout_s
+        else:
+            if entry.transfer is None:
+                entry.transfer = Sending(entry.message_bytes)
+            entry.transfer.taken(event.first_block, event.blocks)
+            if entry.transfer.count(Block.UNSENT) == 0:
+                self._change(event.frame_id, AllSent())
+                # With blocks in doubt a question is due already, and an overdue receipt would lead to the same one.
+                entry.due_s = entry.ask_s if entry.doubtful else now_s + self.limits.receipt_timeout_s
 
-    def _settled(self, event: Settled, now_s: float) -> None:
-        for frame_id in event.frame_ids:
-            self._change(frame_id, event)
+    def _wanted(self, event: Wanted, now_s: float) -> None:
+        entry = self._entries.get(event.frame_id)
+        if entry is None:
+            return
+        entry.asked, entry.ask = 0, False
+        if event.have and entry.transfer is None:
+            entry.transfer = Sending(entry.message_bytes)
+        if entry.transfer is not None:
+            entry.transfer.answer(event.have)
+            if entry.transfer.count(Block.UNSENT) == 0:  # nothing to send: the receipt is on its way
+                if entry.flight is Flight.SENT and not entry.doubtful:
+                    entry.due_s = now_s + self.limits.receipt_timeout_s
+                return
+            if entry.flight is Flight.SENT:
+                entry.flight = Flight.IN_DOUBT  # parts that were sent are not there: what follows is as after any question
+            if entry.flight is Flight.IN_DOUBT and entry.transfer.count(Block.UNSENT) == block_count(entry.message_bytes):
+                entry.transfer = None  # from the beginning, whole or in parts
+        if self._change(event.frame_id, event) is Flight.READY and entry.transfer is not None:
+            self._change(event.frame_id, GoesOn())
+
+    def _heard(self, now_s: float) -> None:
         if now_s - self._last_receipt_s > self.limits.receipt_timeout_s:
             # The server was silent and is back: do not sit out the long waits that its silence has caused.
             for entry in self._entries.values():
-                if entry.flight is Flight.IN_DOUBT:
-                    entry.due_s = min(entry.due_s, now_s + self.limits.resend_s)
+                if entry.doubtful:
+                    entry.ask_s = min(entry.ask_s, now_s + self.limits.resend_s)
         self._last_receipt_s = now_s
 
     def _overdue(self, now_s: float) -> tuple[str, ...]:
-        late = [f for f, entry in self._entries.items() if entry.flight is Flight.SENT and now_s >= entry.due_s]
+        late = [f for f, entry in self._entries.items() if entry.flight in (Flight.SENT, Flight.ASKED) and now_s >= entry.due_s]
         return tuple(frame_id for f in late for frame_id in self._doubt(f, now_s))
 
-    def _doubt(self, frame_id: str, now_s: float) -> tuple[str, ...]:
-        if self._change(frame_id, _Overdue()) is not Flight.IN_DOUBT:
+    def _doubt(self, frame_id: str, now_s: float, *, ask_in_s: float = 0.0) -> tuple[str, ...]:
+        entry = self._entries.get(frame_id)
+        if entry is None:
             return ()
-        entry = self._entries[frame_id]
-        entry.due_s = now_s + min(self.limits.resend_max_s, self.limits.resend_s * 2.0 ** min(entry.attempts - 1, 30))
-        return (frame_id,)
+        after = self._change(frame_id, Overdue())
+        if entry.transfer is not None:
+            entry.transfer.doubt()
+        entry.ask_s = now_s + ask_in_s
+        return (frame_id,) if after is Flight.IN_DOUBT else ()
+
+    def _patience_s(self, entry: _Entry) -> float:
+        return min(self.limits.resend_max_s, self.limits.resend_s * 2.0 ** min(max(entry.asked, 1) - 1, 30))
 
     def _change(self, frame_id: str, event: Event) -> Flight | None:
         """The frame's new state; None when the event changes nothing."""
@@ -318,15 +284,15 @@ class Uploader:
     @property
     def wants_frame(self) -> bool:
         """Whether a new frame could be sent if the spool offered one."""
-        if self._up is None or any(entry.flight is Flight.READY for entry in self._entries.values()):
+        if self._up is None or self._credit == 0 or any(entry.flight is Flight.READY for entry in self._entries.values()):
             return False
-        return self._outstanding() < self._max_frames() and self._outstanding_bytes() < self.limits.max_bytes
+        return self._outstanding() < self._max_frames() and self._outstanding_bytes() < self._max_bytes()
 
     @property
     def waiting_bytes(self) -> int:
         """Bytes on the wire of the largest frame that is to be sent, again or for the first time; 0 when none waits."""
         waiting = (e.message_bytes for e in self._entries.values() if e.flight in (Flight.READY, Flight.IN_DOUBT))
-        return max((self._packet_bytes(size) for size in waiting), default=0)
+        return max((self._sizes.whole(size) for size in waiting), default=0)
 
     def flights(self) -> dict[Flight, int]:
         """How many frames are in each state."""
@@ -335,51 +301,102 @@ class Uploader:
         }
 
     def decide(self, now_s: float) -> Decision:
-        """What to do now. The frames in doubt come first, then the new one."""
+        """What to do now. Questions come first, then frames of which parts are sent, then the others in their order."""
         if self._newly_parked:
             return self._newly_parked.pop(0)
         if self._up is None:
             return Wait(math.inf)
         if now_s < self._pause_until_s:
             return Wait(self._pause_until_s)
-        dues = (e.due_s for e in self._entries.values() if e.flight in (Flight.SENT, Flight.IN_DOUBT))
-        wake_s = min((due_s for due_s in dues if due_s > now_s), default=math.inf)
-        for frame_id in self._order(now_s):
-            wait_s = self._may_send(frame_id, now_s)
+        asks = [e.ask_s for e in self._entries.values() if e.doubtful]
+        dues = [e.due_s for e in self._entries.values() if e.flight in (Flight.SENT, Flight.ASKED)]
+        wake_s = min((due_s for due_s in asks + dues if due_s > now_s), default=math.inf)
+        if self._credit is not None and now_s >= self._credit_until_s:
+            self._credit = None  # of an earlier connection, and nobody has repeated it
+        if self._credit == 0:
+            reason = "the server takes no frames now (its disk is full, see its log); they wait in the spool"
+            return Stuck(reason, min(wake_s, self._credit_until_s))
+        for frame_id, question in self._order(now_s):
+            decision, wait_s = self._question(frame_id, now_s) if question else self._send(frame_id, now_s)
             if self._newly_parked:
                 return self._newly_parked.pop(0)
-            if wait_s == 0.0:
-                return Publish(frame_id)
+            if decision is not None and wait_s == 0.0:
+                return decision
             if wait_s < math.inf:
                 return self._waiting(now_s, min(wake_s, now_s + wait_s))
         return self._waiting(now_s, wake_s)
 
-    def _order(self, now_s: float) -> list[str]:
-        due = [(e.due_s, f) for f, e in self._entries.items() if e.flight is Flight.IN_DOUBT and e.due_s <= now_s]
-        new = [f for f, e in self._entries.items() if e.flight is Flight.READY]
-        return [frame_id for _, frame_id in sorted(due)] + new
+    def _order(self, now_s: float) -> list[tuple[str, bool]]:
+        """(frame, whether to ask about it) in order. A frame half sent goes on before another begins: it is nearer to being whole."""
+        asks = [
+            (e.ask_s, f) for f, e in self._entries.items() if e.doubtful and e.ask_s <= now_s and e.flight is not Flight.SENT
+        ]
+        begun, ready = (
+            [f for f, e in self._entries.items() if e.flight is flight] for flight in (Flight.SENDING, Flight.READY)
+        )
+        return [(f, True) for _, f in sorted(asks)] + [(f, False) for f in begun + ready]
 
-    def _may_send(self, frame_id: str, now_s: float) -> float:
-        """Seconds until this frame may go as far as the budget is concerned; infinity while the window is full."""
+    def _question(self, frame_id: str, now_s: float, *, first: bool = False) -> tuple[Decision | None, float]:
+        if not self._window.has_slot(self._max_packets()):
+            return None, math.inf
+        return PublishOffer(frame_id, first), self._budget.wait_s(now_s, self._sizes.offer(first))
+
+    def _send(self, frame_id: str, now_s: float) -> tuple[Decision | None, float]:
+        """What to publish of a frame, and the seconds until the budget allows it; (None, infinity) while a window is full."""
         entry = self._entries[frame_id]
-        size = self._packet_bytes(entry.message_bytes)
+        if entry.flight is Flight.READY and not self._may_begin(entry):
+            return None, math.inf
+        if self._goes_whole(entry, now_s):
+            size = self._sizes.whole(entry.message_bytes)
+            if not self._window.fits(size, self._max_packets()):
+                return None, math.inf
+            return Publish(frame_id), self._budget.wait_s(now_s, size)
+        if entry.ask and entry.transfer is None:
+            return self._question(frame_id, now_s, first=True)
+        return self._send_chunk(frame_id, entry, now_s)
+
+    def _send_chunk(self, frame_id: str, entry: _Entry, now_s: float) -> tuple[Decision | None, float]:
+        run = (entry.transfer or Sending(entry.message_bytes)).next_run(MAX_CHUNK_BYTES)
+        if run is None:
+            return None, math.inf
         limit = self._up.max_packet_bytes if self._up is not None else None
-        if limit is not None and size > limit:
-            self._park(frame_id, f"the broker takes packets of at most {limit} bytes; lower image.long_side or image.quality")
-            return math.inf
-        if entry.flight is Flight.READY:
-            full = self._outstanding() >= self._max_frames()
-            over = self._outstanding_bytes() + entry.message_bytes > self.limits.max_bytes and self._outstanding() > 0
-            if full or over:
-                return math.inf
-        wait_s = self._budget.wait_s(now_s, size)
+        beside = self._sizes.chunk(MAX_CHUNK_BYTES) - MAX_CHUNK_BYTES - CHUNK_HEADER_BYTES
+        room = None if limit is None else limit - beside
+        chunk = self._window.chunk_bytes(room)
+        if chunk == 0:
+            self._park(frame_id, f"the broker takes packets of at most {limit} bytes; raise its limit above 5000")
+            return None, math.inf
+        first, blocks = run[0], min(run[1], chunk // BLOCK_BYTES)
+        while True:
+            size = self._sizes.chunk(run_bytes(entry.message_bytes, first, blocks))
+            wait_s = self._budget.wait_s(now_s, size)
+            if wait_s < math.inf or blocks == 1:
+                break
+            blocks = blocks // 2
         if wait_s == math.inf:
             self._park(frame_id, "the byte budget will never allow so many; raise budget.burst_bytes or budget.bytes_per_day")
-        return wait_s
+        elif not self._window.fits(size, self._max_packets()):
+            return None, math.inf
+        return PublishChunk(frame_id, first, blocks), wait_s
+
+    def _goes_whole(self, entry: _Entry, now_s: float) -> bool:
+        """Whole on a link that carries it in the time of a chunk, if broker and budget let it pass; never once parts are there."""
+        if entry.transfer is not None:
+            return False
+        size = self._sizes.whole(entry.message_bytes)
+        limit = self._up.max_packet_bytes if self._up is not None else None
+        if (limit is not None and size > limit) or self._budget.wait_s(now_s, size) == math.inf:
+            return False
+        return self._window.carries_whole(entry.message_bytes)
+
+    def _may_begin(self, entry: _Entry) -> bool:
+        if self._outstanding() == 0:
+            return True
+        return self._outstanding() < self._max_frames() and self._outstanding_bytes() + entry.message_bytes <= self._max_bytes()
 
     def _park(self, frame_id: str, why: str) -> None:
         size = self._entries[frame_id].message_bytes
-        self._change(frame_id, _TooLarge())
+        self._change(frame_id, TooLarge())
         self._newly_parked.append(Stuck(f"frame {frame_id[:12]} of {size} bytes: {why}", -math.inf, frame_id))
 
     def _waiting(self, now_s: float, until_s: float) -> Wait | Stuck:
@@ -391,13 +408,18 @@ class Uploader:
             )
         return Wait(until_s)
 
-    def _max_frames(self) -> int:
+    def _max_packets(self) -> int:
         # Two packets are left for control: health and reports do not queue behind frames.
-        allowed = self._up.receive_maximum - 2 if self._up is not None else self.limits.max_frames
-        return max(1, min(self.limits.max_frames, allowed))
+        return max(1, self._up.receive_maximum - 2) if self._up is not None else 1
+
+    def _max_frames(self) -> int:
+        return max(1, min(self.limits.max_frames, self._max_packets()))
+
+    def _max_bytes(self) -> int:
+        return self.limits.max_bytes if self._credit is None else min(self.limits.max_bytes, self._credit)
 
     def _outstanding(self) -> int:
-        return sum(entry.flight in (Flight.SENT, Flight.IN_DOUBT) for entry in self._entries.values())
+        return sum(entry.flight in _OUT for entry in self._entries.values())
 
     def _outstanding_bytes(self) -> int:
-        return sum(e.message_bytes for e in self._entries.values() if e.flight in (Flight.SENT, Flight.IN_DOUBT))
+        return sum(e.message_bytes for e in self._entries.values() if e.flight in _OUT)

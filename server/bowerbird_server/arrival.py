@@ -35,12 +35,16 @@ class Accepted:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A message that never will be. `topic` is None when not even that was right; `frame_id` is empty when it has none."""
+    """A message that never will be. `topic` is None when not even that was right; `frame_id` is empty when it has none.
+
+    `transfer` names the frame where only parts of it came.
+    """
 
     topic: FrameTopic | None
     frame_id: str
     code: str
     detail: str
+    transfer: bytes = b""
 
 
 def judge(topic_text: str, payload: bytes, devices: Mapping[str, str]) -> Accepted | Rejected:

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
 from bowerbird_wire.codec import MAX_FRAME_BYTES
 from bowerbird_wire.errors import TopicError
-from bowerbird_wire.topics import DOWN, LOCAL, ROOT, UP, VERSION, FrameTopic, check_name
+from bowerbird_wire.topics import DOWN, LOCAL, ROOT, UP, VERSION, CreditTopic, FrameTopic, check_name
 
 SERVER_USER = "bowerbird-server"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -106,6 +106,7 @@ def access_rules(
         lines += [f"topic write {kind(site, device)}" for kind in UP]
         lines += [f"topic write {kind.of_device(site, device)}" for kind in LOCAL]
         lines += [f"topic read {kind(site, device)}" for kind in DOWN]
+        lines.append(f"topic read {CreditTopic(site)}")
     for reader, site in sorted((readers or {}).items()):
         lines += ["", f"user {reader}"]
         lines += [f"topic read {kind.filter(site)}" for kind in LOCAL]

@@ -1,36 +1,42 @@
 """The server's conversation with its devices, frames apart: presence, health and reports in; wishes, jobs and blocks out.
 
-In: Status, Health, Report and BlockRequest messages; the catalogue's wishes. Out: rows; retained Desired and Job messages, published
-again on every connect since the broker keeps nothing; blocks. A reply goes to the topics of the device that the request's topic
-names, which the broker's rules tie to its login. It decides no rollout (`rollout.py`) and stores no frame (`ingest.py`).
+In: Status, Health, Report and BlockRequest messages; the catalogue's wishes; the disk's free space. Out: rows; retained Desired, Job
+and Credit messages, published again on every connect since the broker keeps nothing; blocks. A reply goes to the topics of the device
+that the request's topic names, which the broker's rules tie to its login. It decides no rollout (`rollout.py`) and stores no frame
+(`ingest.py`).
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import shutil
 import sqlite3
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from bowerbird_server.broker import BrokerAddress
 from bowerbird_server.catalogue import fleet, rollouts
 from bowerbird_server.catalogue.core import Catalogue
+from bowerbird_server.credit import CreditGauge
 from bowerbird_server.errors import ServerError
+from bowerbird_server.ingest import DiskMarks
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import Arrived, Connected, Event, MqttSession
 from bowerbird_server.offers import BlockQueue
 from bowerbird_server.repository import Repository
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.errors import WireError
-from bowerbird_wire.messages import BlockRequest, Desired, Health, Job, Report, Status
+from bowerbird_wire.messages import BlockRequest, Credit, Desired, Health, Job, Report, Status
 from bowerbird_wire.topics import (
     BlockRequestTopic,
     BlocksTopic,
+    CreditTopic,
     DesiredTopic,
     DeviceTopic,
     HealthTopic,
@@ -74,6 +80,7 @@ class Delivery:
         self._sign = sign
         self._desired: dict[str, Desired] = {}  # as last published on this connection
         self._jobs: dict[str, Job] = {}
+        self._credits: dict[str, int] = {}  # by site
         self._reported_at_ms: dict[str, int] = {}  # newest report of each device, by the device's own clock
         self._present: set[str] = set()  # devices whose status came on this connection
         self._complained = False
@@ -82,6 +89,7 @@ class Delivery:
         """The broker may have lost all that it retained."""
         self._desired.clear()
         self._jobs.clear()
+        self._credits.clear()
         self._present.clear()
         self.publish_wishes()
 
@@ -148,6 +156,19 @@ class Delivery:
                 self._jobs[wanted.device] = wanted.job
                 log.info("device %s: %s model %s", wanted.device, wanted.job.action, wanted.job.model_digest[:12])
 
+    def publish_credit(self, bytes_in_flight: int) -> None:
+        """Tell each site how much its devices may have on their way, when it differs from what is published already."""
+        for site in sorted(set(fleet.active_devices(self._cat).values())):
+            if self._credits.get(site) == bytes_in_flight:
+                continue
+            credit = encode(Credit(bytes_in_flight, int(time.time() * 1000)))
+            if self._publisher.publish(str(CreditTopic(site)), credit, retain=True):
+                if bytes_in_flight == 0 or self._credits.get(site) == 0:
+                    log.warning(
+                        "the devices of site %s are told to %s", site, "go on" if bytes_in_flight else "keep their frames"
+                    )
+                self._credits[site] = bytes_in_flight
+
     def note_absent(self) -> None:
         """A while after connecting: a device whose will was lost with a broker is not online because it once was."""
         for device in fleet.mark_absent(self._cat, self._present):
@@ -159,7 +180,9 @@ class Delivery:
             self._publisher.publish(str(BlocksTopic(due.site, due.device)), encode(due.block), qos=0)
 
 
-def run(folder: DataFolder, broker: BrokerAddress, stop: threading.Event, *, site: str = "+") -> None:
+def run(
+    folder: DataFolder, broker: BrokerAddress, stop: threading.Event, *, site: str = "+", marks: DiskMarks | None = None
+) -> None:
     """Converse until `stop`; waits for the broker as long as it takes.
 
     Args:
@@ -167,6 +190,7 @@ def run(folder: DataFolder, broker: BrokerAddress, stop: threading.Event, *, sit
         broker: where the devices are.
         stop: ends it within a second.
         site: whose devices; all sites by default.
+        marks: at which free space devices are told to wait, and to go on.
     """
     session = MqttSession(broker, CLIENT_ID, [kind.filter(site) for kind in UP_TOPICS])
     repository = Repository(folder.repository, folder.keys)
@@ -175,7 +199,8 @@ def run(folder: DataFolder, broker: BrokerAddress, stop: threading.Event, *, sit
         delivery = Delivery(cat, blocks, session, lambda job, device: repository.sign_job(job, device=device))
         session.start()
         try:
-            _Conversation(delivery, blocks, session, repository, cat).hold(stop)
+            gauge = CreditGauge(marks or DiskMarks())
+            _Conversation(delivery, blocks, session, repository, cat, gauge, folder.blobs).hold(stop)
         finally:
             session.stop()
 
@@ -189,6 +214,8 @@ class _Conversation:
     session: MqttSession
     repository: Repository
     cat: Catalogue
+    gauge: CreditGauge
+    disk: Path
 
     def hold(self, stop: threading.Event) -> None:
         event: Event | None = None
@@ -210,6 +237,7 @@ class _Conversation:
                 self.delivery.publish_blocks(now_s)
                 if now_s >= wishes_at_s:
                     self.delivery.publish_wishes()
+                    self.delivery.publish_credit(self.gauge.read(shutil.disk_usage(self.disk).free))
                     wishes_at_s = now_s + WISHES_EVERY_S
                 if now_s >= upkeep_at_s:
                     upkeep_at_s = now_s + UPKEEP_EVERY_S

@@ -1,9 +1,9 @@
 """Frames from the broker into blobs and catalogue, each acknowledged only when it is safe.
 
-In: frame messages in groups of up to 32 or 50 ms. Out: verify -> blobs durable -> rows in one transaction, durable -> receipts -> MQTT
-acknowledgements. While messages keep coming, one flush serves twice: it makes the blobs of a group and the rows of the group before
-durable. Killed anywhere in between, the broker or the device brings the message again and its hash makes it one row. It decodes no
-image and decides nothing about labelling.
+In: messages in groups of up to 32 or 50 ms: frames, parts of frames, questions (`incoming.py` sorts them). Out: verify -> blobs
+durable -> rows in one transaction, durable -> receipts -> MQTT acknowledgements. While messages keep coming, one flush serves twice: it
+makes the blobs of a group and the rows of the group before durable. Killed anywhere in between, the broker or the device brings the
+message again and its hash makes it one row. It decodes no image and decides nothing about labelling.
 """
 
 from __future__ import annotations
@@ -24,15 +24,17 @@ from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker import BrokerAddress
 from bowerbird_server.catalogue import fleet, frames
 from bowerbird_server.catalogue.core import Catalogue, utc_now
+from bowerbird_server.chunks import ChunkStore
 from bowerbird_server.dead_letters import DeadLetters
 from bowerbird_server.errors import EnvironmentFault
+from bowerbird_server.incoming import Incoming, Unpacked
 from bowerbird_server.ingest_share import Share, give_up_unused
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import Arrived, Event, MqttSession
+from bowerbird_server.receipts import Receipts
 from bowerbird_server.records import encode_headers
 from bowerbird_wire.codec import encode
-from bowerbird_wire.messages import Receipt, Refusal
-from bowerbird_wire.topics import FrameTopic, ReceiptTopic
+from bowerbird_wire.messages import Refusal
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +72,13 @@ class Session(Protocol):
 
 @dataclass(frozen=True)
 class _Unanswered:
-    """A group that is committed: its messages, the frames to confirm, ids among them that are deleted here, and the refusals."""
+    """A group that is committed: its messages, the frames to confirm, ids among them that are deleted here, refusals, other answers."""
 
     messages: tuple[Arrived, ...]
     taken: tuple[Accepted, ...]
     gone: set[str]
     rejected: list[Rejected]
+    unpacked: Unpacked
 
 
 class Ingest:
@@ -85,6 +88,7 @@ class Ingest:
         cat: the catalogue, of the calling thread.
         blobs: where images go.
         dead_letters: where messages go that are refused.
+        chunks: where parts of frames wait until they are whole.
         session: the MQTT session that brought the messages.
         passed: called at each of `POINTS` on the way of a group; the fault suite kills the process there.
     """
@@ -94,12 +98,15 @@ class Ingest:
         cat: Catalogue,
         blobs: LocalBlobs,
         dead_letters: DeadLetters,
+        chunks: ChunkStore,
         session: Session,
         passed: Callable[[str], None] = lambda _point: None,
     ) -> None:
         self._cat = cat
         self._blobs = blobs
         self._dead_letters = dead_letters
+        self._chunks = chunks
+        self._incoming = Incoming(cat, chunks)
         self._session = session
         self._passed = passed
         self._unanswered: _Unanswered | None = None  # committed, but perhaps not durable yet
@@ -117,9 +124,10 @@ class Ingest:
             self._settle()
             return
         devices = fleet.active_devices(self._cat)
-        judged = [(arrived, _judge(arrived, devices)) for arrived in group]
+        unpacked = self._incoming.unpack(group, devices)
+        judged = [(arrived, _judge(arrived, devices)) for arrived in unpacked.frames]
         accepted = [verdict for _, verdict in judged if isinstance(verdict, Accepted)]
-        rejected = [(arrived, verdict) for arrived, verdict in judged if isinstance(verdict, Rejected)]
+        rejected = [(arrived, verdict) for arrived, verdict in judged if isinstance(verdict, Rejected)] + unpacked.rejected
         self._passed("receive")
         received_at = utc_now()
         accepted, deleted = self._store(accepted, received_at)
@@ -141,7 +149,8 @@ class Ingest:
         if rejected:
             self._dead_letters.prune(self._cat)
         gone = {item.message.header.frame_id for item in deleted} | set(added.deleted)
-        self._unanswered = _Unanswered(tuple(group), (*accepted, *deleted), gone, [verdict for _, verdict in rejected])
+        refused = [verdict for _, verdict in rejected]
+        self._unanswered = _Unanswered(tuple(group), (*accepted, *deleted), gone, refused, unpacked)
         log.debug("%s new frames, %s known, %s refused", len(added.new), len(added.known), len(rejected) + len(gone))
         if not more:
             if not (added.new or rejected):
@@ -193,28 +202,30 @@ class Ingest:
         if self._unanswered is None:
             return
         group, self._unanswered = self._unanswered, None
-        self._send_receipts(group.taken, group.gone, group.rejected)
+        self._send_receipts(group)
         self._passed("receipt")
+        for key in group.unpacked.finished:
+            self._chunks.drop(key)
         for arrived in group.messages:
             self._session.acknowledge(arrived)
         self._passed("ack")
 
-    def _send_receipts(self, taken: Sequence[Accepted], gone: set[str], rejected: Sequence[Rejected]) -> None:
-        committed: dict[FrameTopic, list[str]] = {}
-        refused: dict[FrameTopic, list[Refusal]] = {}
-        for item in taken:
+    def _send_receipts(self, group: _Unanswered) -> None:
+        receipts = Receipts()
+        for item in group.taken:
             frame = item.message.header.frame_id
-            if frame in gone:
-                refused.setdefault(item.topic, []).append(Refusal(frame, "deleted", "deleted at the server"))
+            if frame in group.gone:
+                receipts.refused(item.topic, Refusal(frame, "deleted", "deleted at the server"))
             else:
-                committed.setdefault(item.topic, []).append(frame)
-        for verdict in rejected:
+                receipts.committed(item.topic, frame)
+        for verdict in group.rejected:
             if verdict.topic is not None:
-                refused.setdefault(verdict.topic, []).append(Refusal(verdict.frame_id, verdict.code, verdict.detail[:200]))
-        for topic in {**committed, **refused}:
-            receipt = Receipt(tuple(dict.fromkeys(committed.get(topic, ()))), tuple(refused.get(topic, ())))
-            if not self._session.publish(str(ReceiptTopic(topic.site, topic.device)), encode(receipt)):
-                log.info("no connection for a receipt to %s; it will send its frames again and get one", topic.device)
+                refusal = Refusal(verdict.frame_id, verdict.code, verdict.detail[:200], verdict.transfer)
+                receipts.refused(verdict.topic, refusal)
+        group.unpacked.tell(receipts)
+        for topic, receipt in receipts.messages():
+            if not self._session.publish(str(topic), encode(receipt)):
+                log.info("no connection for a receipt to %s; it will ask about its frames and get one", topic.device)
 
 
 def _judge(arrived: Arrived, devices: Mapping[str, str]) -> Accepted | Rejected:
@@ -276,11 +287,11 @@ def run(
     """
     share, marks = share or Share(), marks or DiskMarks()
     blobs = LocalBlobs(folder.blobs)
-    session = MqttSession(broker, share.client_id, [share.filter(site)], receive_maximum=RECEIVE_MAXIMUM)
+    session = MqttSession(broker, share.client_id, share.filters(site), receive_maximum=RECEIVE_MAXIMUM)
     if share.number == 1:
         give_up_unused(folder.root / "ingest-workers.json", share.workers, broker)
     with Catalogue(folder.catalogue) as cat:
-        ingest = Ingest(cat, blobs, DeadLetters(folder.root / "dead-letters"), session, passed)
+        ingest = Ingest(cat, blobs, DeadLetters(folder.root / "dead-letters"), ChunkStore(folder.parts), session, passed)
         session.start()
         try:
             for group in groups(session, stop):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bowerbird_server.broker import BrokerAddress
 from bowerbird_server.mqtt_session import new_client
-from bowerbird_wire.topics import FrameTopic
+from bowerbird_wire.topics import ChunkTopic, FrameTopic, OfferTopic
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +45,10 @@ class Share:
         """Fixed, so that the broker keeps this process's share while it starts again."""
         return CLIENT_ID if self.workers == 1 else f"{CLIENT_ID}-{self.number}"
 
-    def filter(self, site: str) -> str:
-        """The subscription to frames of a site, `+` for all."""
-        plain = FrameTopic.filter(site)
-        return plain if self.workers == 1 else f"$share/{GROUP}/{plain}"
+    def filters(self, site: str) -> list[str]:
+        """The subscriptions to what carries frames of a site, `+` for all."""
+        plain = [kind.filter(site) for kind in (FrameTopic, ChunkTopic, OfferTopic)]
+        return plain if self.workers == 1 else [f"$share/{GROUP}/{one}" for one in plain]
 
 
 def client_ids(workers: int) -> list[str]:

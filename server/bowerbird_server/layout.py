@@ -26,6 +26,11 @@ class DataFolder:
         return self.root / "blobs"
 
     @property
+    def parts(self) -> Path:
+        """Parts of frames that are not whole yet. Devices send again what is lost here."""
+        return self.root / "parts"
+
+    @property
     def broker(self) -> Path:
         """Configuration, passwords and access rules of the embedded broker, and `broker.json` (host, port, user, password)."""
         return self.root / "broker"
@@ -76,6 +81,7 @@ class DataFolder:
         """Every folder that `make` makes in the data folder."""
         return (
             self.blobs,
+            self.parts,
             self.packages,
             self.datasets,
             self.training,

@@ -247,3 +247,16 @@ def m001_first_tables(db: Database) -> None:
     for statement in _FIRST_TABLES.split(";\n"):
         if statement.strip():
             db.execute(statement)
+
+
+@catalogue_migrations()
+def m002_thumbnails(db: Database) -> None:
+    """What frames looked like that were offered before they were sent."""
+    db.execute(
+        """CREATE TABLE thumbnail (
+            frame TEXT NOT NULL UNIQUE,     -- not a foreign key: it is offered before it is here, and perhaps never comes
+            site TEXT NOT NULL,
+            luma BLOB NOT NULL,             -- 24 x 24 gray values
+            at TEXT NOT NULL
+        ) STRICT"""
+    )

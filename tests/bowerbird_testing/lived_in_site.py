@@ -16,6 +16,7 @@ from bowerbird_server.catalogue import Row, fleet
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.datasets import assign_scene
+from bowerbird_server.chunks import ChunkStore
 from bowerbird_server.dataset_import import import_frames
 from bowerbird_server.dead_letters import DeadLetters
 from bowerbird_server.ingest import Ingest
@@ -64,7 +65,8 @@ class QuietSession:
 
 def ingest_of(site: Site) -> Ingest:
     """Ingest without a broker."""
-    return Ingest(site.catalogue, site.blobs, DeadLetters(site.folder.root / "dead-letters"), QuietSession())
+    dead_letters = DeadLetters(site.folder.root / "dead-letters")
+    return Ingest(site.catalogue, site.blobs, dead_letters, ChunkStore(site.folder.parts), QuietSession())
 
 
 def arrived(message: FrameMessage) -> Arrived:

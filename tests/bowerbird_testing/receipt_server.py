@@ -1,7 +1,7 @@
 """A server that only takes frames and sends receipts, over a real broker: what the upload needs of the ingest and nothing else.
 
-In: the broker's address. Out: receipts; `committed` counts how often each frame arrived. It can be told to stay silent or to refuse. It
-verifies every message as the real ingest does and keeps what it has committed in memory.
+In: the broker's address. Out: receipts; `committed` counts how often each frame arrived, whole or in parts. It can be told to stay
+silent or to refuse. It verifies every message as the real ingest does and keeps what it has committed in memory.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from types import TracebackType
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bowerbird_wire.codec import decode_frame, encode
-from bowerbird_wire.messages import Receipt, Refusal
-from bowerbird_wire.topics import FrameTopic, ReceiptTopic
+from bowerbird_testing.parts import Parts
+from bowerbird_wire.codec import decode, decode_frame, encode
+from bowerbird_wire.messages import Credit, Offer, Receipt, Refusal
+from bowerbird_wire.topics import ChunkTopic, CreditTopic, DeviceTopic, FrameTopic, OfferTopic, ReceiptTopic, parse_topic
 
 
 class ReceiptServer:
@@ -24,6 +25,7 @@ class ReceiptServer:
     Args:
         silent: takes frames and sends no receipts, as when the receipts are lost.
         refuse: frame ids that it refuses with code `bad_image`.
+        refuse_offers: frame ids that it refuses with code `near_duplicate` when it is asked.
     """
 
     def __init__(self, host: str, port: int, site: str = "demo", username: str = "", password: str = "") -> None:
@@ -32,12 +34,16 @@ class ReceiptServer:
         self.faults: list[str] = []
         self.silent = False
         self.refuse: set[str] = set()
+        self.refuse_offers: set[str] = set()
+        self.parts = Parts()
         self.ready = threading.Event()
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="receipt-server", protocol=mqtt.MQTTv5)
         if username:
             self._client.username_pw_set(username, password)
         self._client.reconnect_delay_set(1, 1)
-        self._client.on_connect = lambda client, *_: client.subscribe(FrameTopic.filter(site), qos=1)
+        self._client.on_connect = lambda client, *_: client.subscribe(
+            [(kind.filter(site), 1) for kind in (FrameTopic, ChunkTopic, OfferTopic)]
+        )
         self._client.on_subscribe = lambda *_: self.ready.set()
         self._client.on_message = self._on_message
         self._address = (host, port)
@@ -53,17 +59,31 @@ class ReceiptServer:
         self._client.disconnect()
         self._client.loop_stop()
 
+    def credit(self, bytes_in_flight: int) -> None:
+        """Say how much may be on its way."""
+        self._client.publish(str(CreditTopic(self.site)), encode(Credit(bytes_in_flight)), qos=1, retain=True)
+
     def _on_message(self, client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         try:
-            device = FrameTopic.parse(message.topic).device
-            frame_id = decode_frame(message.payload).header.frame_id
+            topic = parse_topic(message.topic)
+            receipt = self._receipt(topic, message.payload)
         except ValueError as error:
             self.faults.append(str(error))
             return
+        if receipt is not None and not self.silent:
+            client.publish(str(ReceiptTopic(self.site, topic.device)), encode(receipt), qos=1)
+
+    def _receipt(self, topic: DeviceTopic, payload: bytes) -> Receipt | None:
+        if isinstance(topic, OfferTopic):
+            frame_id = decode(Offer, payload).frame.hex()
+            if frame_id in self.refuse_offers:
+                return Receipt(refused=(Refusal(frame_id, "near_duplicate"),))
+            return self.parts.answer(payload, committed=frame_id in self.committed)
+        whole = self.parts.take(payload) if isinstance(topic, ChunkTopic) else payload
+        if whole is None:
+            return None
+        frame_id = decode_frame(whole).header.frame_id
         if frame_id in self.refuse:
-            receipt = Receipt(refused=(Refusal(frame_id, "bad_image"),))
-        else:
-            self.committed[frame_id] += 1
-            receipt = Receipt(committed=(frame_id,))
-        if not self.silent:
-            client.publish(str(ReceiptTopic(self.site, device)), encode(receipt), qos=1)
+            return Receipt(refused=(Refusal(frame_id, "bad_image"),))
+        self.committed[frame_id] += 1
+        return Receipt(committed=(frame_id,))

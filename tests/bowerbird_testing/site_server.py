@@ -16,16 +16,19 @@ from typing import TYPE_CHECKING
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
+from bowerbird_testing.parts import Parts
 from bowerbird_wire.codec import decode, decode_frame, encode
-from bowerbird_wire.messages import Block, BlockRequest, Desired, FrameMessage, Health, Job, Receipt, Report, Status
+from bowerbird_wire.messages import Block, BlockRequest, Desired, FrameMessage, Health, Job, Offer, Receipt, Report, Status
 from bowerbird_wire.topics import (
     BlockRequestTopic,
     BlocksTopic,
+    ChunkTopic,
     DesiredTopic,
     DeviceTopic,
     FrameTopic,
     HealthTopic,
     JobTopic,
+    OfferTopic,
     ReceiptTopic,
     ReportTopic,
     StatusTopic,
@@ -62,6 +65,7 @@ class SiteServer:
         self._changed = threading.Condition()
         self._ready = threading.Event()
         self._updates = updates
+        self._parts = Parts()
         self._block_device = ""
         if updates is not None:
             updates.connect(self._send_block)
@@ -111,8 +115,13 @@ class SiteServer:
     def _on_message(self, client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         topic, payload = parse_topic(message.topic), message.payload
         with self._changed:
-            if isinstance(topic, FrameTopic):
-                frame = decode_frame(payload)
+            whole = self._parts.take(payload) if isinstance(topic, ChunkTopic) else payload
+            if isinstance(topic, OfferTopic):
+                known = decode(Offer, payload).frame.hex() in self.frames
+                receipt = self._parts.answer(payload, committed=known)
+                client.publish(str(ReceiptTopic(self.site, topic.device)), encode(receipt), qos=1)
+            elif isinstance(topic, FrameTopic | ChunkTopic) and whole is not None:
+                frame = decode_frame(whole)
                 self.frames[frame.header.frame_id] = frame
                 self.arrivals[frame.header.frame_id] += 1
                 receipt = Receipt(committed=(frame.header.frame_id,))

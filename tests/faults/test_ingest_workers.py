@@ -60,7 +60,7 @@ def subscribe_all(address: BrokerAddress) -> None:
     """Make the sessions of all workers, so that the broker keeps their shares from the first frame on."""
     for number in range(1, WORKERS + 1):
         share = Share(number, WORKERS)
-        session = MqttSession(address, share.client_id, [share.filter("+")])
+        session = MqttSession(address, share.client_id, share.filters("+"))
         session.start()
         wait_until(lambda session=session: not session.events.empty(), "a connection")  # type: ignore[misc]
         with MqttDevice(address, "after-subscribe"):
@@ -103,7 +103,7 @@ def test_workers_share_the_frames_out(folder: DataFolder, broker: Mosquitto) -> 
     """No frame goes to two of them, none to nobody."""
     address = BrokerAddress(broker.host, broker.port)
     shares = [Share(number, WORKERS) for number in range(1, WORKERS + 1)]
-    sessions = [MqttSession(address, share.client_id, [share.filter("+")]) for share in shares]
+    sessions = [MqttSession(address, share.client_id, share.filters("+")) for share in shares]
     for session in sessions:
         session.start()
         wait_until(lambda session=session: not session.events.empty(), "a connection")  # type: ignore[misc]
@@ -132,7 +132,7 @@ def test_the_session_of_a_worker_that_is_no_more_gets_no_share(tmp_path: Path, b
     subscribe_all(address)
     assert give_up_unused(note, 1, address) == client_ids(WORKERS)
     assert give_up_unused(note, 1, address) == []
-    session = MqttSession(address, Share().client_id, [Share().filter("+")])
+    session = MqttSession(address, Share().client_id, Share().filters("+"))
     session.start()
     try:
         wait_until(lambda: not session.events.empty(), "a connection")

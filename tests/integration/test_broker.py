@@ -15,7 +15,7 @@ from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
 from bowerbird_server.mqtt_session import check_broker
 from bowerbird_server.supervisor import die_with_parent
 from bowerbird_testing.mqtt_device import MqttDevice, wait_until
-from bowerbird_wire.topics import DOWN, LOCAL, UP
+from bowerbird_wire.topics import DOWN, LOCAL, UP, CreditTopic
 
 pytestmark = pytest.mark.broker
 
@@ -211,3 +211,21 @@ def test_a_url_that_is_none_is_refused(url: str) -> None:
 def test_a_url_gives_all_parts() -> None:
     """User and password are percent-decoded; mqtts means TLS and its port."""
     assert BrokerAddress.from_url("mqtts://a%40b:p%3Aw@host") == BrokerAddress("host", 8883, "a@b", "p:w", tls=True)
+
+
+@pytest.mark.skipif(find_program("mosquitto") is None, reason="mosquitto is not installed: apt-get install mosquitto")
+def test_a_device_hears_its_sites_credit_and_cannot_give_one(tmp_path: Path) -> None:
+    """A device that could would stop all others, or send them to a full disk."""
+    started = Started(tmp_path / "broker", "mosquitto")
+    try:
+        with server_device(started) as server, MqttDevice(started.devices["cam-01"], "cam-01") as device:
+            topic = str(CreditTopic("demo"))
+            server.subscribe(topic)
+            device.subscribe(topic)
+            device.publish(topic, b"forged", retain=True)
+            server.publish(topic, b"ours", retain=True)
+            wait_until(lambda: any(payload == b"ours" for _, payload, _ in device.messages), "the credit")
+            assert {payload for _, payload, _ in server.messages} == {b"ours"}
+    finally:
+        started.process.kill()
+        started.process.wait()

@@ -17,10 +17,11 @@ from bowerbird_server.rollout import Settings
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.mqtt_device import MqttDevice, wait_until
 from bowerbird_wire.codec import decode, encode
-from bowerbird_wire.messages import Block, BlockRequest, Desired, Health, Job, Report, Status
+from bowerbird_wire.messages import Block, BlockRequest, Credit, Desired, Health, Job, Report, Status
 from bowerbird_wire.topics import (
     BlockRequestTopic,
     BlocksTopic,
+    CreditTopic,
     DesiredTopic,
     HealthTopic,
     JobTopic,
@@ -178,3 +179,30 @@ def test_blocks_of_the_repository_come_on_request(site: Site) -> None:
         refused = block_of("../catalogue.db")
         assert refused is not None
         assert (refused.data, refused.error) == (b"", "not_found")
+
+
+def test_the_credit_follows_the_disk_and_is_told_again_to_a_new_broker(
+    site: Site, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing while the disk is full, and a device that connects later reads it too."""
+    free = [10 * 1024**3]
+    usage = delivery.shutil.disk_usage
+    monkeypatch.setattr(delivery.shutil, "disk_usage", lambda path: usage(path)._replace(free=free[0]))
+
+    def credit_of_a_new_device(expected: int) -> None:
+        with MqttDevice(site.address, "cam-01") as device:
+            device.subscribe(str(CreditTopic("demo")))
+
+            def told() -> int | None:
+                payload = newest(device, CreditTopic("demo"))
+                return None if payload is None else decode(Credit, payload).bytes_in_flight
+
+            wait_until(lambda: told() == expected, f"a credit of {expected}")
+
+    credit_of_a_new_device(512 * 1024)
+    free[0] = 100 * 1024**2
+    credit_of_a_new_device(0)
+    broker.restart()
+    credit_of_a_new_device(0)
+    free[0] = 10 * 1024**3
+    credit_of_a_new_device(512 * 1024)

@@ -9,6 +9,7 @@ import pytest
 
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue, fleet, frames
+from bowerbird_server.chunks import ChunkStore
 from bowerbird_server.dead_letters import RING, DeadLetters
 from bowerbird_server.ingest import Ingest
 from bowerbird_server.layout import DataFolder
@@ -54,7 +55,9 @@ def test_while_messages_wait_a_group_is_answered_only_after_the_flush_of_the_nex
     """Rows are there at once, receipt and acknowledgement when they survive a power cut."""
     session = HeldSession()
     with Catalogue(folder.catalogue) as cat:
-        ingest = Ingest(cat, LocalBlobs(folder.blobs), DeadLetters(folder.root / "dead-letters"), session)
+        ingest = Ingest(
+            cat, LocalBlobs(folder.blobs), DeadLetters(folder.root / "dead-letters"), ChunkStore(folder.parts), session
+        )
         session.events.put(Connected(1))  # something waits
         ingest.take([arrived(0), arrived(1)])
         assert frames.count_by_state(cat)["received"] == 2
@@ -74,7 +77,7 @@ def test_nothing_is_answered_when_its_flush_fails(folder: DataFolder, monkeypatc
     session = HeldSession()
     with Catalogue(folder.catalogue) as cat:
         blobs = LocalBlobs(folder.blobs)
-        ingest = Ingest(cat, blobs, DeadLetters(folder.root / "dead-letters"), session)
+        ingest = Ingest(cat, blobs, DeadLetters(folder.root / "dead-letters"), ChunkStore(folder.parts), session)
         session.events.put(Connected(1))
         ingest.take([arrived(0)])
         with monkeypatch.context() as patched:
@@ -98,7 +101,9 @@ def test_dead_letters_are_a_ring(folder: DataFolder) -> None:
     session = HeldSession()
     poison = [Arrived(1, "bowerbird/v1/demo/up/cam-01/frame", b"poison number %d" % n, n, 1) for n in range(RING + 40)]
     with Catalogue(folder.catalogue) as cat:
-        ingest = Ingest(cat, LocalBlobs(folder.blobs), DeadLetters(folder.root / "dead-letters"), session)
+        ingest = Ingest(
+            cat, LocalBlobs(folder.blobs), DeadLetters(folder.root / "dead-letters"), ChunkStore(folder.parts), session
+        )
         for start in range(0, len(poison), 32):
             ingest.take(poison[start : start + 32])
         kept = cat.rows("SELECT blob, code FROM dead_letter ORDER BY rowid")

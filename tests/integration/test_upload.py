@@ -19,71 +19,21 @@ from paho.mqtt.enums import CallbackAPIVersion
 from bowerbird_agent.budget import ByteLimits
 from bowerbird_agent.mqtt_link import BrokerSettings, LinkDown, LinkEvent, LinkUp, MessageIn, MqttLink
 from bowerbird_agent.spool import Spool
-from bowerbird_agent.upload_runner import UploadRunner, restore_budget
-from bowerbird_agent.uploader import UploadLimits
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frames import make_frame
 from bowerbird_testing.receipt_server import ReceiptServer
+from bowerbird_testing.uploading_device import UploadingDevice, uploading
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.messages import Desired, Status
-from bowerbird_wire.topics import DesiredTopic, HealthTopic, StatusTopic
+from bowerbird_wire.topics import CreditTopic, DesiredTopic, HealthTopic, StatusTopic
 
 pytestmark = pytest.mark.broker
 
-QUICK = UploadLimits(receipt_timeout_s=1.0, resend_s=0.2, resend_max_s=1.0, relink_s=0.1, retry_s=0.05)
-
-
-class Device:
-    """The part of an agent that uploads; `run` plays its control thread."""
-
-    def __init__(self, folder: Path, broker: Mosquitto, limits: ByteLimits | None = None, **settings: object) -> None:
-        self.spool = Spool(folder, max_bytes=50_000_000)
-        self.events: queue.Queue[LinkEvent] = queue.Queue()
-        self.seen: list[LinkEvent] = []
-        options = {"connect_timeout_s": 2.0, "max_retry_s": 0.5, **settings}
-        self.link = MqttLink(
-            BrokerSettings(broker.host, broker.port, **options),  # type: ignore[arg-type]  # named by the test
-            "demo",
-            "cam-01",
-            self.events,
-            online=lambda: Status("online", model_digest="m1"),
-            offline=Status("offline"),
-            seed=1,
-        )
-        now_s = time.monotonic()
-        self.runner = UploadRunner(
-            self.spool,
-            self.link,
-            "demo",
-            "cam-01",
-            restore_budget(self.spool, limits or ByteLimits(), now_s),
-            now_s=now_s,
-            limits=QUICK,
-        )
-
-    def run(self, until: Callable[[], bool], *, timeout_s: float = 30.0) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not until():
-            assert time.monotonic() < deadline, (self.spool.ledger(), self.runner.uploader.flights(), self.seen[-5:])
-            wake_s = self.runner.pump(time.monotonic())
-            try:
-                event = self.events.get(timeout=max(0.0, min(wake_s - time.monotonic(), 0.05)))
-            except queue.Empty:
-                continue
-            self.seen.append(event)
-            self.runner.handle(event, time.monotonic())
-
 
 @contextmanager
-def device(folder: Path, broker: Mosquitto, limits: ByteLimits | None = None, **settings: object) -> Iterator[Device]:
-    made = Device(folder, broker, limits, **settings)
-    made.link.start()
-    try:
+def device(folder: Path, broker: Mosquitto, limits: ByteLimits | None = None, **settings: object) -> Iterator[UploadingDevice]:
+    with uploading(folder, broker.host, broker.port, limits, **settings) as made:
         yield made
-    finally:
-        made.link.stop()
-        made.runner.close()
-        made.spool.close()
 
 
 def put(spool: Spool, count: int, *, image_bytes: int = 3000, first: int = 0) -> set[str]:
@@ -117,7 +67,7 @@ def test_frames_survive_a_broker_killed_in_mid_flow(tmp_path: Path, broker: Mosq
         assert sum(isinstance(event, LinkUp) for event in agent.seen) >= 3
 
 
-def test_lost_receipts_are_asked_for_by_sending_again(tmp_path: Path, broker: Mosquitto) -> None:
+def test_lost_receipts_are_asked_for_and_nothing_is_sent_twice(tmp_path: Path, broker: Mosquitto) -> None:
     with ReceiptServer(broker.host, broker.port) as server, device(tmp_path / "spool", broker) as agent:
         server.silent = True
         ids = put(agent.spool, 5)
@@ -125,7 +75,8 @@ def test_lost_receipts_are_asked_for_by_sending_again(tmp_path: Path, broker: Mo
         assert agent.spool.ledger().committed == 0, "nothing may be deleted without a receipt"
         server.silent = False
         agent.run(lambda: agent.spool.ledger().committed == 5)
-        assert max(server.committed.values()) >= 2
+        assert set(server.committed.values()) == {1}
+        assert {offer.frame.hex() for offer in server.parts.offers} == ids
 
 
 def test_a_refused_frame_leaves_the_spool_counted(tmp_path: Path, broker: Mosquitto) -> None:
@@ -138,17 +89,66 @@ def test_a_refused_frame_leaves_the_spool_counted(tmp_path: Path, broker: Mosqui
         assert not agent.spool.put(header, image, "new")
 
 
-def test_a_frame_above_the_brokers_packet_limit_does_not_block_the_others(
-    tmp_path: Path, start_broker: Callable[..., Mosquitto], caplog: pytest.LogCaptureFixture
+def test_a_frame_above_the_brokers_packet_limit_arrives_in_chunks(
+    tmp_path: Path, start_broker: Callable[..., Mosquitto]
 ) -> None:
     broker = start_broker(settings=["max_packet_size 5000"])
+    with ReceiptServer(broker.host, broker.port) as server, device(tmp_path / "spool", broker) as agent:
+        ids = put(agent.spool, 2, image_bytes=9000, first=100) | put(agent.spool, 10, image_bytes=2000)
+        agent.run(lambda: agent.spool.ledger().committed == 12)
+        assert set(server.committed) == ids
+        assert server.parts.chunks == 6
+        assert not server.faults
+
+
+def test_the_broker_lowers_its_packet_limit_at_run_time(tmp_path: Path, start_broker: Callable[..., Mosquitto]) -> None:
+    broker = start_broker(settings=["max_packet_size 300000"])
+    with ReceiptServer(broker.host, broker.port) as server, device(tmp_path / "spool", broker) as agent:
+        put(agent.spool, 3, image_bytes=100_000)
+        agent.run(lambda: agent.spool.ledger().committed == 3)
+        broker.settings = ["max_packet_size 20000"]
+        ids = put(agent.spool, 3, image_bytes=100_000, first=10)
+        broker.restart()
+        agent.run(lambda: agent.spool.ledger().committed == 6, timeout_s=60)
+        assert ids <= set(server.committed)
+
+
+def test_a_packet_limit_below_a_block_does_not_block_the_small_frames(
+    tmp_path: Path, start_broker: Callable[..., Mosquitto], caplog: pytest.LogCaptureFixture
+) -> None:
+    broker = start_broker(settings=["max_packet_size 3000"])
     with ReceiptServer(broker.host, broker.port) as server, device(tmp_path / "spool", broker) as agent:
         large = put(agent.spool, 1, image_bytes=9000, first=100)
         small = put(agent.spool, 10, image_bytes=2000)
         agent.run(lambda: agent.spool.ledger().committed == 10)
         assert set(server.committed) == small
         assert agent.spool.frame(next(iter(large))) is not None, "it stays in the spool"
-        assert "at most 5000 bytes; lower image.long_side" in caplog.text
+        assert "at most 3000 bytes; raise its limit" in caplog.text
+
+
+def test_a_frame_that_the_server_refuses_when_asked_is_never_sent(tmp_path: Path, broker: Mosquitto) -> None:
+    """Before anything is known of the link it counts as thin, so a large frame is offered first."""
+    with ReceiptServer(broker.host, broker.port) as server, device(tmp_path / "spool", broker) as agent:
+        header, image = make_frame(0, image_bytes=100_000)
+        server.refuse_offers.add(header.frame_id)
+        agent.spool.put(header, image, "new")
+        agent.run(lambda: agent.spool.ledger().settled == 1)
+        assert agent.spool.ledger().refused == {"near_duplicate": 1}
+        assert agent.link.bytes_sent < 2000
+        assert server.parts.chunks == 0
+
+
+def test_without_credit_no_frame_is_sent_and_control_goes_on(tmp_path: Path, broker: Mosquitto) -> None:
+    with ReceiptServer(broker.host, broker.port) as server, device(tmp_path / "spool", broker) as agent:
+        server.credit(0)
+        agent.run(lambda: any(isinstance(e, MessageIn) and isinstance(e.topic, CreditTopic) for e in agent.seen))
+        put(agent.spool, 5)
+        idle_until = time.monotonic() + 0.5
+        agent.run(lambda: time.monotonic() > idle_until)
+        assert agent.link.publish(HealthTopic("demo", "cam-01"), b"x") != 0
+        assert not server.committed
+        server.credit(500_000)
+        agent.run(lambda: agent.spool.ledger().committed == 5)
 
 
 def test_a_receive_maximum_of_four_is_kept_and_all_frames_pass(tmp_path: Path, start_broker: Callable[..., Mosquitto]) -> None:

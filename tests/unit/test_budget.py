@@ -160,3 +160,16 @@ def test_damaged_state_is_refused_and_the_safe_start_is_empty(state: dict[str, o
 def test_limits_that_make_no_sense_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=r"bytes_per"):
         ByteLimits(**wrong)
+
+
+def test_what_never_left_comes_back_but_only_of_the_last_minutes() -> None:
+    bucket = TokenBucket(ByteLimits(bytes_per_s=1.0, burst_bytes=10_000, bytes_per_day=20_000), 0.0)
+    bucket.spend(0.0, 6000)
+    assert bucket.refund(1.0, 2000) == 2000
+    assert bucket.left_bytes(1.0) == 6001
+    assert bucket.left_today_bytes(1.0) == 16_000
+    assert bucket.refund(1.0, 99_000) == 4000, "no more than was spent"
+    assert bucket.left_today_bytes(1.0) == 20_000
+    bucket.spend(2.0, 5000)
+    assert bucket.refund(1000.0, 5000) == 0, "too long ago"
+    assert bucket.refund(1000.0, -5) == 0

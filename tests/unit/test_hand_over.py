@@ -7,6 +7,7 @@ import threading
 import numpy as np
 import pytest
 
+from bowerbird_agent import counters as names
 from bowerbird_agent.camera_config import CameraConfig
 from bowerbird_agent.capture import Frame
 from bowerbird_agent.capture_worker import CaptureWorker
@@ -195,3 +196,21 @@ def test_boxes_are_in_pixels_of_the_sent_image_and_the_weakest_stay_here() -> No
     )
     sent = wire_detections(detections, ("car", "fox"), source_wh=(100, 50), sent_wh=(50, 25))
     assert [(each.box_xyxy, each.class_name) for each in sent] == [((5.0, 10.0, 15.0, 20.0), "fox")]
+
+
+def test_a_round_begins_with_its_counters_in_one_step() -> None:
+    """A flush at any moment writes the new version with the new round's counters or neither: a kill must not mix them."""
+    counters = Counters({names.DESIRED_VERSION: 1, names.ROUND_WINDOWS_CLOSED: 2, names.ROUND_FRAMES_SEEN: 50})
+    counters.begin_round({names.DESIRED_VERSION: 2})
+    assert counters.take_changes() == {names.DESIRED_VERSION: 1, names.ROUND_WINDOWS_CLOSED: -2, names.ROUND_FRAMES_SEEN: -50}
+
+
+def test_a_window_of_an_older_round_closes_nothing_of_this_one() -> None:
+    """The spool thread ends windows later than the inference thread; the server must not take an old one for the new round's."""
+    counters = Counters()
+    old = counters.round
+    new = counters.begin_round()
+    counters.add_in_round(names.ROUND_WINDOWS_CLOSED, old)
+    assert counters.value(names.ROUND_WINDOWS_CLOSED) == 0
+    counters.add_in_round(names.ROUND_WINDOWS_CLOSED, new)
+    assert counters.value(names.ROUND_WINDOWS_CLOSED) == 1

@@ -11,26 +11,33 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from bowerbird_agent.budget import ByteLimits, TokenBucket
+from bowerbird_agent.link_estimate import LinkEstimate
 from bowerbird_agent.reconnect import ReconnectDelay
-from bowerbird_agent.uploader import (
+from bowerbird_agent.upload_events import (
     TRANSITIONS,
     Acknowledged,
+    ChunkTaken,
+    CreditChanged,
     Down,
     Event,
     Flight,
     FrameReady,
     NotTaken,
+    OfferTaken,
     Publish,
+    PublishChunk,
+    PublishOffer,
     Settled,
     Stuck,
     Taken,
     Tick,
     Up,
-    Uploader,
-    UploadLimits,
     Vanished,
     Wait,
+    Wanted,
 )
+from bowerbird_agent.uploader import Uploader, UploadLimits, WireSizes
+from bowerbird_wire.transfer import BLOCK_BYTES, Receiving, run_bytes, to_bitmap
 
 LIMITS = UploadLimits(
     max_frames=4,
@@ -44,8 +51,12 @@ LIMITS = UploadLimits(
 )
 
 
+ASK_BYTES = 40
+SIZES = WireSizes(offer=lambda first: ASK_BYTES + 600 * first)
+
+
 def machine(limits: ByteLimits | None = None, *, up: Up | None = None) -> Uploader:
-    uploader = Uploader(TokenBucket(limits or ByteLimits(), 0.0), LIMITS)
+    uploader = Uploader(TokenBucket(limits or ByteLimits(), 0.0), LIMITS, sizes=SIZES)
     if up is not None:
         uploader.handle(up, 0.0)
     return uploader
@@ -55,7 +66,13 @@ def send(uploader: Uploader, frame_id: str, size: int, now_s: float) -> None:
     """Offer a frame and let it be published."""
     uploader.handle(FrameReady(frame_id, size), now_s)
     assert uploader.decide(now_s) == Publish(frame_id)
-    uploader.handle(Taken(frame_id), now_s)
+    uploader.handle(Taken(frame_id, size), now_s)
+
+
+def ask(uploader: Uploader, frame_id: str, now_s: float) -> None:
+    """Let the question about a frame be published."""
+    assert uploader.decide(now_s) == PublishOffer(frame_id)
+    uploader.handle(OfferTaken(frame_id, ASK_BYTES), now_s)
 
 
 def test_nothing_is_sent_before_the_link_is_up() -> None:
@@ -90,24 +107,33 @@ def test_the_window_in_bytes_holds_but_one_frame_is_always_allowed() -> None:
     assert uploader.decide(2.0) == Publish("b")
 
 
-def test_a_receipt_that_does_not_come_puts_the_frame_in_doubt_and_it_is_sent_again_with_back_off() -> None:
+def test_a_receipt_that_does_not_come_puts_the_frame_in_doubt_and_it_is_asked_about_with_back_off() -> None:
     uploader = machine(up=Up())
     send(uploader, "a", 10, 0.0)
     assert uploader.decide(0.0) == Wait(20.0)
-    now_s, waits = 0.0, []
+    assert uploader.handle(Tick(), 20.0) == ("a",)
+    now_s, waits = 20.0, []
     for _ in range(5):
-        now_s += 20.0
-        assert uploader.handle(Tick(), now_s) == ("a",)
+        ask(uploader, "a", now_s)
         decision = uploader.decide(now_s)
         assert isinstance(decision, Wait | Stuck)
         waits.append(decision.until_s - now_s)
         now_s = decision.until_s
-        assert uploader.decide(now_s) == Publish("a")
-        uploader.handle(Taken("a"), now_s)
     assert waits == [5.0, 10.0, 20.0, 40.0, 40.0]
 
 
-def test_after_the_link_is_back_everything_sent_is_in_doubt_and_goes_again_soon() -> None:
+def test_a_frame_in_doubt_is_sent_again_only_when_the_server_wants_it() -> None:
+    uploader = machine(up=Up())
+    send(uploader, "a", 10, 0.0)
+    uploader.handle(Tick(), 20.0)
+    uploader.handle(Wanted("a"), 21.0)
+    assert uploader.decide(21.0) == Publish("a")
+    uploader.handle(Taken("a", 10), 21.0)
+    uploader.handle(Wanted("a"), 22.0)
+    assert uploader.decide(22.0) == Wait(41.0), "the same answer again is about what was sent before it"
+
+
+def test_after_the_link_is_back_everything_sent_is_in_doubt_and_asked_about_soon() -> None:
     uploader = machine(up=Up())
     send(uploader, "a", 10, 0.0)
     send(uploader, "b", 10, 0.0)
@@ -116,7 +142,9 @@ def test_after_the_link_is_back_everything_sent_is_in_doubt_and_goes_again_soon(
     uploader.handle(Up(), 100.0)
     assert uploader.flights()[Flight.IN_DOUBT] == 2
     assert uploader.decide(100.0) == Wait(101.0)
-    assert uploader.decide(101.0) == Publish("a")
+    ask(uploader, "a", 101.0)
+    ask(uploader, "b", 101.0)
+    assert uploader.decide(101.0) == Wait(106.0)
 
 
 def test_a_new_link_without_a_word_about_the_end_of_the_old_one_counts_as_one() -> None:
@@ -125,30 +153,26 @@ def test_a_new_link_without_a_word_about_the_end_of_the_old_one_counts_as_one() 
     assert uploader.handle(Up(), 5.0) == ("a",)
 
 
-def test_frames_in_doubt_go_before_new_ones() -> None:
+def test_questions_go_before_new_frames() -> None:
     uploader = machine(up=Up())
     send(uploader, "old", 10, 0.0)
     uploader.handle(Up(), 5.0)
     uploader.handle(FrameReady("new", 10), 6.0)
-    assert uploader.decide(6.0) == Publish("old")
+    ask(uploader, "old", 6.0)
+    assert uploader.decide(6.0) == Publish("new")
 
 
 def test_when_a_silent_server_is_back_the_long_waits_end() -> None:
     uploader = machine(up=Up())
     send(uploader, "a", 10, 0.0)
     send(uploader, "b", 10, 0.0)
-    for overdue_s, again_s in ((20.0, 25.0), (45.0, 55.0)):
-        uploader.handle(Tick(), overdue_s)
-        for _ in range(2):
-            decision = uploader.decide(again_s)
-            assert isinstance(decision, Publish)
-            uploader.handle(Taken(decision.frame_id), again_s)
-    uploader.handle(Tick(), 75.0)
-    decision = uploader.decide(75.0)
-    assert isinstance(decision, Stuck)
-    assert decision.until_s == 95.0
-    uploader.handle(Settled(("a",)), 76.0)
-    assert uploader.decide(76.0) == Wait(81.0)
+    uploader.handle(Tick(), 20.0)
+    for now_s in (20.0, 25.0, 35.0):
+        ask(uploader, "a", now_s)
+        ask(uploader, "b", now_s)
+    assert uploader.decide(35.0) == Wait(55.0)
+    uploader.handle(Settled(("a",)), 36.0)
+    assert uploader.decide(36.0) == Wait(41.0)
 
 
 def test_the_budget_is_asked_before_every_publish_resends_included() -> None:
@@ -161,9 +185,11 @@ def test_the_budget_is_asked_before_every_publish_resends_included() -> None:
     uploader.handle(Vanished("b"), 0.0)
     uploader.handle(Down(), 1.0)
     uploader.handle(Up(), 2.0)
-    decision = uploader.decide(3.0)
-    assert isinstance(decision, Wait), "the resend waits for the budget as well"
-    assert decision.until_s == pytest.approx(80.0)
+    ask(uploader, "a", 3.0)
+    uploader.handle(Wanted("a"), 4.0)
+    decision = uploader.decide(4.0)
+    assert isinstance(decision, Wait), "the resend waits for the budget as well, and pays for the question"
+    assert decision.until_s == pytest.approx(84.0)
 
 
 def test_a_frame_that_the_budget_can_never_allow_is_reported_and_does_not_block_the_others() -> None:
@@ -177,7 +203,25 @@ def test_a_frame_that_the_budget_can_never_allow_is_reported_and_does_not_block_
     assert "large" in uploader.known
 
 
-def test_a_frame_above_the_packet_limit_is_parked_until_the_limit_changes() -> None:
+def test_a_frame_above_the_burst_goes_in_chunks_that_fit_it() -> None:
+    uploader = machine(ByteLimits(bytes_per_s=1000.0, burst_bytes=10_000), up=Up())
+    uploader.handle(FrameReady("large", 50_000), 0.0)
+    assert uploader.decide(0.0) == PublishChunk("large", 0, 1), "13 blocks, 6, 3: only 1 fits"
+
+
+def test_a_frame_above_the_packet_limit_goes_in_chunks_below_it() -> None:
+    uploader = machine(up=Up(max_packet_bytes=9000))
+    uploader.handle(FrameReady("large", 20_000), 0.0)
+    sent = []
+    while isinstance(decision := uploader.decide(0.0), PublishChunk):
+        sent.append((decision.first_block, decision.blocks))
+        uploader.handle(ChunkTaken("large", decision.first_block, decision.blocks, 8192), 0.0)
+    assert sent == [(0, 2), (2, 2), (4, 1)]
+    assert decision == Wait(20.0)
+    assert uploader.flights()[Flight.SENT] == 1
+
+
+def test_a_packet_limit_below_one_block_parks_what_is_larger_until_it_changes() -> None:
     uploader = machine(up=Up(max_packet_bytes=1000))
     uploader.handle(FrameReady("large", 2000), 0.0)
     decision = uploader.decide(0.0)
@@ -185,7 +229,154 @@ def test_a_frame_above_the_packet_limit_is_parked_until_the_limit_changes() -> N
     assert "at most 1000 bytes" in decision.reason
     assert uploader.wants_frame, "the others go on"
     uploader.handle(Up(max_packet_bytes=5000), 10.0)
-    assert uploader.decide(11.0) == Publish("large")
+    ask(uploader, "large", 11.0)
+    uploader.handle(Wanted("large"), 12.0)
+    assert uploader.decide(12.0) == Publish("large")
+
+
+def half_sent(up: Up | None = None) -> Uploader:
+    """A frame of four blocks, of which two are sent."""
+    uploader = machine(up=up or Up(max_packet_bytes=9000))
+    uploader.handle(FrameReady("a", 4 * BLOCK_BYTES), 0.0)
+    assert uploader.decide(0.0) == PublishChunk("a", 0, 2)
+    uploader.handle(ChunkTaken("a", 0, 2, 8192), 0.0)
+    return uploader
+
+
+def test_a_half_sent_frame_goes_on_over_a_new_link_and_what_was_sent_is_asked_about() -> None:
+    uploader = half_sent()
+    uploader.handle(Down(), 1.0)
+    uploader.handle(Up(max_packet_bytes=9000), 2.0)
+    assert uploader.decide(2.0) == PublishChunk("a", 2, 2), "nothing is in doubt about what was not sent"
+    ask(uploader, "a", 3.0)
+    uploader.handle(Wanted("a", to_bitmap({0}, 4)), 4.0)
+    assert uploader.decide(4.0) == PublishChunk("a", 1, 2), "block 1 is missing; the others were never sent"
+    uploader.handle(ChunkTaken("a", 1, 2, 8192), 4.0)
+    uploader.handle(ChunkTaken("a", 3, 1, 4096), 4.0)
+    assert uploader.decide(4.0) == Wait(24.0)
+
+
+def test_a_half_sent_frame_of_which_nothing_has_arrived_begins_again_once() -> None:
+    uploader = half_sent()
+    uploader.handle(Up(), 2.0)
+    ask(uploader, "a", 3.0)
+    uploader.handle(Wanted("a"), 4.0)
+    assert uploader.decide(4.0) == PublishChunk("a", 0, 4)
+    uploader.handle(ChunkTaken("a", 0, 4, 16_384), 4.0)
+    assert uploader.decide(4.0) == Wait(24.0)
+
+
+def test_a_frame_in_parts_that_are_all_lost_may_go_whole() -> None:
+    uploader = half_sent()
+    uploader.handle(ChunkTaken("a", 2, 2, 8192), 0.0)
+    uploader.handle(Up(), 2.0)
+    ask(uploader, "a", 3.0)
+    uploader.handle(Wanted("a"), 4.0)
+    assert uploader.decide(4.0) == Publish("a")
+    uploader.handle(Taken("a", 16_384), 4.0)
+    assert uploader.decide(4.0) == Wait(24.0)
+
+
+def test_the_chunk_size_follows_the_packet_limit_in_mid_transfer() -> None:
+    uploader = half_sent()
+    uploader.handle(Up(max_packet_bytes=5000), 2.0)
+    assert uploader.decide(2.0) == PublishChunk("a", 2, 1)
+
+
+def test_after_a_restart_a_frame_goes_on_from_the_servers_bitmap() -> None:
+    uploader = machine(up=Up())
+    uploader.handle(FrameReady("a", 4 * BLOCK_BYTES, in_doubt=True), 0.0)
+    ask(uploader, "a", 0.0)
+    uploader.handle(Wanted("a", to_bitmap({0, 1, 3}, 4)), 1.0)
+    assert uploader.decide(1.0) == PublishChunk("a", 2, 1)
+
+
+def test_a_frame_goes_whole_on_a_fast_link_and_in_chunks_on_a_thin_one() -> None:
+    for rate, expected in ((1_000_000.0, Publish), (16_000.0, PublishChunk)):
+        link = LinkEstimate()
+        link.sent(1, 10_000, 0.0)
+        link.acknowledged(1, 10_000 / rate)
+        uploader = Uploader(TokenBucket(ByteLimits(), 0.0), link=link)
+        uploader.handle(Up(), 1.0)
+        uploader.handle(FrameReady("a", 60_000), 1.0)
+        assert isinstance(uploader.decide(1.0), expected)
+
+
+def test_the_links_window_holds_until_the_broker_acknowledges() -> None:
+    link = LinkEstimate()
+    link.connected(0.2)
+    link.sent(0, 16_000, 0.0)
+    link.acknowledged(0, 1.0)
+    uploader = Uploader(TokenBucket(ByteLimits(), 0.0), link=link)
+    uploader.handle(Up(), 1.0)
+    uploader.handle(FrameReady("a", 400_000), 1.0)
+    for token in (1, 2):
+        decision = uploader.decide(1.0)
+        assert isinstance(decision, PublishChunk)
+        size = decision.blocks * BLOCK_BYTES
+        link.sent(token, size, 1.0)
+        uploader.handle(ChunkTaken("a", decision.first_block, decision.blocks, size), 1.0)
+    assert isinstance(uploader.decide(1.0), Wait), "two chunks fill the window of 2 x rate x RTT + chunk"
+    assert link.in_flight_bytes <= 2 * 16_000 * 0.2 + 32_000
+    link.acknowledged(1, 2.0)
+    assert isinstance(uploader.decide(2.0), PublishChunk)
+
+
+def test_questions_wait_for_the_brokers_receive_maximum_too() -> None:
+    link = LinkEstimate()
+    uploader = Uploader(TokenBucket(ByteLimits(), 0.0), LIMITS, sizes=SIZES, link=link)
+    for number in range(4):
+        uploader.handle(FrameReady(f"f{number}", 10, in_doubt=True), 0.0)
+    uploader.handle(Up(receive_maximum=4), 0.0)
+    for token in (1, 2):
+        decision = uploader.decide(2.0)
+        assert isinstance(decision, PublishOffer)
+        link.sent(token, ASK_BYTES, 2.0)
+        uploader.handle(OfferTaken(decision.frame_id, ASK_BYTES), 2.0)
+    assert isinstance(uploader.decide(2.0), Wait)
+    link.acknowledged(1, 2.5)
+    assert isinstance(uploader.decide(2.5), PublishOffer)
+
+
+def test_a_large_frame_is_offered_first_on_a_thin_link_and_sent_when_it_is_wanted() -> None:
+    uploader = Uploader(TokenBucket(ByteLimits(), 0.0), LIMITS, sizes=SIZES, link=LinkEstimate())
+    uploader.handle(Up(), 0.0)
+    uploader.handle(FrameReady("a", 100_000, ask=True), 0.0)
+    assert uploader.decide(0.0) == PublishOffer("a", first=True)
+    uploader.handle(OfferTaken("a", 640), 0.0)
+    assert uploader.decide(0.0) == Wait(5.0)
+    assert uploader.handle(Tick(), 5.0) == (), "a frame that was not sent is not in doubt"
+    assert uploader.decide(5.0) == PublishOffer("a", first=True)
+    uploader.handle(OfferTaken("a", 640), 5.0)
+    uploader.handle(Wanted("a"), 6.0)
+    assert isinstance(uploader.decide(6.0), PublishChunk)
+
+
+def test_without_credit_nothing_is_sent_or_asked_until_it_comes_or_a_new_link_brings_none() -> None:
+    uploader = machine(up=Up())
+    send(uploader, "a", 10, 0.0)
+    uploader.handle(CreditChanged(0), 1.0)
+    uploader.handle(FrameReady("b", 10), 1.0)
+    assert not uploader.wants_frame
+    decision = uploader.decide(1.0)
+    assert isinstance(decision, Stuck)
+    assert "no frames now" in decision.reason
+    uploader.handle(Tick(), 25.0)
+    assert isinstance(uploader.decide(25.0), Stuck), "questions wait as well"
+    uploader.handle(Up(), 30.0)
+    assert isinstance(uploader.decide(31.0), Stuck), "what was said on the old link holds a while"
+    assert uploader.decide(60.0) == PublishOffer("a")
+    uploader.handle(CreditChanged(0), 61.0)
+    uploader.handle(CreditChanged(500_000), 62.0)
+    assert uploader.decide(62.0) == PublishOffer("a")
+
+
+def test_a_small_credit_narrows_what_may_be_out() -> None:
+    uploader = machine(up=Up())
+    uploader.handle(CreditChanged(3000), 0.0)
+    send(uploader, "a", 2000, 0.0)
+    uploader.handle(FrameReady("b", 2000), 0.0)
+    assert isinstance(uploader.decide(0.0), Wait)
 
 
 def test_a_link_that_does_not_take_a_frame_is_asked_again_later_and_the_budget_is_not_charged() -> None:
@@ -197,7 +388,7 @@ def test_a_link_that_does_not_take_a_frame_is_asked_again_later_and_the_budget_i
     assert uploader.decide(0.5) == Publish("a")
 
 
-def test_a_refused_puback_puts_the_frame_in_doubt_at_once() -> None:
+def test_a_refused_puback_puts_the_frame_in_doubt_and_it_is_asked_about_later() -> None:
     uploader = machine(up=Up())
     send(uploader, "a", 10, 0.0)
     assert uploader.handle(Acknowledged("a", accepted=False), 1.0) == ("a",)
@@ -208,6 +399,7 @@ def test_a_server_that_sends_no_receipts_is_reported() -> None:
     uploader = machine(up=Up())
     send(uploader, "a", 10, 0.0)
     uploader.handle(Tick(), 61.0)
+    ask(uploader, "a", 61.0)
     decision = uploader.decide(61.0)
     assert isinstance(decision, Stuck)
     assert "ingest" in decision.reason
@@ -223,12 +415,22 @@ def test_two_packets_are_left_for_control_below_the_brokers_receive_maximum() ->
 def test_the_table_never_brings_a_frame_back_or_loses_one_without_a_receipt() -> None:
     assert all(before is not Flight.GONE for before, _ in TRANSITIONS)
     assert {event for (_, event), after in TRANSITIONS.items() if after is Flight.GONE} == {Settled, Vanished}
+    assert {before for (before, _), after in TRANSITIONS.items() if after is Flight.READY} == {Flight.ASKED, Flight.IN_DOUBT}
     assert {before for before, event in TRANSITIONS if event is Settled} == set(Flight) - {Flight.GONE}
 
 
 def test_late_and_unknown_events_change_nothing() -> None:
     uploader = machine(up=Up())
-    events: tuple[Event, ...] = (Taken("x"), Vanished("x"), Acknowledged("x", accepted=False), Settled(("x",)), NotTaken("x"))
+    events: tuple[Event, ...] = (
+        Taken("x", 0),
+        ChunkTaken("x", 0, 1, 0),
+        OfferTaken("x", 0),
+        Vanished("x"),
+        Acknowledged("x", accepted=False),
+        Settled(("x",)),
+        Wanted("x", b"\xff"),
+        NotTaken("x"),
+    )
     for event in events:
         assert uploader.handle(event, 0.0) == ()
     assert not uploader.known
@@ -245,40 +447,50 @@ def test_retries_start_at_once_after_progress_and_grow_without() -> None:
 
 
 class LossyServer(RuleBasedStateMachine):
-    """Frames, receipts and links are lost at will; every byte that leaves is held against the budget."""
+    """Frames, chunks, questions, answers and links are lost at will; every byte that leaves is held against the budget."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now_s = 0.0
-        self.bucket = TokenBucket(ByteLimits(bytes_per_s=500.0, burst_bytes=4000, bytes_per_day=400_000), 0.0)
-        self.uploader = Uploader(self.bucket, LIMITS)
+        self.bucket = TokenBucket(ByteLimits(bytes_per_s=500.0, burst_bytes=30_000, bytes_per_day=4_000_000), 0.0)
+        self.link = LinkEstimate()
+        self.uploader = Uploader(self.bucket, LIMITS, sizes=SIZES, link=self.link)
         self.spool: dict[str, int] = {}
         self.made = 0
+        self.token = 0
         self.up = False
-        self.in_network: list[str] = []
-        self.receipts: list[str] = []
+        self.limit: int | None = None
+        self.in_network: list[tuple[int, str, tuple[int, int] | str]] = []  # token, frame, run of blocks, "whole" or "ask"
+        self.answers: list[Settled | Wanted] = []
+        self.parts: dict[str, Receiving] = {}
         self.committed: set[str] = set()
         self.sent: list[tuple[float, int]] = []
+        self.published: set[str] = set()
+        self.wanted_at_restart = 0
 
     @initialize()
     def connect(self) -> None:
-        self.link_up()
+        self.link_up(None)
 
-    @rule(size=st.integers(1, 3900))
+    @rule(size=st.integers(1, 3900) | st.integers(1, 60_000))
     def spool_frame(self, size: int) -> None:
         self.made += 1
         self.spool[f"f{self.made}"] = size
 
-    @rule()
-    def link_up(self) -> None:
-        self.up = True
-        self.uploader.handle(Up(), self.now_s)
+    @rule(limit=st.none() | st.integers(4200, 20_000))
+    def link_up(self, limit: int | None) -> None:
+        self.up, self.limit = True, limit
+        self.in_network.clear()
+        self.answers.clear()
+        self.link.connected(0.1)
+        self.uploader.handle(Up(limit), self.now_s)
 
     @rule()
     def link_down(self) -> None:
         self.up = False
         self.in_network.clear()
-        self.receipts.clear()
+        self.answers.clear()
+        self.link.lost()
         self.uploader.handle(Down(), self.now_s)
 
     @rule(seconds=st.floats(0.0, 40.0), steps=st.integers(1, 6))
@@ -288,25 +500,53 @@ class LossyServer(RuleBasedStateMachine):
             self.pump()
 
     @rule(data=st.data())
-    def a_frame_is_lost(self, data: st.DataObject) -> None:
-        if self.in_network:
-            self.in_network.remove(data.draw(st.sampled_from(self.in_network)))
-
-    @rule(receipt_is_lost=st.booleans())
     @precondition(lambda self: self.in_network)
-    def a_frame_arrives(self, receipt_is_lost: bool) -> None:
-        frame_id = self.in_network.pop(0)
-        self.committed.add(frame_id)
-        if not receipt_is_lost:
-            self.receipts.append(frame_id)
+    def something_is_lost_behind_the_broker(self, data: st.DataObject) -> None:
+        token, _, _ = self.in_network.pop(data.draw(st.integers(0, len(self.in_network) - 1)))
+        self.link.acknowledged(token, self.now_s)
+
+    @rule(data=st.data(), answer_is_lost=st.booleans(), twice=st.booleans())
+    @precondition(lambda self: self.in_network)
+    def something_arrives(self, data: st.DataObject, answer_is_lost: bool, twice: bool) -> None:
+        self.arrive(data.draw(st.integers(0, len(self.in_network) - 1)), answer_is_lost, twice)
+
+    def arrive(self, at: int, answer_is_lost: bool, twice: bool) -> None:
+        token, frame_id, what = self.in_network.pop(at)
+        self.link.acknowledged(token, self.now_s)
+        for _ in range(1 + twice):
+            answer = self.take(frame_id, what)
+            if answer is not None and not answer_is_lost:
+                self.answers.append(answer)
+
+    def take(self, frame_id: str, what: tuple[int, int] | str) -> Settled | Wanted | None:
+        """The server: exactly once in effect, whatever comes."""
+        if what == "whole":
+            self.committed.add(frame_id)
+        elif isinstance(what, tuple) and frame_id not in self.committed:
+            parts = self.parts.setdefault(frame_id, Receiving(self.spool[frame_id]))
+            parts.add(*what)
+            if parts.complete:
+                self.committed.add(frame_id)
+                del self.parts[frame_id]
+        if frame_id in self.committed:
+            return Settled((frame_id,))
+        known = self.parts.get(frame_id)
+        return Wanted(frame_id, known.bitmap() if known is not None else b"") if what == "ask" else None
 
     @rule(twice=st.booleans())
-    @precondition(lambda self: self.receipts)
-    def a_receipt_arrives(self, twice: bool) -> None:
-        frame_id = self.receipts.pop(0)
-        self.spool.pop(frame_id, None)
+    @precondition(lambda self: self.answers)
+    def an_answer_arrives(self, twice: bool) -> None:
+        answer = self.answers.pop(0)
+        for frame_id in answer.frame_ids if isinstance(answer, Settled) else ():
+            self.spool.pop(frame_id, None)
+            self.in_network = [entry for entry in self.in_network if entry[1] != frame_id]
         for _ in range(1 + twice):
-            self.uploader.handle(Settled((frame_id,)), self.now_s)
+            self.uploader.handle(answer, self.now_s)
+
+    @rule()
+    @precondition(lambda self: self.parts)
+    def the_server_gives_parts_up(self) -> None:
+        self.parts.popitem()
 
     @rule(data=st.data())
     @precondition(lambda self: self.spool)
@@ -315,54 +555,94 @@ class LossyServer(RuleBasedStateMachine):
         if frame_id not in self.uploader.known:
             del self.spool[frame_id]
 
+    @rule()
+    def the_agent_is_restarted(self) -> None:
+        """It remembers which frames were sent, and nothing else."""
+        sent = {f for f in self.spool if f in self.uploader.known and f in self.published}
+        # What the server wanted again was not out, and is in doubt after a restart.
+        self.wanted_at_restart += self.uploader.flights()[Flight.READY]
+        self.link_down()
+        self.link = LinkEstimate()
+        self.uploader = Uploader(self.bucket, LIMITS, sizes=SIZES, link=self.link)
+        for frame_id in sent:
+            self.uploader.handle(FrameReady(frame_id, self.spool[frame_id], in_doubt=True), self.now_s)
+        self.link_up(self.limit)
+
     def pump(self) -> None:
         self.uploader.handle(Tick(), self.now_s)
-        for _ in range(100):
+        for _ in range(200):
             if self.uploader.wants_frame:
                 fresh = next((f for f in self.spool if f not in self.uploader.known), None)
                 if fresh is not None:
-                    self.uploader.handle(FrameReady(fresh, self.spool[fresh]), self.now_s)
+                    self.uploader.handle(FrameReady(fresh, self.spool[fresh], ask=self.spool[fresh] > 30_000), self.now_s)
             decision = self.uploader.decide(self.now_s)
-            if not isinstance(decision, Publish):
+            if isinstance(decision, Wait) or (isinstance(decision, Stuck) and not decision.frame_id):
                 return
+            assert not isinstance(decision, Stuck), decision
             assert self.up, "published without a link"
-            size = self.spool[decision.frame_id]
-            self.sent.append((self.now_s, size))
-            self.in_network.append(decision.frame_id)
-            self.uploader.handle(Taken(decision.frame_id), self.now_s)
+            self.publish(decision)
         raise AssertionError("the machine publishes for ever")
+
+    def publish(self, decision: Publish | PublishChunk | PublishOffer) -> None:
+        frame_id = decision.frame_id
+        total = self.spool[frame_id]
+        size, what, event = self.packet(decision, total)
+        assert self.limit is None or size <= self.limit, "above the broker's limit"
+        self.token += 1
+        self.link.sent(self.token, size, self.now_s)
+        self.sent.append((self.now_s, size))
+        if what != "ask":
+            self.published.add(frame_id)
+        self.in_network.append((self.token, frame_id, what))
+        self.uploader.handle(event, self.now_s)
+
+    @staticmethod
+    def packet(decision: Publish | PublishChunk | PublishOffer, total: int) -> tuple[int, tuple[int, int] | str, Event]:
+        frame_id = decision.frame_id
+        if isinstance(decision, PublishOffer):
+            size = SIZES.offer(decision.first)
+            return size, "ask", OfferTaken(frame_id, size)
+        if isinstance(decision, PublishChunk):
+            size = run_bytes(total, decision.first_block, decision.blocks)
+            return (
+                size,
+                (decision.first_block, decision.blocks),
+                ChunkTaken(frame_id, decision.first_block, decision.blocks, size),
+            )
+        return total, "whole", Taken(frame_id, total)
 
     @invariant()
     def the_window_holds(self) -> None:
         flights = self.uploader.flights()
-        assert flights[Flight.SENT] + flights[Flight.IN_DOUBT] <= LIMITS.max_frames
+        out = flights[Flight.SENT] + flights[Flight.IN_DOUBT] + flights[Flight.SENDING] + flights[Flight.ASKED]
+        assert out <= LIMITS.max_frames + self.wanted_at_restart
 
     @invariant()
     def the_budget_holds(self) -> None:
         spent = 0.0
         for at_s, size in self.sent:
             spent += size
-            assert spent <= 4000 + 500.0 * at_s + 1e-3
+            assert spent <= 30_000 + 500.0 * at_s + 1e-3
 
     @invariant()
     def nothing_is_forgotten(self) -> None:
-        """What was sent and has no receipt is still known, hence will be sent again."""
-        unsettled = set(self.in_network) & set(self.spool)
+        """What was sent and has no receipt is still known, hence will be asked about."""
+        unsettled = {frame_id for _, frame_id, _ in self.in_network} & set(self.spool)
         assert unsettled <= set(self.uploader.known)
 
     def teardown(self) -> None:
         """Once the network is kind, everything that is in the spool is committed."""
-        self.link_up()
-        for _ in range(400):
+        self.link_up(None)
+        for _ in range(1500):
             if not self.spool:
                 break
-            self.now_s += 30.0
+            self.now_s += 10.0
             self.pump()
             while self.in_network:
-                self.a_frame_arrives(receipt_is_lost=False)
-            while self.receipts:
-                self.a_receipt_arrives(twice=False)
-        assert not self.spool, "a frame was never sent again"
+                self.arrive(0, answer_is_lost=False, twice=False)
+            while self.answers:
+                self.an_answer_arrives(twice=False)
+        assert not self.spool, f"a frame was never sent: {self.uploader.flights()}"
 
 
 LossyServer.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

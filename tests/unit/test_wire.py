@@ -17,8 +17,31 @@ from hypothesis import strategies as st
 from bowerbird_testing.frames import make_frame
 from bowerbird_wire import codec
 from bowerbird_wire.errors import DigestError, LengthError, MessageError, TopicError, VersionError, WireError
-from bowerbird_wire.messages import Block, Desired, FrameHeader, FrameMessage, Health, Message, Receipt, Refusal, WireDetection
-from bowerbird_wire.topics import DOWN, LOCAL, UP, DetectionsTopic, DeviceTopic, FrameTopic, check_name, parse_topic
+from bowerbird_wire.messages import (
+    Block,
+    Desired,
+    FrameHeader,
+    FrameMessage,
+    Health,
+    Message,
+    Offer,
+    Receipt,
+    Refusal,
+    Want,
+    WireDetection,
+)
+from bowerbird_wire.thumbnail import THUMBNAIL_BYTES
+from bowerbird_wire.topics import (
+    DOWN,
+    LOCAL,
+    UP,
+    CreditTopic,
+    DetectionsTopic,
+    DeviceTopic,
+    FrameTopic,
+    check_name,
+    parse_topic,
+)
 from unit import golden
 
 names = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)
@@ -51,12 +74,13 @@ def fields_of(kind: type[Message]) -> st.SearchStrategy[Any]:
         "Mapping[str, Any]": st.dictionaries(st.text(max_size=8).map("zz".__add__), plain, max_size=2),
         "tuple[float, float, float, float]": st.tuples(numbers, numbers, numbers, numbers),
         "tuple[Refusal, ...]": st.deferred(lambda: st.lists(fields_of(Refusal), max_size=2).map(tuple)),
+        "tuple[Want, ...]": st.deferred(lambda: st.lists(fields_of(Want), max_size=2).map(tuple)),
         "tuple[WireDetection, ...]": st.deferred(lambda: st.lists(fields_of(WireDetection), max_size=2).map(tuple)),
     }
     return st.builds(kind, **{field.name: by_type[str(field.type)] for field in dataclasses.fields(kind)})
 
 
-CONTROL = [type(message) for message in golden.MESSAGES.values()]
+CONTROL = sorted({type(message) for message in golden.MESSAGES.values()}, key=lambda kind: kind.__name__)
 
 
 # -- topics
@@ -83,6 +107,17 @@ def test_any_text_is_a_topic_or_a_topic_error(candidate: str) -> None:
     except TopicError:
         return
     assert str(topic) == candidate
+
+
+@given(names)
+def test_the_credit_topic_reads_back_as_itself_and_is_of_no_device(site: str) -> None:
+    topic = CreditTopic(site)
+    assert CreditTopic.parse(str(topic)) == topic
+    with pytest.raises(TopicError):
+        parse_topic(str(topic))
+    for text in (f"{topic}/x", str(topic).replace("credit", "debit"), str(FrameTopic(site, "cam-01"))):
+        with pytest.raises(TopicError):
+            CreditTopic.parse(text)
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "+", "#", "A", "-a", "a-", "a b", "a\n", "é", "a" * 64, "a\0", "..", "$sys"])
@@ -285,3 +320,13 @@ def test_the_same_source_frame_has_one_identity_whatever_the_model_said() -> Non
 
 def test_a_receipt_for_nothing_is_small() -> None:
     assert len(codec.encode(Receipt())) <= 8
+
+
+def test_a_question_about_a_frame_takes_about_forty_bytes() -> None:
+    assert len(codec.encode(Offer(bytes(32)))) <= 42
+
+
+def test_a_question_with_everything_in_it_stays_small() -> None:
+    largest = Offer(bytes(32), bytes(16), codec.MAX_FRAME_BYTES)
+    assert len(codec.encode(largest)) <= 96
+    assert len(codec.encode(dataclasses.replace(largest, thumbnail=bytes(THUMBNAIL_BYTES)))) <= 96 + THUMBNAIL_BYTES

@@ -40,3 +40,9 @@ class DigestError(MessageError):
     """A payload whose content does not have the digest that it declares."""
 
     code = "digest_mismatch"
+
+
+class BlockError(MessageError):
+    """A chunk that lies outside its message or off its grid of blocks."""
+
+    code = "bad_block"

@@ -83,19 +83,74 @@ class FrameMessage:
 
 @dataclass(frozen=True)
 class Refusal(Message):
-    """A frame that the server will never take; `code` is a `WireError.code` or `deleted`, `too_large`, `bad_image`."""
+    """A frame that the server will never take; `code` is a `WireError.code` or `deleted`, `too_large`, `bad_image`, `near_duplicate`.
+
+    `frame_id` is empty when the server knows the frame by its `transfer` only.
+    """
 
     frame_id: str = field(metadata=_key("id"))
     code: str = field(metadata=_key("c"))
     detail: str = _opt("d", "")
+    transfer: bytes = _opt("tr", b"")
+
+
+@dataclass(frozen=True)
+class Want(Message):
+    """A frame that the server does not have, and which blocks of it it does: bit i of `have` is block i, lowest bit first.
+
+    `frame` (32 bytes) or `transfer` (16 bytes) is empty where the server does not know it. See `transfer.py`.
+    """
+
+    frame: bytes = _opt("id", b"")
+    transfer: bytes = _opt("tr", b"")
+    have: bytes = _opt("h", b"")
 
 
 @dataclass(frozen=True)
 class Receipt(Message):
-    """Frames that are committed at the server, and frames that never will be. Only this deletes from a spool."""
+    """Frames that are committed at the server, that never will be, and that it would like. Only the first two delete from a spool."""
 
     committed: tuple[str, ...] = _opt("ok", ())
     refused: tuple[Refusal, ...] = _opt("no", ())
+    wanted: tuple[Want, ...] = _opt("w", ())
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Chunk(Message):
+    """A run of blocks of a frame message, which is too long for its link. `transfer.py` has the rules.
+
+    `transfer` names the message (16 bytes), `total_bytes` is its size, `first_block` where `data` begins in it, in blocks.
+    """
+
+    transfer: bytes = field(metadata=_key("tr"))
+    total_bytes: int = field(metadata=_key("n"))
+    first_block: int = field(metadata=_key("i"))
+    data: bytes = field(metadata=_key("x"))
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Offer(Message):
+    """Asks for a word about a frame: committed, refused or wanted, as a receipt. About 40 bytes.
+
+    `frame` is the frame id (32 bytes). `transfer` and `total_bytes` say under which name parts of it may have arrived.
+    `thumbnail` is the picture as `thumbnail.py` makes it, so that the server can refuse what it has already; empty for none.
+    """
+
+    frame: bytes = field(metadata=_key("id"))
+    transfer: bytes = _opt("tr", b"")
+    total_bytes: int = _opt("n", 0)
+    thumbnail: bytes = _opt("th", b"")
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Credit(Message):
+    """Retained for all devices of a site: how many bytes of frames each may have on their way. 0 stops frames; control goes on."""
+
+    bytes_in_flight: int = field(metadata=_key("b"))
+    at_ms: int = _opt("t", 0)
     extra: Mapping[str, Any] = _extra()
 
 

@@ -2,9 +2,10 @@
 
 In: names, or a topic's text from the broker. Out: frozen topic values and subscription filters. The tree is
 `bowerbird/v1/{site}/up|down/{device}/{leaf}`; what a device may publish to the server is all below `up`, what it may read all
-below `down`, so one access rule in each direction covers every leaf. Beside them lies
-`bowerbird/v1/{site}/local/{device}/{camera}/{leaf}`: what a device tells the other programs of its site. A reply's topic is derived
-from the request's topic, never read from a message (a Response Topic would let a device aim the server's answers at somebody else).
+below `down`, so one access rule in each direction covers every leaf; `bowerbird/v1/{site}/all` is for every device of a site.
+Beside them lies `bowerbird/v1/{site}/local/{device}/{camera}/{leaf}`: what a device tells the other programs of its site. A reply's
+topic is derived from the request's topic, never read from a message (a Response Topic would let a device aim the server's answers at
+somebody else).
 """
 
 from __future__ import annotations
@@ -76,6 +77,18 @@ class FrameTopic(DeviceTopic):
     DIRECTION, LEAF = "up", "frame"
 
 
+class ChunkTopic(DeviceTopic):
+    """Part of a frame that is too long for its link."""
+
+    DIRECTION, LEAF = "up", "chunk"
+
+
+class OfferTopic(DeviceTopic):
+    """Does the server have this frame, does it want it?"""
+
+    DIRECTION, LEAF = "up", "offer"
+
+
 class StatusTopic(DeviceTopic):
     """Retained; the will says `offline`."""
 
@@ -101,7 +114,7 @@ class BlockRequestTopic(DeviceTopic):
 
 
 class ReceiptTopic(DeviceTopic):
-    """Which frames are committed, and which were refused and why."""
+    """Which frames are committed, which were refused and why, and which are wanted."""
 
     DIRECTION, LEAF = "down", "receipt"
 
@@ -167,7 +180,40 @@ class DetectionsTopic(CameraTopic):
     LEAF: ClassVar[str] = "detections"
 
 
-UP: tuple[type[DeviceTopic], ...] = (FrameTopic, StatusTopic, HealthTopic, ReportTopic, BlockRequestTopic)
+@dataclass(frozen=True)
+class CreditTopic:
+    """Retained, for all devices of a site: how many bytes of frames may be on their way."""
+
+    site: str
+
+    def __post_init__(self) -> None:
+        check_name(self.site, "site")
+
+    def __str__(self) -> str:
+        return f"{ROOT}/{VERSION}/{self.site}/all/credit"
+
+    @classmethod
+    def parse(cls, topic: str) -> CreditTopic:
+        """The topic's site.
+
+        Raises:
+            TopicError: `topic` is not of this type.
+        """
+        levels = topic.split("/")
+        if len(levels) != 5 or levels[:2] != [ROOT, VERSION] or levels[3:] != ["all", "credit"]:
+            raise TopicError(f"{topic[:200]!r} is not a CreditTopic: expected {ROOT}/{VERSION}/SITE/all/credit")
+        return cls(levels[2])
+
+
+UP: tuple[type[DeviceTopic], ...] = (
+    FrameTopic,
+    ChunkTopic,
+    OfferTopic,
+    StatusTopic,
+    HealthTopic,
+    ReportTopic,
+    BlockRequestTopic,
+)
 DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)
 LOCAL: tuple[type[CameraTopic], ...] = (DetectionsTopic,)
 

@@ -213,6 +213,8 @@ def change_state(cat: Catalogue, ids: Iterable[str], to: str, actor: str, allowe
             if state not in allowed:
                 raise Conflict(f"frame {identity[:12]} is {state}; it cannot become {to} from there")
             cat.execute("UPDATE frame SET state = ? WHERE id = ?", to, identity)
+            if to == "deleted":  # what a deleted picture looked like goes with it
+                cat.execute("DELETE FROM thumbnail WHERE frame = ?", identity)
             cat.log(actor, f"frame {to}", identity, {"from": state})
             changed += 1
     return changed

@@ -30,7 +30,18 @@ CHANGING: Mapping[str, str] = {
     "model": "SELECT * FROM model ORDER BY created_at, digest",
     "training_run": f"SELECT * FROM training_run WHERE state IN {_FINAL_RUNS} ORDER BY id",  # noqa: S608 - a constant
 }
-NOT_REBUILT = ("batch", "batch_frame", "event", "health", "round", "rollout", "execution", "setting", "dead_letter")
+NOT_REBUILT = (
+    "batch",
+    "batch_frame",
+    "event",
+    "health",
+    "round",
+    "rollout",
+    "execution",
+    "setting",
+    "dead_letter",
+    "thumbnail",
+)
 
 
 def rows_after(cat: Catalogue, table: str, after: int, limit: int) -> list[tuple[int, Row]]:

@@ -9,7 +9,7 @@ import sys
 import threading
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -20,6 +20,9 @@ from bowerbird_server.ingest_share import MAX_WORKERS, Share
 from bowerbird_server.provision import broker_of, server_address
 from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
+
+if TYPE_CHECKING:
+    from bowerbird_server.ingest import DiskMarks
 
 logger = logging.getLogger(__name__)
 
@@ -141,22 +144,27 @@ def ingest(
     with open_site(data, config) as site:
         address = server_address(site)
         folder = site.folder
-        marks = process.DiskMarks(
-            site.config.ingest.stop_below_free_mib * 1024**2, site.config.ingest.go_on_above_free_mib * 1024**2
-        )
+        marks = _disk_marks(site)
     process.run(folder, address, stop, share=Share(worker, workers), marks=marks)
 
 
+def _disk_marks(site: Site) -> DiskMarks:
+    from bowerbird_server.ingest import DiskMarks
+
+    chosen = site.config.ingest
+    return DiskMarks(chosen.stop_below_free_mib * 1024**2, chosen.go_on_above_free_mib * 1024**2)
+
+
 def delivery(data: Data = DATA, config: Config = None) -> None:
-    """Talk to devices: status, health, wishes, jobs, model blocks."""
+    """Talk to devices: status, health, wishes, credit, jobs, model blocks."""
     from bowerbird_server import delivery as process
 
     stop = stop_event()
     configure_logging()
     with open_site(data, config) as site:
         address = server_address(site)
-        folder = site.folder
-    process.run(folder, address, stop)
+        folder, marks = site.folder, _disk_marks(site)
+    process.run(folder, address, stop, marks=marks)
 
 
 def web(data: Data = DATA, config: Config = None) -> None:

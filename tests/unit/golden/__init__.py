@@ -12,16 +12,20 @@ from bowerbird_wire import codec
 from bowerbird_wire.messages import (
     Block,
     BlockRequest,
+    Chunk,
+    Credit,
     Desired,
     FrameHeader,
     FrameMessage,
     Health,
     Job,
     Message,
+    Offer,
     Receipt,
     Refusal,
     Report,
     Status,
+    Want,
     WireDetection,
 )
 
@@ -67,6 +71,14 @@ MESSAGES: dict[str, Message] = {
     "job": Job("j1", "cd" * 32, 3, created_at_ms=5, signature=b"\x01\x02", key_id="k"),
     "report": Report("j1", "committed", "cd" * 32, running_file_digest="ef" * 32, at_ms=9),
     "block-request": BlockRequest("metadata/timestamp.json", 2, 8, 4096),
+    "chunk": Chunk(bytes(range(16)), 9000, 1, bytes(range(256)) * 16),
+    "offer": Offer(bytes(range(32)), bytes(range(16)), 9000, b"\x80\x10"),
+    "offer-short": Offer(bytes(range(32))),
+    "answer": Receipt(
+        refused=(Refusal("", "bad_block", "outside", bytes(range(16))),),
+        wanted=(Want(bytes(range(32))), Want(transfer=bytes(range(16)), have=b"\x05")),
+    ),
+    "credit": Credit(524_288, 1_790_000_000_123),
     "block": Block("metadata/timestamp.json", 0, 4096, 3, b"abc", extra={"z9": True}),
 }
 
