@@ -20,6 +20,7 @@ from bowerbird_models.golden import Tolerance
 # over roles they do not know. What they cannot do is run a package without `onnx-fp32`: they refuse it and stay on their model.
 SCHEMA = 1
 MANIFEST = "manifest.json"
+DETECT = "detect"
 ONNX_FP32, ONNX_FP16, CLASSES, GOLDEN = "onnx-fp32", "onnx-fp16", "classes", "golden"
 ONNX_INT8_ORT, ONNX_INT8_OPENVINO = "onnx-int8-ort", "onnx-int8-openvino"
 REFERENCE_ROLES = (ONNX_FP32, ONNX_FP16)
@@ -89,6 +90,7 @@ class ModelManifest:
         accuracy: by role of the model file, mAP50-95 in [0, 1] of that very file on the site's evaluation set, measured at the
             server with the runtime the file is for; may be empty.
         probation: limits of the trial on a device.
+        task: what the model was trained for, as Ultralytics calls it; only another one than detection is written down.
         min_onnxruntime: oldest ONNX Runtime that may load it, e.g. "1.17".
         notes: free text for people.
     """
@@ -103,6 +105,7 @@ class ModelManifest:
     min_onnxruntime: str = "1.17"
     notes: str = ""
     accuracy: Mapping[str, float] = field(default_factory=dict)
+    task: str = DETECT
 
     @property
     def reference_role(self) -> str:
@@ -134,6 +137,7 @@ class ModelManifest:
                 "notes": self.notes,
                 # Only where something was measured: the bytes, hence the digest, of a package without it are as they always were.
                 **({"accuracy": dict(self.accuracy)} if self.accuracy else {}),
+                **({"task": self.task} if self.task != DETECT else {}),
             }
         )
 
@@ -211,6 +215,7 @@ def _manifest(plain: dict[str, Any]) -> ModelManifest:
         min_onnxruntime=_text(plain["min_onnxruntime"]),
         notes=_text(plain["notes"]),
         accuracy={_text(role): _number(value, 1.0) for role, value in plain.get("accuracy", {}).items()},
+        task=_text(plain.get("task", DETECT)),
     )
 
 

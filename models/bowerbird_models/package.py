@@ -151,7 +151,7 @@ def build_package(
                 f"the model {onnx} names its classes {detector.class_names}, not {tuple(class_names)}; export it again",
             )
         names = detector.class_names
-        size_hw = detector.image_size_hw
+        size_hw, task = detector.image_size_hw, detector.task
         with ExitStack() as opened:
             others = {name: opened.enter_context(_open_variant(name, path)) for name, path in variants.items()}
             for name, other in others.items():
@@ -178,6 +178,7 @@ def build_package(
         probation=probation or Probation(),
         notes=notes,
         accuracy=accuracy,
+        task=task,
     )
     content = manifest.to_bytes()
     (part / MANIFEST).write_bytes(content)

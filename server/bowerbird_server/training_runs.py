@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from bowerbird_models.manifest import DETECT
 from bowerbird_server.catalogue import Row
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
@@ -33,8 +34,17 @@ logger = logging.getLogger(__name__)
 
 
 def queue_run(site: Site, version: Row, settings: TrainingConfig, actor: str) -> str:
-    """Queue a training on a data set version, starting from the champion's base if there is one; returns the run's id."""
+    """Queue a training on a data set version, starting from the champion's base if there is one; returns the run's id.
+
+    Raises:
+        BadInput: the champion is no detection model.
+    """
     base = model_rows.champion(site.catalogue)
+    if base is not None and model_rows.task_of(base) != DETECT:
+        raise BadInput(
+            f"the champion {base['digest'][:12]} is a model for {model_rows.task_of(base)}, and this server trains detection only; "
+            "make a detection model the champion (`bowerbird models promote`), or train this one elsewhere and import it"
+        )
     return run_rows.queue_run(
         site.catalogue, version["id"], None if base is None else base["digest"], settings.model_dump(), actor
     )

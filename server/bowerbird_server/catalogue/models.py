@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from bowerbird_models.manifest import DETECT
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now
 from bowerbird_server.errors import NotFound
 
@@ -71,3 +72,8 @@ def set_release(catalogue: Catalogue, digest: str, release: int, actor: str) -> 
     with catalogue.transaction():
         catalogue.execute("UPDATE model SET release = ? WHERE digest = ?", release, digest)
         catalogue.log(actor, "model.published", digest, {"release": release})
+
+
+def task_of(row: Row) -> str:
+    """What a model was trained for: "detect", "segment", "pose", "obb" or "classify"."""
+    return str(json.loads(row["manifest"]).get("task", DETECT))

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.progress import Progress, TaskID
 
+from bowerbird_models.manifest import DETECT
 from bowerbird_models.signing import sign_file
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import overview
@@ -32,6 +33,7 @@ from bowerbird_server.errors import BadInput
 from bowerbird_server.registry import finish_signing, import_model, publish, with_variants
 from bowerbird_server.training_runs import evaluate_on
 
+OTHER_TASK = "Devices run it, score its frames and send them; this server trains and judges detection."
 app = typer.Typer(no_args_is_help=True, help="Models and their packages. Example: bowerbird models import best.onnx")
 
 
@@ -58,6 +60,8 @@ def import_(
             show_json(model_rows.model(site.catalogue, row["digest"]))
         else:
             say(f"model {row['digest'][:12]} with classes {', '.join(json.loads(row['class_names']))}")
+            if (task := model_rows.task_of(row)) != DETECT:
+                say(f"note: it is a model for {task}. {OTHER_TASK}")
 
 
 def _bar(bars: Progress) -> Callable[[str, int, int], None]:
@@ -105,7 +109,10 @@ def show(model: str, data: Data = DATA, as_json: AsJson = False) -> None:
             show_json({**row, **{key: json.loads(row[key]) for key in ("metrics", "verdict", "class_names", "manifest")}})
             return
         metrics, verdict = json.loads(row["metrics"]), json.loads(row["verdict"])
-        say(f"model   {row['digest']}\nstate   {row['state']}\nclasses {', '.join(json.loads(row['class_names']))}")
+        say(
+            f"model   {row['digest']}\nstate   {row['state']}\ntask    {model_rows.task_of(row)}\n"
+            f"classes {', '.join(json.loads(row['class_names']))}"
+        )
         if metrics:
             say(f"mAP50-95 {metrics['map50_95']:.4f} on {metrics['frames']} frames of {metrics['scenes']} scenes")
             for name, value in {**metrics["per_slice"], **metrics["per_class"]}.items():
