@@ -104,7 +104,7 @@ def configure(folder: Path, port: int, package: Path, film: Path, precision: str
         cameras=camera,
         overrides={
             "model": {"factory": str(package), "runtime": "onnxruntime-cpu", "variant": variant, "threads": 1},
-            "selection": {"window_frames": 300, "frames_per_window": 10, "min_gap_s": 0.5},
+            "selection": {"window_frames": 100, "frames_per_window": 4, "min_gap_s": 0.5},
             "accounting": {"encode_everything": False},
             "health": {"interval_s": 1.0},
             "publish": {"detections": True, "max_per_s": 5.0},

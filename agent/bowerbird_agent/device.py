@@ -31,6 +31,7 @@ from bowerbird_agent.health import Vitals, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.inference import Inference, LoadedModel
 from bowerbird_agent.machine_sensors import MachineSensors
+from bowerbird_agent.memory import give_back
 from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelSlot, ModelStore
 from bowerbird_agent.model_tuning import ModelTuning
@@ -423,6 +424,7 @@ class Device:
         logger.info("model %s: %s (%s: %s)", slot.digest[:12], runs.candidate, runs.origin, runs.why)
         self._file_digests[slot.digest] = detector.file_digest
         self._inference.swap_model(LoadedModel(detector, slot.digest, runs.to_plain(detector)))
+        give_back()
 
     def _swap(self, slot: ModelSlot | None) -> None:
         """For the updater, in its thread: returns when the model answers frames."""
