@@ -41,6 +41,7 @@ class Pool:
         self._gap_ms, self._capacity = gap_ms, capacity
         self._places: dict[_Key, _Place] = {}
         self._policy_times: dict[str, list[int]] = {}  # camera -> sorted capture times of its policy frames
+        self._weakest: float | None = None  # value of the weakest policy frame; None when it must be looked for again
         self._displaced: dict[_Key, str] = {}  # judged, gave way, perhaps not yet stored
         self._given_up: dict[str, str] = {}  # stored frames that gave way, not yet told to the spool
 
@@ -64,8 +65,10 @@ class Pool:
         if any(place.judgement.value + WORTH_REPLACING > value for place in neighbours):
             return "weaker_than_neighbour"
         if len(self._places) >= self._capacity() and not neighbours:
-            weakest = min((p.judgement.value for p in self._places.values() if p.judgement.arm == "policy"), default=1.0)
-            if value <= weakest:
+            if self._weakest is None:
+                values = (p.judgement.value for p in self._places.values() if p.judgement.arm == "policy")
+                self._weakest = min(values, default=1.0)
+            if value <= self._weakest:
                 return "pool_full"
         return ""
 
@@ -78,6 +81,7 @@ class Pool:
             insort(self._policy_times.setdefault(camera, []), at_ms)
         self._displaced.pop(key, None)
         self._places[key] = _Place(key, judgement)
+        self._weakest = None
         while len(self._places) > max(1, self._capacity()):
             weakest = min(self._places.values(), key=lambda p: (p.judgement.arm == "explore", p.judgement.value, p.key))
             self._give_way(weakest, "pool_full")
@@ -114,6 +118,7 @@ class Pool:
 
     def _give_way(self, place: _Place, why: str) -> None:
         del self._places[place.key]
+        self._weakest = None
         if place.judgement.arm == "policy":
             camera, at_ms = place.key
             times = self._policy_times[camera]
@@ -126,6 +131,8 @@ class Pool:
     def _neighbours(self, key: _Key) -> list[_Place]:
         """Policy frames of the same camera within the gap."""
         camera, at_ms = key
-        times = self._policy_times.get(camera, [])
+        times = self._policy_times.get(camera)
+        if not times:
+            return []
         first, end = bisect_right(times, at_ms - self._gap_ms), bisect_left(times, at_ms + self._gap_ms)
         return [self._places[camera, time_ms] for time_ms in times[first:end]]

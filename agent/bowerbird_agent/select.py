@@ -11,9 +11,11 @@ it a comparison of frames instead of a guess at a threshold.
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from bisect import bisect_left, insort
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import cbor2
@@ -136,16 +138,16 @@ class Selector:
             judgement = Judgement(False, "policy", 0.0, 0.0, (), {}, probability, blank, refused="scoring_failed")
             thumb = None
         if self._frames_left == 0:
-            return replace(judgement, admit=False, refused="no_frames_left")
+            return _with(judgement, refused="no_frames_left")
         at_ms = frame.captured_at_ms
         if view.gap_to_kept_ms(at_ms) == 0 or self._pool.has(frame.camera, at_ms):
-            return replace(judgement, admit=False, refused="already_chosen")
+            return _with(judgement, refused="already_chosen")
         if taken:
             reasons = ("random_audit", *judgement.reasons)
             judgement = replace(judgement, admit=True, arm="explore", reasons=reasons, refused="")
         elif thumb is not None:
             refused = self._why_not(view, frame, judgement, thumb)
-            judgement = replace(judgement, admit=not refused, refused=refused)
+            judgement = _with(judgement, refused=refused)
             if not refused:
                 view.last_admitted = (thumb, judgement.value)
         if judgement.admit:
@@ -289,16 +291,18 @@ class Selector:
         """Score a frame, whatever becomes of it; ranks and background learn from every one."""
         thumb = thumbnail(frame.image_bgr)
         motion = view.background.observe(thumb)
-        fingerprint = Fingerprint.of(dhash(thumb), None if detections is None else detections.embedding)
+        fingerprint = Fingerprint.of(partial(dhash, thumb), None if detections is None else detections.embedding)
         distance = self._bank.distance(fingerprint)
         novelty = self._novelty_ranks.rank(distance)
         self._novelty_ranks.add(distance)
-        draw = keyed_unit(self._draw_key(), "score", frame.camera, frame.sequence)
         scores: dict[str, float] = {"novelty": novelty}
         if detections is None:
             self._cold = True
         else:
             scores |= self._detection_scores(frame, detections, motion.moving)
+        draw = 0.0
+        if "random" in self.policy.strategies or self._samples:
+            draw = keyed_unit(self._draw_key(), "score", frame.camera, frame.sequence)
         if "random" in self.policy.strategies:
             scores["random"] = draw
         # Without a model there is no doubt to measure: every frame is equally worth a label, but for novelty and typicality.
@@ -309,7 +313,8 @@ class Selector:
             value *= 1.0 - self.policy.quiet_discount
         rank = self._value_ranks.rank(value)
         self._value_ranks.add(value)
-        self._sample(draw, fingerprint)
+        if self._samples:
+            self._sample(draw, fingerprint)
         return Judgement(False, "policy", rank, value, _speakers(scores, self.policy), scores, probability, fingerprint), thumb
 
     def _detection_scores(self, frame: Frame, detections: Detections, moving: NDArray[np.bool_]) -> dict[str, float]:
@@ -328,7 +333,7 @@ class Selector:
                 scores[name] = 1.0 - (1.0 - moved) * (1.0 - hidden)
             elif name in SCORERS:
                 scores[name] = SCORERS[name](detections, visible=visible)
-        if not all(np.isfinite(score) for score in scores.values()):
+        if not all(map(math.isfinite, scores.values())):
             raise ValueError(f"detections gave scores that are not numbers: {scores}")
         return scores
 
@@ -353,10 +358,13 @@ class Selector:
         """Candidates worth writing: enough to choose among, few enough for the disk."""
         return min(self.policy.max_candidates, max(self.policy.shortlist, 2) * self._budget_frames() + 8)
 
+    @property
+    def _samples(self) -> bool:
+        """Whether somebody will ask what is typical of this window."""
+        return bool(self.policy.typicality) or self._cold
+
     def _sample(self, draw: float, fingerprint: Fingerprint) -> None:
         """Keep a random sample of the window's fingerprints, to know what is typical."""
-        if not (self.policy.typicality or self._cold):
-            return
         insort(self._reservoir, (draw, len(self._reservoir), fingerprint), key=lambda entry: entry[0])
         del self._reservoir[_RESERVOIR:]
 
@@ -370,6 +378,13 @@ class Selector:
         for mean in means.tolist():
             ranks.add(mean)
         return {c.frame_id: 1.0 - ranks.rank(mean) for c, mean in zip(candidates, means.tolist(), strict=True)}
+
+
+def _with(judgement: Judgement, *, refused: str) -> Judgement:
+    """The judgement with the last word; `dataclasses.replace` takes three times as long, and this runs for every frame."""
+    j = judgement
+    probability, prints = j.inclusion_probability, j.fingerprint
+    return Judgement(not refused, j.arm, j.score, j.value, j.reasons, j.strategy_scores, probability, prints, refused)
 
 
 def _noisy_or(scores: dict[str, float], policy: Policy) -> float:
