@@ -26,7 +26,7 @@ from bowerbird_agent.explore import AuditDraw, keyed_unit
 from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_cells
 from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
 from bowerbird_agent.pool import WORTH_REPLACING, Pool
-from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rule_max_below
+from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rare_class, rule_max_below
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,6 +47,8 @@ _KEPT_TIMES = 8640
 _HALF_STRENGTH_CELLS = 12.0
 _SPEAKS_FROM = 0.3
 _RESERVOIR = 256
+# What a class counts for falls by this factor with each frame: how often it was shown in the last two thousand or so.
+_FREQUENCY_KEPT = 1.0 - 1.0 / 2000.0
 
 
 def rule_would_send(detections: Detections, *, visible: float = 0.25) -> bool:
@@ -101,6 +103,7 @@ class Selector:
         self._views: dict[str, _CameraView] = {}
         self._bank = Bank(policy.bank_size)
         self._windows = 0  # windows begun since the device was made; part of the key of every draw
+        self._class_frequency: dict[int, float] = {}  # class id -> frames that showed it, older ones for less
         self._scoring_failed = False
         if state is not None:
             self._restore(state)
@@ -139,6 +142,8 @@ class Selector:
             thumb = None
         if self._frames_left == 0:
             return _with(judgement, refused="no_frames_left")
+        if self.policy.frames_per_window == 0:
+            return _with(judgement, refused="switched_off")
         at_ms = frame.captured_at_ms
         if view.gap_to_kept_ms(at_ms) == 0 or self._pool.has(frame.camera, at_ms):
             return _with(judgement, refused="already_chosen")
@@ -224,6 +229,7 @@ class Selector:
         logger.info("selection starts again (%s): %s candidates given up", why, len(dropped))
         if new_model:
             self._bank.forget_embeddings()
+            self._class_frequency.clear()
         self._scoring_failed = False
         self._forget_ranks()
         self._begin_window()
@@ -331,11 +337,21 @@ class Selector:
                 moved = cells / (cells + _HALF_STRENGTH_CELLS)
                 hidden = best_hidden(detections, floor_score=policy.decode_confidence, visible=visible)
                 scores[name] = 1.0 - (1.0 - moved) * (1.0 - hidden)
+            elif name == "rare_class":
+                scores[name] = rare_class(detections, self._class_frequency, visible=visible)
+                self._count_classes(detections, visible)
             elif name in SCORERS:
                 scores[name] = SCORERS[name](detections, visible=visible)
         if not all(map(math.isfinite, scores.values())):
             raise ValueError(f"detections gave scores that are not numbers: {scores}")
         return scores
+
+    def _count_classes(self, detections: Detections, visible: float) -> None:
+        """Remember which classes this frame shows, after it was compared with those before."""
+        for class_id in self._class_frequency:
+            self._class_frequency[class_id] *= _FREQUENCY_KEPT
+        for class_id in set(detections.class_ids[detections.scores >= visible].tolist()):
+            self._class_frequency[class_id] = self._class_frequency.get(class_id, 0.0) + 1.0
 
     def _why_not(self, view: _CameraView, frame: Frame, judgement: Judgement, thumb: NDArray[np.uint8]) -> str:
         """Why a frame that chance did not take is no candidate; "" when it is one."""

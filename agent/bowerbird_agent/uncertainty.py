@@ -234,6 +234,25 @@ def count(detections: Detections, *, visible: float = 0.25) -> float:
     return shown / (shown + _HALF_CROWDED)
 
 
+def rare_class(detections: Detections, frequency: Mapping[int, float], *, visible: float = 0.25) -> float:
+    """The rarest class among the boxes: 1 for a class never shown here, 0 for the most frequent one.
+
+    Boxes down to half the threshold for being shown count in part: what a model seldom sees it seldom sees well.
+
+    Args:
+        frequency: class id -> in how many frames it was shown lately; classes that are missing were not.
+    Returns:
+        [0, 1]; 0 without detections, and for a model of one class as soon as it was seen.
+    """
+    most = max(frequency.values(), default=0.0)
+    score = 0.0
+    for confidence, class_id in zip(detections.scores.tolist(), detections.class_ids.tolist(), strict=True):
+        strength = min(1.0, max(0.0, 2.0 * confidence / visible - 1.0))
+        rarity = 1.0 - frequency.get(class_id, 0.0) / most if most > 0 else 1.0
+        score = max(score, strength * rarity)
+    return score
+
+
 def best_hidden(detections: Detections, *, floor_score: float = 0.05, visible: float = 0.25) -> float:
     """The best box below the threshold for being shown, unless a shown box covers it: the likeliest missed object.
 
