@@ -44,6 +44,7 @@ class Judgement:
         inclusion_probability: chance in [0, 1] that the explore arm took this frame, whichever arm it is in.
         fingerprint: for telling it from other frames.
         refused: why it is not admitted; "" when it is.
+        bar: the value that it had to exceed to be admitted, in [0, 1]; None when it was not measured against one.
     """
 
     admit: bool
@@ -55,6 +56,7 @@ class Judgement:
     inclusion_probability: float
     fingerprint: Fingerprint
     refused: str = ""
+    bar: float | None = None
 
 
 @dataclass(frozen=True)

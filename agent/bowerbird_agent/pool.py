@@ -59,18 +59,26 @@ class Pool:
         """Whether exactly this frame waits."""
         return (camera, at_ms) in self._places
 
-    def why_not(self, camera: str, at_ms: int, value: float) -> str:
-        """Why a policy frame of this value would not get a place; "" when it would."""
+    def __len__(self) -> int:
+        """Frames with a place, stored or not."""
+        return len(self._places)
+
+    def why_not(self, camera: str, at_ms: int, value: float) -> tuple[str, float | None]:
+        """Why a policy frame of this value would not get a place, "" when it would; and the value it must exceed, if any."""
         neighbours = self._neighbours((camera, at_ms))
-        if any(place.judgement.value + WORTH_REPLACING > value for place in neighbours):
-            return "weaker_than_neighbour"
+        bar: float | None = None
+        if neighbours:
+            bar = max(place.judgement.value for place in neighbours) + WORTH_REPLACING
+            if bar > value:
+                return "weaker_than_neighbour", bar
         if len(self._places) >= self._capacity() and not neighbours:
             if self._weakest is None:
                 values = (p.judgement.value for p in self._places.values() if p.judgement.arm == "policy")
                 self._weakest = min(values, default=1.0)
             if value <= self._weakest:
-                return "pool_full"
-        return ""
+                return "pool_full", self._weakest
+            bar = self._weakest
+        return "", bar
 
     def enter(self, camera: str, at_ms: int, judgement: Judgement) -> None:
         """Give an admitted frame its place; weaker neighbours, and the weakest of a full pool, give way."""
@@ -114,7 +122,7 @@ class Pool:
         return given_up
 
     def _late(self, key: _Key, candidate: Candidate) -> str:
-        return self.why_not(*key, candidate.judgement.value) if candidate.judgement.arm == "policy" else ""
+        return self.why_not(*key, candidate.judgement.value)[0] if candidate.judgement.arm == "policy" else ""
 
     def _give_way(self, place: _Place, why: str) -> None:
         del self._places[place.key]

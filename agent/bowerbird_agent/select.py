@@ -115,6 +115,16 @@ class Selector:
         self._frames_left = None if frames_left is None else max(0, frames_left)
 
     @property
+    def frames_left(self) -> int | None:
+        """How many frames may still be sent, as told last; None for no limit."""
+        return self._frames_left
+
+    @property
+    def waiting(self) -> int:
+        """Frames that have a place in the open window, stored or on their way to the disk."""
+        return len(self._pool)
+
+    @property
     def candidates(self) -> tuple[str, ...]:
         """Frame ids waiting for the window's end."""
         return self._pool.frame_ids
@@ -151,8 +161,8 @@ class Selector:
             reasons = ("random_audit", *judgement.reasons)
             judgement = replace(judgement, admit=True, arm="explore", reasons=reasons, refused="")
         elif thumb is not None:
-            refused = self._why_not(view, frame, judgement, thumb)
-            judgement = _with(judgement, refused=refused)
+            refused, bar = self._why_not(view, frame, judgement, thumb)
+            judgement = _with(judgement, refused=refused, bar=bar)
             if not refused:
                 view.last_admitted = (thumb, judgement.value)
         if judgement.admit:
@@ -353,22 +363,25 @@ class Selector:
         for class_id in set(detections.class_ids[detections.scores >= visible].tolist()):
             self._class_frequency[class_id] = self._class_frequency.get(class_id, 0.0) + 1.0
 
-    def _why_not(self, view: _CameraView, frame: Frame, judgement: Judgement, thumb: NDArray[np.uint8]) -> str:
-        """Why a frame that chance did not take is no candidate; "" when it is one."""
+    def _why_not(
+        self, view: _CameraView, frame: Frame, judgement: Judgement, thumb: NDArray[np.uint8]
+    ) -> tuple[str, float | None]:
+        """Why a frame that chance did not take is no candidate, "" when it is one; and the value it had to exceed, if any."""
         policy, value = self.policy, judgement.value
         if policy.epsilon >= 1.0:
-            return "audit_only"
+            return "audit_only", None
         if value <= 0.0:
-            return "nothing_to_learn"
+            return "nothing_to_learn", 0.0
         if view.gap_to_kept_ms(frame.captured_at_ms) < policy.min_gap_s * 1000.0:
-            return "too_close_to_chosen"
-        if refused := self._pool.why_not(frame.camera, frame.captured_at_ms, value):
-            return refused
+            return "too_close_to_chosen", None
+        refused, bar = self._pool.why_not(frame.camera, frame.captured_at_ms, value)
+        if refused:
+            return refused, bar
         if policy.near_duplicates and view.last_admitted is not None:
             last_thumb, last_value = view.last_admitted
             if value <= last_value + WORTH_REPLACING and not changed_cells(thumb, last_thumb).any():
-                return "duplicate"
-        return ""
+                return "duplicate", last_value + WORTH_REPLACING
+        return "", bar
 
     def _capacity(self) -> int:
         """Candidates worth writing: enough to choose among, few enough for the disk."""
@@ -396,11 +409,11 @@ class Selector:
         return {c.frame_id: 1.0 - ranks.rank(mean) for c, mean in zip(candidates, means.tolist(), strict=True)}
 
 
-def _with(judgement: Judgement, *, refused: str) -> Judgement:
+def _with(judgement: Judgement, *, refused: str, bar: float | None = None) -> Judgement:
     """The judgement with the last word; `dataclasses.replace` takes three times as long, and this runs for every frame."""
     j = judgement
     probability, prints = j.inclusion_probability, j.fingerprint
-    return Judgement(not refused, j.arm, j.score, j.value, j.reasons, j.strategy_scores, probability, prints, refused)
+    return Judgement(not refused, j.arm, j.score, j.value, j.reasons, j.strategy_scores, probability, prints, refused, bar)
 
 
 def _noisy_or(scores: dict[str, float], policy: Policy) -> float:

@@ -136,16 +136,16 @@ class StoringThread:
                 self._changed.wait_for(lambda: self._tasks or self._is_stopping, _FLUSH_EVERY_S)
                 task = self._tasks.popleft() if self._tasks else None
                 is_last = task is None and self._is_stopping
-            if isinstance(task, StoreFrame):
-                self._store(task)
-            elif isinstance(task, CountBytes):
-                self.count(len(self._encoder.image(task.image_bgr).jpeg), rule_would_send=task.rule_would_send)
-            elif isinstance(task, Promote):
-                self._promote(task)
+            self._work(task)
             if is_last or time.monotonic() - self._flushed_s >= _FLUSH_EVERY_S:
                 self.flush()
             if is_last:
                 return
+
+    def drain(self) -> None:
+        """Work through what is queued in the caller's thread, where nobody runs `run`: a replay knows no disk that is behind."""
+        while self._tasks:
+            self._work(self._tasks.popleft())
 
     def flush(self) -> None:
         """Write the counters; what cannot be written now is kept for the next time."""
@@ -164,6 +164,14 @@ class StoringThread:
         self._counters.add(names.ALL_BYTES, size_bytes)
         if rule_would_send:
             self._counters.add(names.RULE_BYTES, size_bytes)
+
+    def _work(self, task: Task | None) -> None:
+        if isinstance(task, StoreFrame):
+            self._store(task)
+        elif isinstance(task, CountBytes):
+            self.count(len(self._encoder.image(task.image_bgr).jpeg), rule_would_send=task.rule_would_send)
+        elif isinstance(task, Promote):
+            self._promote(task)
 
     def _store(self, task: StoreFrame) -> None:
         header = task.header
