@@ -16,6 +16,7 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from bowerbird_agent.cli_explain import add_explain
 from bowerbird_agent.cli_models import add_bench, add_tune
 from bowerbird_agent.cli_options import EXIT_FAILED, EXIT_HUNG, EXIT_OK, EXIT_USAGE, add_command, add_common_options
 from bowerbird_agent.cli_replay import add_replay
@@ -114,6 +115,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_snapshot(commands)
     add_replay(commands)
+    add_explain(commands)
 
     doctor = add_command(
         commands,

@@ -6,13 +6,42 @@ writes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from bowerbird_agent.choose import Judgement
+
+# Why a frame is no candidate, as `select.py` calls it -> as a person says it.
+REFUSALS: Mapping[str, str] = MappingProxyType(
+    {
+        "nothing_to_learn": "no strategy says that a label would teach anything",
+        "audit_only": "this policy takes frames by chance alone",
+        "duplicate": "nothing has changed since the last candidate",
+        "too_close_to_chosen": "too soon after a frame that was sent",
+        "weaker_than_neighbour": "a frame shortly before it is worth as much or more",
+        "pool_full": "enough frames wait already, and each is worth more",
+        "no_frames_left": "the server wants no more frames",
+        "already_chosen": "this frame was sent before",
+        "scoring_failed": "the frame could not be scored; the log says why",
+        "switched_off": "the policy sends no frame at all",
+    }
+)
+# Why a candidate was not chosen, as `choose.py`, `pool.py` and `inference.py` call it.
+DROPS: Mapping[str, str] = MappingProxyType(
+    {
+        "weaker_than_neighbour": "a frame shortly after it was worth more",
+        "pool_full": "too many frames waited, and each was worth more",
+        "weaker": "others of its window were worth more or more unlike each other",
+        "too_close": "too near in time to a frame that was chosen",
+        "byte_budget": "its bytes did not fit into what was left of the budget",
+        "explore_share": "the random share of the window was full",
+        "no_frames_left": "the server wanted no more frames",
+        "round_over": "another model or another wish of the server began a new round",
+    }
+)
 
 
 @dataclass(frozen=True)

@@ -377,11 +377,22 @@ class Inference:
     # --- windows -------------------------------------------------------------------------------------------------------
 
     def _close_window(self) -> None:
-        result = self._selector.close_window(frames_left=self._frames_left(), bytes_left=self._bytes_left())
+        frames_left, bytes_left = self._frames_left(), self._bytes_left()
+        result = self._selector.close_window(frames_left=frames_left, bytes_left=bytes_left)
         with self._lock:
             self._reserved += len(result.chosen)
         state = self._selector.to_state()
-        self._storing.submit(Promote(result.chosen, result.dropped, round_number=self._round, selector_state=state))
+        self._storing.submit(
+            Promote(
+                result.chosen,
+                result.dropped,
+                round_number=self._round,
+                selector_state=state,
+                frames_left=frames_left,
+                bytes_left=bytes_left,
+                explore_share=result.explore_share,
+            )
+        )
         if result.chosen:
             logger.info("window of %d frames closed: %d chosen", self._window_frames, len(result.chosen))
         self._window_frames = 0

@@ -136,6 +136,8 @@ class Trial:
     @property
     def note(self) -> str:
         """What to know before believing the figures; "" for nothing."""
+        if self.setting.frames_total is not None and len(self.picks) >= self.setting.frames_total:
+            return "the server's wish was fulfilled before the film ended, so bytes a day say little"
         window = self.setting.policy.window_frames
         if self.frames >= window:
             return ""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bowerbird_agent.counters import Counters
+    from bowerbird_agent.decision_log import DecisionLog
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_wire.messages import FrameHeader
@@ -74,7 +75,8 @@ class CountBytes:
 class Promote:
     """End of a window: these go up, in this order; the others are dropped for the reason given.
 
-    `selector_state` is kept for the next start, None to leave it as it is.
+    `selector_state` is kept for the next start, None to leave it as it is. What was left before choosing, None for no limit, and the
+    share of the explore candidates that was chosen are for the log of decisions.
     """
 
     chosen: tuple[str, ...]
@@ -82,6 +84,9 @@ class Promote:
     closes_window: bool = True
     round_number: int = 0
     selector_state: bytes | None = None
+    frames_left: int | None = None
+    bytes_left: int | None = None
+    explore_share: float = 1.0
 
 
 Task = StoreFrame | CountBytes | Promote
@@ -95,9 +100,18 @@ class StoringThread:
         counters: totals, flushed at least every second and at each window's end.
         encoder: for frames that are only counted.
         pulse: this thread's heartbeat.
+        decisions: the log that this thread writes; None for no log.
     """
 
-    def __init__(self, spool: Store, counters: Counters, encoder: FrameEncoder, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self,
+        spool: Store,
+        counters: Counters,
+        encoder: FrameEncoder,
+        pulse: Pulse | None = None,
+        decisions: DecisionLog | None = None,
+    ) -> None:
+        self._decisions = decisions
         self._pulse = pulse or no_pulse()
         self._spool, self._counters, self._encoder = spool, counters, encoder
         self._tasks: deque[Task] = deque()
@@ -139,7 +153,11 @@ class StoringThread:
             self._work(task)
             if is_last or time.monotonic() - self._flushed_s >= _FLUSH_EVERY_S:
                 self.flush()
+            if self._decisions is not None:
+                self._decisions.write_if_due(time.monotonic())
             if is_last:
+                if self._decisions is not None:
+                    self._decisions.write(time.monotonic())
                 return
 
     def drain(self) -> None:
@@ -184,6 +202,15 @@ class StoringThread:
             self._failed(f"frame {header.sequence} of camera {header.camera} cannot be stored", error)
 
     def _promote(self, task: Promote) -> None:
+        if self._decisions is not None:
+            self._decisions.window(
+                task.chosen,
+                task.dropped,
+                closed=task.closes_window,
+                frames_left=task.frames_left,
+                bytes_left=task.bytes_left,
+                explore_share=task.explore_share,
+            )
         promoted = 0
         try:
             promoted = len(self._spool.promote(task.chosen)) if task.chosen else 0
