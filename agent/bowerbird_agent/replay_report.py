@@ -64,8 +64,9 @@ def report_page(trials: Sequence[Trial], *, source: str, model: str) -> str:
         parts.append(_counts("Why frames were not even candidates", trial.refused))
         parts.append(_counts("Why candidates were not picked", trial.dropped))
         shown = trial.picks[:MOST_PICTURES]
+        names = sorted({found.class_name for pick in shown for found in pick.header.detections})  # one colour for each
         visible = trial.setting.policy.visible_confidence
-        parts.append('<div class="sheet">' + "".join(_figure(pick, visible=visible) for pick in shown) + "</div>")
+        parts.append('<div class="sheet">' + "".join(_figure(pick, names, visible=visible) for pick in shown) + "</div>")
         if len(shown) < len(trial.picks):
             parts.append(f'<p class="dim">{len(trial.picks) - len(shown)} more were picked and are not shown.</p>')
         if not shown:
@@ -111,7 +112,10 @@ def _timeline(trial: Trial) -> str:
         for pick in trial.picks
     )
     said = f"When frames were picked; the first is frame {first}"
-    return f'<svg viewBox="0 0 1000 26" preserveAspectRatio="none" role="img" aria-label="{said}">{ticks}</svg>'
+    return (
+        f'<svg viewBox="0 0 1000 26" preserveAspectRatio="none" role="img" aria-label="{said}">{ticks}</svg>'
+        '<p class="dim">Along the film: picked by the policy (orange), at random (blue).</p>'
+    )
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> str:
@@ -121,7 +125,7 @@ def _counts(title: str, counts: Mapping[str, int]) -> str:
     return f"<p><b>{title}:</b> {said}</p>"
 
 
-def _figure(pick: Pick, *, visible: float) -> str:
+def _figure(pick: Pick, names: Sequence[str], *, visible: float) -> str:
     header = pick.header
     arm = f"at random (p {header.inclusion_probability:.4f})" if header.arm == "explore" else f"rank {header.score:.2f}"
     lines = [f"<b>frame {header.sequence}</b> · {arm}", escape(_joined(header.reasons)), f"{_bytes(pick.size_bytes)}"]
@@ -129,17 +133,16 @@ def _figure(pick: Pick, *, visible: float) -> str:
         lines[-1] += f" · {len(pick.missed)} missed"
     if pick.sent_at_ms is None:
         lines[-1] += " · not sent before the end"
-    picture = base64.b64encode(_small(pick, visible)).decode()
+    picture = base64.b64encode(_small(pick, names, visible)).decode()
     return (
         f'<figure class="{escape(header.arm)}"><img loading="lazy" alt="frame {header.sequence}" '
         f'src="data:image/jpeg;base64,{picture}"><figcaption>{"<br>".join(lines)}</figcaption></figure>'
     )
 
 
-def _small(pick: Pick, visible: float) -> bytes:
+def _small(pick: Pick, names: Sequence[str], visible: float) -> bytes:
     """The frame at the width of the sheet, as JPEG, with the boxes that the model gave."""
     image = np.asarray(cv2.imdecode(np.frombuffer(pick.jpeg, np.uint8), cv2.IMREAD_COLOR), np.uint8)
-    names = sorted({found.class_name for found in pick.header.detections})
     boxes = [(found.class_name, found.score, found.box_xyxy, names.index(found.class_name)) for found in pick.header.detections]
     image = draw_boxes(image, boxes, visible=visible)
     scale = _WIDTH_PX / image.shape[1]
