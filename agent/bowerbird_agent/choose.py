@@ -44,6 +44,7 @@ class Judgement:
         inclusion_probability: chance in [0, 1] that the explore arm took this frame, whichever arm it is in.
         fingerprint: for telling it from other frames.
         refused: why it is not admitted; "" when it is.
+        bar: the value that it had to exceed to be admitted, in [0, 1]; None when it was not measured against one.
     """
 
     admit: bool
@@ -55,6 +56,7 @@ class Judgement:
     inclusion_probability: float
     fingerprint: Fingerprint
     refused: str = ""
+    bar: float | None = None
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def _farthest_first(state: _Choice, ranked: list[tuple[Candidate, float]]) -> No
         nearest = np.minimum(nearest, _distances_to(chosen, ranked))
     waiting = list(range(len(ranked)))
     while waiting and len(state.chosen) < state.limit:
-        apart = [i for i in waiting if state.is_apart(ranked[i][0], gap_ms)]
+        apart = [i for i in waiting if state.is_apart(ranked[i][0], gap_ms)] if gap_ms > 0 else waiting
         if not apart:
             if gap_ms <= least_gap_ms:
                 break
@@ -191,7 +193,7 @@ def _farthest_first(state: _Choice, ranked: list[tuple[Candidate, float]]) -> No
             weight = _LIKE_ANOTHER + (1.0 - _LIKE_ANOTHER) * far / max(float(far.max()), 1e-12)
             best = short[int(np.argmax(np.array([ranked[i][1] for i in short]) * weight))]
         waiting.remove(best)
-        if state.take(ranked[best][0]):
+        if state.take(ranked[best][0]) and policy.shortlist > 1:
             nearest = np.minimum(nearest, _distances_to(ranked[best][0], ranked))
     for i in waiting:
         full = len(state.chosen) >= state.limit

@@ -16,8 +16,10 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from bowerbird_agent.cli_explain import add_explain
 from bowerbird_agent.cli_models import add_bench, add_tune
 from bowerbird_agent.cli_options import EXIT_FAILED, EXIT_HUNG, EXIT_OK, EXIT_USAGE, add_command, add_common_options
+from bowerbird_agent.cli_replay import add_replay
 from bowerbird_agent.cli_score import add_score
 from bowerbird_agent.cli_snapshot import add_snapshot
 from bowerbird_agent.errors import AgentError, ConfigError, StageHung
@@ -38,6 +40,7 @@ examples:
   bowerbird-agent tune --config agent.toml
   bowerbird-agent bench --model best.onnx --compare
   bowerbird-agent snapshot --config agent.toml --out snap.jpg
+  bowerbird-agent replay --video street.mp4 --model best.onnx --out report.html
 """
 
 
@@ -111,6 +114,8 @@ def _parser() -> argparse.ArgumentParser:
     add_bench(commands)
 
     add_snapshot(commands)
+    add_replay(commands)
+    add_explain(commands)
 
     doctor = add_command(
         commands,

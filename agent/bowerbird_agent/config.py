@@ -140,9 +140,18 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class AccountingConfig:
-    """`encode_everything` encodes each distinct frame, to know what sending everything or the 0.6 rule would have cost."""
+    """What is kept for the record.
+
+    Args:
+        encode_everything: encodes each distinct frame, to know what sending everything or the 0.6 rule would have cost.
+        keep_decisions: newest decisions kept in the state folder for `bowerbird-agent explain`, some 40 bytes each; 0 for none.
+    """
 
     encode_everything: bool = False
+    keep_decisions: int = 20_000
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.keep_decisions <= 1_000_000, f"keep_decisions is {self.keep_decisions}; it must be 0 to 1000000")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,8 @@ from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
 from bowerbird_agent.counters import Counters
+from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
+from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import AgentError, ConfigError, NoModelError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
@@ -133,7 +135,10 @@ class Device:
         self._exchange = FrameExchange(self._count_replaced)
         boot_id = machine_boot_id()
         self._encoder = encoder = FrameEncoder(config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok)
-        self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"])
+        self._decisions = DecisionLog(
+            device.state_dir / DECISIONS_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()
+        )
+        self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions)
         self._cameras = Cameras(config.cameras, self._exchange, self._counters, self._heartbeats, self._stages)
         budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic())
         self._inference = Inference(
@@ -148,6 +153,7 @@ class Device:
             bytes_left=lambda: self._control.bytes_left_today,
             sources_done=lambda: self._cameras.all_done,
             on_promoted=lambda: events.put(Wake()),
+            witness=self._decisions.note,
             pulse=self._pulses["inference"],
         )
         self._guard = GuardWatch(config.guard, sensors or MachineSensors(), self._inference, pulse=self._pulses["guard"])
@@ -334,6 +340,7 @@ class Device:
             self._guard.config = config.guard
             self._publisher.config = config.publish
             self._inference.encode_everything = config.accounting.encode_everything
+            self._decisions.keep = config.accounting.keep_decisions
             self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
             if "selection" in plan.live or len(config.cameras) != len(before.cameras):
                 self._inference.set_policy(config.selection, device=config.device.id, cameras=len(config.cameras))

@@ -84,7 +84,8 @@ def changed_cells(thumb: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDA
     Returns:
         (48, 64) bool.
     """
-    return _coherent(_difference(thumb, reference.astype(np.float32)))
+    size = np.abs(_difference(thumb, reference.astype(np.float32)))
+    return _coherent(size, _middle(size))
 
 
 @dataclass(frozen=True)
@@ -124,21 +125,22 @@ class Background:
         Args:
             thumb: (48, 64) uint8 of the camera's next frame.
         """
-        still = np.zeros((HEIGHT, WIDTH), np.bool_)
         self._frames += 1
         known = len(self._samples) >= _LEAST_SAMPLES
         if self._frames % (_SAMPLE_EVERY if known else _SAMPLE_EVERY_AT_FIRST) == 0:
             self._samples.append(thumb)
             self._median = np.median(np.stack(self._samples), axis=0).astype(np.float32)
         if not known:
-            return Motion(still, known=False)
-        difference = _difference(thumb, self._median)
-        size = np.abs(difference)
-        moving = _coherent(difference, self._flicker)
-        if float(moving.mean()) > _LIGHT_SHARE or _middle(size) > _LIGHT_STEP:
+            return Motion(_still(), known=False)
+        size = np.abs(_difference(thumb, self._median))
+        middle = _middle(size)
+        moving = _coherent(size, middle, self._flicker)
+        if np.count_nonzero(moving) / moving.size > _LIGHT_SHARE or middle > _LIGHT_STEP:
             self._learn_anew()
-            return Motion(still, light_changed=True, known=False)
-        self._flicker += np.clip(3.0 * size - self._flicker, -0.25, 0.25)
+            return Motion(_still(), light_changed=True, known=False)
+        step = 3.0 * size
+        step -= self._flicker
+        self._flicker += np.minimum(np.maximum(step, -0.25, out=step), 0.25, out=step)
         return Motion(moving)
 
     def _learn_anew(self) -> None:
@@ -158,31 +160,46 @@ def uncovered_cells(moving: NDArray[np.bool_], boxes_xyxy: NDArray[np.float32], 
     if not moving.any():
         return 0
     left_over = moving.copy()
-    scale = np.array([WIDTH / image_width, HEIGHT / image_height] * 2)
-    for x1, y1, x2, y2 in (boxes_xyxy * scale).tolist():
-        left_over[max(0, int(y1) - 1) : int(y2) + 2, max(0, int(x1) - 1) : int(x2) + 2] = False
-    return int(left_over.sum())
+    across, down = WIDTH / image_width, HEIGHT / image_height
+    for x1, y1, x2, y2 in boxes_xyxy.tolist():
+        top, left = max(0, int(y1 * down) - 1), max(0, int(x1 * across) - 1)
+        left_over[top : int(y2 * down) + 2, left : int(x2 * across) + 2] = False
+    return int(np.count_nonzero(left_over))
 
 
 def _difference(thumb: NDArray[np.uint8], reference: NDArray[np.float32]) -> NDArray[np.float32]:
     """Gray levels by which each cell differs, without the change of overall brightness."""
     difference = thumb - reference
-    return np.asarray(difference - _middle(difference), np.float32)
+    difference -= _middle(difference)
+    return difference
 
 
-def _coherent(difference: NDArray[np.float32], flicker: NDArray[np.float32] | None = None) -> NDArray[np.bool_]:
-    """Cells that differ by more than noise together with at least half of their 3x3 neighbourhood."""
-    size = np.abs(difference)
-    noise = _middle(size) / 0.6745  # of a normal distribution with this median of absolute values
+def _still() -> NDArray[np.bool_]:
+    return np.zeros((HEIGHT, WIDTH), np.bool_)
+
+
+def _coherent(size: NDArray[np.float32], middle: float, flicker: NDArray[np.float32] | None = None) -> NDArray[np.bool_]:
+    """Cells that differ by more than noise together with at least half of their 3x3 neighbourhood.
+
+    Args:
+        size: (48, 64), gray levels by which each cell differs.
+        middle: the median of it.
+        flicker: (48, 64), what each cell differs by at all times.
+    """
+    noise = middle / 0.6745  # of a normal distribution with this median of absolute values
     threshold: float | NDArray[np.float32] = min(_LARGEST_STEP, max(_LEAST_STEP, _NOISE_FACTOR * noise))
     if flicker is not None:
         threshold = np.maximum(threshold, flicker)
-    over = (size > threshold).astype(np.float32)
+    over = size > threshold
     # 5 of 9: a lone cell is noise, a blob of six is not.
-    return (over > 0) & (cv2.blur(over, (3, 3), borderType=cv2.BORDER_CONSTANT) > 4.5 / 9)
+    around = cv2.boxFilter(over.view(np.uint8), -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    coherent: NDArray[np.bool_] = over & (around >= 5)
+    return coherent
 
 
 def _middle(values: NDArray[np.float32]) -> float:
     """The median, nearly: of every ninth cell, which costs a fifth."""
-    sample = values[1::3, 1::3].ravel()
-    return float(np.partition(sample, len(sample) // 2)[len(sample) // 2])
+    sample = values[1::3, 1::3].ravel()  # a copy, as every other place of a picture is left out
+    middle = len(sample) // 2
+    sample.partition(middle)
+    return float(sample[middle])

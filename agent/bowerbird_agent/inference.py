@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.decisions import Decision
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
@@ -91,6 +92,7 @@ class Inference:
         observer: told of every detection, for a model on trial.
         audience: offered every frame's detections, None for nobody.
         pulse: this thread's heartbeat.
+        witness: told of every decision, for `explain` and `replay`; must not block. None for nobody.
         on_promoted: called in the spool thread when frames became ready to send.
     """
 
@@ -109,6 +111,7 @@ class Inference:
         sources_done: Callable[[], bool] = lambda: False,
         observer: Observer | None = None,
         audience: Audience | None = None,
+        witness: Callable[[Decision], None] | None = None,
         on_promoted: Callable[[], None] = lambda: None,
         pulse: Pulse | None = None,
     ) -> None:
@@ -124,6 +127,7 @@ class Inference:
         self._bytes_left, self._sources_done = bytes_left, sources_done
         self.observer: Observer = observer or _Idle()
         self.audience = audience
+        self.witness = witness
         self.on_promoted = on_promoted
         storing.on_promoted = self._settle
         self._lock = threading.Lock()
@@ -287,25 +291,41 @@ class Inference:
         if would_send:
             self._counters.add(names.RULE_FRAMES)
         counts = is_new and self.encode_everything
+        frame_id = ""
         if judgement is not None and judgement.admit:
-            size_bytes = self._keep(model, frame, detections, judgement)
+            frame_id, size_bytes = self._keep(model, frame, detections, judgement)
             if counts:
                 self._storing.count(size_bytes, rule_would_send=would_send)
         elif counts:
             self._storing.submit(CountBytes(frame.image_bgr, would_send))
+        if self.witness is not None and judgement is not None:
+            selector = self._selector
+            self.witness(
+                Decision(
+                    frame.camera,
+                    frame.sequence,
+                    frame.captured_at_ms,
+                    frame_id,
+                    model.digest,
+                    judgement,
+                    selector.policy.strategies,
+                    selector.frames_left,
+                    selector.waiting,
+                )
+            )
 
-    def _keep(self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement) -> int:
-        """Make an admitted frame a candidate; returns the size of its JPEG."""
+    def _keep(self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement) -> tuple[str, int]:
+        """Make an admitted frame a candidate; returns its id, "" when the disk was behind, and the size of its JPEG."""
         header, jpeg = self._encoder.frame(
             frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
         )
         if not self._storing.submit(StoreFrame(header, jpeg)):
             self._counters.count_dropped(frame.camera)
-            return len(jpeg)
+            return "", len(jpeg)
         dropped = self._selector.add(Candidate(header.frame_id, frame.camera, frame.captured_at_ms, judgement, len(jpeg)))
         if dropped:
             self._storing.submit(Promote((), dropped, closes_window=False))
-        return len(jpeg)
+        return header.frame_id, len(jpeg)
 
     def _detect(self, model: LoadedModel, frame: Frame) -> Detections | None:
         """Detections, or None when the model failed; either is told to the observer."""
@@ -357,11 +377,22 @@ class Inference:
     # --- windows -------------------------------------------------------------------------------------------------------
 
     def _close_window(self) -> None:
-        result = self._selector.close_window(frames_left=self._frames_left(), bytes_left=self._bytes_left())
+        frames_left, bytes_left = self._frames_left(), self._bytes_left()
+        result = self._selector.close_window(frames_left=frames_left, bytes_left=bytes_left)
         with self._lock:
             self._reserved += len(result.chosen)
         state = self._selector.to_state()
-        self._storing.submit(Promote(result.chosen, result.dropped, round_number=self._round, selector_state=state))
+        self._storing.submit(
+            Promote(
+                result.chosen,
+                result.dropped,
+                round_number=self._round,
+                selector_state=state,
+                frames_left=frames_left,
+                bytes_left=bytes_left,
+                explore_share=result.explore_share,
+            )
+        )
         if result.chosen:
             logger.info("window of %d frames closed: %d chosen", self._window_frames, len(result.chosen))
         self._window_frames = 0

@@ -9,9 +9,9 @@ Embeddings of different models cannot be compared: `forget_embeddings` drops the
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right, insort
 from collections import deque
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import cbor2
@@ -20,7 +20,7 @@ import numpy as np
 from bowerbird_agent.gate import HASH_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -29,25 +29,39 @@ _BITS = np.array([bin(value).count("1") for value in range(256)], np.uint8)
 _FARTHEST_BITS = HASH_BYTES * 8 / 2
 
 
-@dataclass(frozen=True)
 class Fingerprint:
-    """What a frame looks like, for comparison with others.
+    """What a frame looks like, for comparison with others. Never changed once made.
 
     Args:
-        hash_bits: (32,) uint8, packed difference hash.
+        hash_bits: (32,) uint8, packed difference hash, or what makes it when it is first asked for: of a frame with an embedding
+            that is only when the frame is kept.
         embedding: (d,) float32 of length 1, or None.
     """
 
-    hash_bits: NDArray[np.uint8]
-    embedding: NDArray[np.float32] | None = None
+    __slots__ = ("_hash_bits", "embedding")
+
+    def __init__(
+        self, hash_bits: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]], embedding: NDArray[np.float32] | None = None
+    ) -> None:
+        self._hash_bits = hash_bits
+        self.embedding = embedding
+
+    @property
+    def hash_bits(self) -> NDArray[np.uint8]:
+        """(32,) uint8, packed difference hash."""
+        if callable(self._hash_bits):
+            self._hash_bits = self._hash_bits()
+        return self._hash_bits
 
     @classmethod
-    def of(cls, hash_bits: NDArray[np.uint8], embedding: NDArray[np.float32] | None = None) -> Fingerprint:
+    def of(
+        cls, hash_bits: NDArray[np.uint8] | Callable[[], NDArray[np.uint8]], embedding: NDArray[np.float32] | None = None
+    ) -> Fingerprint:
         """With the embedding brought to length 1; one that is all zero or not finite counts as absent."""
         if embedding is None:
             return cls(hash_bits)
-        length = float(np.linalg.norm(embedding))
-        if not np.isfinite(length) or length < 1e-12:
+        length = float(np.sqrt(embedding.dot(embedding)))
+        if not math.isfinite(length) or length < 1e-12:
             return cls(hash_bits)
         return cls(hash_bits, np.asarray(embedding / length, np.float32))
 
@@ -105,7 +119,7 @@ class Bank:
             without = len(self._hashes) - self._embedded
             if without:  # kept before this model: the oldest, since the model changed once
                 nearest = min(nearest, self._nearest_hash(fingerprint, self._hashes[:without]))
-            return float(np.clip(nearest, 0.0, 1.0))
+            return min(1.0, max(0.0, nearest))
         return self._nearest_hash(fingerprint, self._hashes)
 
     @staticmethod

@@ -26,6 +26,7 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
         "missed_object": "a strong box below the threshold, or motion that no box explains",
         "rule_max": "the printed rule `max conf < 0.6`",
         "rule_min": "its other printing, `min conf < 0.6`",
+        "rare_class": "a box of a class that is seldom seen here",
         "novelty": "how far the frame is from the frames already kept",
         "random": "chance, by a keyed hash",
     }
@@ -148,6 +149,8 @@ TEMPLATES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         # Hunts for what the model does not see.
         "missed_objects": {"strategies": {"missed_object": 1.0, "close_to_threshold": 0.3, "novelty": 0.05}},
+        # The long tail: frames with a class that the model seldom finds here, faint boxes included.
+        "rare_class": {"strategies": {"rare_class": 1.0, "entropy": 0.2, "novelty": 0.05}, "epsilon": 0.2},
         # Frames unlike those already kept, whatever the model says.
         "novel": {"strategies": {"novelty": 1.0}, "novelty_share": 0.0, "quiet_discount": 0.0},
         # The first labels of a new camera or class: typical frames teach more than odd ones.
@@ -160,6 +163,23 @@ TEMPLATES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "quiet_discount": 0.0,
             "shortlist": 1,
         },
+        # Every frame, as far as the byte budget goes: for a first recording. Nothing is compared, nothing left out.
+        "collect_everything": {
+            "strategies": {"random": 1.0},
+            "window_frames": 60,
+            "frames_per_window": 10_000,
+            "max_candidates": 10_000,
+            "epsilon": 0.0,
+            "cold_epsilon": 0.0,
+            "min_gap_s": 0.0,
+            "spread": 0.0,
+            "novelty_share": 0.0,
+            "quiet_discount": 0.0,
+            "shortlist": 1,
+            "near_duplicates": False,
+        },
+        # No frame at all, not even at random: the model runs, is updated and is watched, and no picture leaves the device.
+        "off": {"frames_per_window": 0, "epsilon": 0.0, "cold_epsilon": 0.0},
         # The field's rule of thumb, with a time gap and a random pick among the flagged.
         "seed_rule": {
             "strategies": {"rule_max": 1.0},

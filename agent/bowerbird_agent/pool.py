@@ -41,6 +41,7 @@ class Pool:
         self._gap_ms, self._capacity = gap_ms, capacity
         self._places: dict[_Key, _Place] = {}
         self._policy_times: dict[str, list[int]] = {}  # camera -> sorted capture times of its policy frames
+        self._weakest: float | None = None  # value of the weakest policy frame; None when it must be looked for again
         self._displaced: dict[_Key, str] = {}  # judged, gave way, perhaps not yet stored
         self._given_up: dict[str, str] = {}  # stored frames that gave way, not yet told to the spool
 
@@ -58,16 +59,26 @@ class Pool:
         """Whether exactly this frame waits."""
         return (camera, at_ms) in self._places
 
-    def why_not(self, camera: str, at_ms: int, value: float) -> str:
-        """Why a policy frame of this value would not get a place; "" when it would."""
+    def __len__(self) -> int:
+        """Frames with a place, stored or not."""
+        return len(self._places)
+
+    def why_not(self, camera: str, at_ms: int, value: float) -> tuple[str, float | None]:
+        """Why a policy frame of this value would not get a place, "" when it would; and the value it must exceed, if any."""
         neighbours = self._neighbours((camera, at_ms))
-        if any(place.judgement.value + WORTH_REPLACING > value for place in neighbours):
-            return "weaker_than_neighbour"
+        bar: float | None = None
+        if neighbours:
+            bar = max(place.judgement.value for place in neighbours) + WORTH_REPLACING
+            if bar > value:
+                return "weaker_than_neighbour", bar
         if len(self._places) >= self._capacity() and not neighbours:
-            weakest = min((p.judgement.value for p in self._places.values() if p.judgement.arm == "policy"), default=1.0)
-            if value <= weakest:
-                return "pool_full"
-        return ""
+            if self._weakest is None:
+                values = (p.judgement.value for p in self._places.values() if p.judgement.arm == "policy")
+                self._weakest = min(values, default=1.0)
+            if value <= self._weakest:
+                return "pool_full", self._weakest
+            bar = self._weakest
+        return "", bar
 
     def enter(self, camera: str, at_ms: int, judgement: Judgement) -> None:
         """Give an admitted frame its place; weaker neighbours, and the weakest of a full pool, give way."""
@@ -78,6 +89,7 @@ class Pool:
             insort(self._policy_times.setdefault(camera, []), at_ms)
         self._displaced.pop(key, None)
         self._places[key] = _Place(key, judgement)
+        self._weakest = None
         while len(self._places) > max(1, self._capacity()):
             weakest = min(self._places.values(), key=lambda p: (p.judgement.arm == "explore", p.judgement.value, p.key))
             self._give_way(weakest, "pool_full")
@@ -110,10 +122,11 @@ class Pool:
         return given_up
 
     def _late(self, key: _Key, candidate: Candidate) -> str:
-        return self.why_not(*key, candidate.judgement.value) if candidate.judgement.arm == "policy" else ""
+        return self.why_not(*key, candidate.judgement.value)[0] if candidate.judgement.arm == "policy" else ""
 
     def _give_way(self, place: _Place, why: str) -> None:
         del self._places[place.key]
+        self._weakest = None
         if place.judgement.arm == "policy":
             camera, at_ms = place.key
             times = self._policy_times[camera]
@@ -126,6 +139,8 @@ class Pool:
     def _neighbours(self, key: _Key) -> list[_Place]:
         """Policy frames of the same camera within the gap."""
         camera, at_ms = key
-        times = self._policy_times.get(camera, [])
+        times = self._policy_times.get(camera)
+        if not times:
+            return []
         first, end = bisect_right(times, at_ms - self._gap_ms), bisect_left(times, at_ms + self._gap_ms)
         return [self._places[camera, time_ms] for time_ms in times[first:end]]

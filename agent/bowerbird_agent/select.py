@@ -11,9 +11,11 @@ it a comparison of frames instead of a guess at a threshold.
 from __future__ import annotations
 
 import logging
+import math
 import struct
 from bisect import bisect_left, insort
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import cbor2
@@ -24,7 +26,7 @@ from bowerbird_agent.explore import AuditDraw, keyed_unit
 from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_cells
 from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
 from bowerbird_agent.pool import WORTH_REPLACING, Pool
-from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rule_max_below
+from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rare_class, rule_max_below
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,6 +47,8 @@ _KEPT_TIMES = 8640
 _HALF_STRENGTH_CELLS = 12.0
 _SPEAKS_FROM = 0.3
 _RESERVOIR = 256
+# What a class counts for falls by this factor with each frame: how often it was shown in the last two thousand or so.
+_FREQUENCY_KEPT = 1.0 - 1.0 / 2000.0
 
 
 def rule_would_send(detections: Detections, *, visible: float = 0.25) -> bool:
@@ -99,6 +103,7 @@ class Selector:
         self._views: dict[str, _CameraView] = {}
         self._bank = Bank(policy.bank_size)
         self._windows = 0  # windows begun since the device was made; part of the key of every draw
+        self._class_frequency: dict[int, float] = {}  # class id -> frames that showed it, older ones for less
         self._scoring_failed = False
         if state is not None:
             self._restore(state)
@@ -108,6 +113,16 @@ class Selector:
     def expect(self, frames_left: int | None) -> None:
         """Say how many frames may still be sent: None no limit, 0 none. The audit's probability follows from the next frame on."""
         self._frames_left = None if frames_left is None else max(0, frames_left)
+
+    @property
+    def frames_left(self) -> int | None:
+        """How many frames may still be sent, as told last; None for no limit."""
+        return self._frames_left
+
+    @property
+    def waiting(self) -> int:
+        """Frames that have a place in the open window, stored or on their way to the disk."""
+        return len(self._pool)
 
     @property
     def candidates(self) -> tuple[str, ...]:
@@ -136,16 +151,18 @@ class Selector:
             judgement = Judgement(False, "policy", 0.0, 0.0, (), {}, probability, blank, refused="scoring_failed")
             thumb = None
         if self._frames_left == 0:
-            return replace(judgement, admit=False, refused="no_frames_left")
+            return _with(judgement, refused="no_frames_left")
+        if self.policy.frames_per_window == 0:
+            return _with(judgement, refused="switched_off")
         at_ms = frame.captured_at_ms
         if view.gap_to_kept_ms(at_ms) == 0 or self._pool.has(frame.camera, at_ms):
-            return replace(judgement, admit=False, refused="already_chosen")
+            return _with(judgement, refused="already_chosen")
         if taken:
             reasons = ("random_audit", *judgement.reasons)
             judgement = replace(judgement, admit=True, arm="explore", reasons=reasons, refused="")
         elif thumb is not None:
-            refused = self._why_not(view, frame, judgement, thumb)
-            judgement = replace(judgement, admit=not refused, refused=refused)
+            refused, bar = self._why_not(view, frame, judgement, thumb)
+            judgement = _with(judgement, refused=refused, bar=bar)
             if not refused:
                 view.last_admitted = (thumb, judgement.value)
         if judgement.admit:
@@ -222,6 +239,7 @@ class Selector:
         logger.info("selection starts again (%s): %s candidates given up", why, len(dropped))
         if new_model:
             self._bank.forget_embeddings()
+            self._class_frequency.clear()
         self._scoring_failed = False
         self._forget_ranks()
         self._begin_window()
@@ -289,16 +307,18 @@ class Selector:
         """Score a frame, whatever becomes of it; ranks and background learn from every one."""
         thumb = thumbnail(frame.image_bgr)
         motion = view.background.observe(thumb)
-        fingerprint = Fingerprint.of(dhash(thumb), None if detections is None else detections.embedding)
+        fingerprint = Fingerprint.of(partial(dhash, thumb), None if detections is None else detections.embedding)
         distance = self._bank.distance(fingerprint)
         novelty = self._novelty_ranks.rank(distance)
         self._novelty_ranks.add(distance)
-        draw = keyed_unit(self._draw_key(), "score", frame.camera, frame.sequence)
         scores: dict[str, float] = {"novelty": novelty}
         if detections is None:
             self._cold = True
         else:
             scores |= self._detection_scores(frame, detections, motion.moving)
+        draw = 0.0
+        if "random" in self.policy.strategies or self._samples:
+            draw = keyed_unit(self._draw_key(), "score", frame.camera, frame.sequence)
         if "random" in self.policy.strategies:
             scores["random"] = draw
         # Without a model there is no doubt to measure: every frame is equally worth a label, but for novelty and typicality.
@@ -309,7 +329,8 @@ class Selector:
             value *= 1.0 - self.policy.quiet_discount
         rank = self._value_ranks.rank(value)
         self._value_ranks.add(value)
-        self._sample(draw, fingerprint)
+        if self._samples:
+            self._sample(draw, fingerprint)
         return Judgement(False, "policy", rank, value, _speakers(scores, self.policy), scores, probability, fingerprint), thumb
 
     def _detection_scores(self, frame: Frame, detections: Detections, moving: NDArray[np.bool_]) -> dict[str, float]:
@@ -326,37 +347,53 @@ class Selector:
                 moved = cells / (cells + _HALF_STRENGTH_CELLS)
                 hidden = best_hidden(detections, floor_score=policy.decode_confidence, visible=visible)
                 scores[name] = 1.0 - (1.0 - moved) * (1.0 - hidden)
+            elif name == "rare_class":
+                scores[name] = rare_class(detections, self._class_frequency, visible=visible)
+                self._count_classes(detections, visible)
             elif name in SCORERS:
                 scores[name] = SCORERS[name](detections, visible=visible)
-        if not all(np.isfinite(score) for score in scores.values()):
+        if not all(map(math.isfinite, scores.values())):
             raise ValueError(f"detections gave scores that are not numbers: {scores}")
         return scores
 
-    def _why_not(self, view: _CameraView, frame: Frame, judgement: Judgement, thumb: NDArray[np.uint8]) -> str:
-        """Why a frame that chance did not take is no candidate; "" when it is one."""
+    def _count_classes(self, detections: Detections, visible: float) -> None:
+        """Remember which classes this frame shows, after it was compared with those before."""
+        for class_id in self._class_frequency:
+            self._class_frequency[class_id] *= _FREQUENCY_KEPT
+        for class_id in set(detections.class_ids[detections.scores >= visible].tolist()):
+            self._class_frequency[class_id] = self._class_frequency.get(class_id, 0.0) + 1.0
+
+    def _why_not(
+        self, view: _CameraView, frame: Frame, judgement: Judgement, thumb: NDArray[np.uint8]
+    ) -> tuple[str, float | None]:
+        """Why a frame that chance did not take is no candidate, "" when it is one; and the value it had to exceed, if any."""
         policy, value = self.policy, judgement.value
         if policy.epsilon >= 1.0:
-            return "audit_only"
+            return "audit_only", None
         if value <= 0.0:
-            return "nothing_to_learn"
+            return "nothing_to_learn", 0.0
         if view.gap_to_kept_ms(frame.captured_at_ms) < policy.min_gap_s * 1000.0:
-            return "too_close_to_chosen"
-        if refused := self._pool.why_not(frame.camera, frame.captured_at_ms, value):
-            return refused
+            return "too_close_to_chosen", None
+        refused, bar = self._pool.why_not(frame.camera, frame.captured_at_ms, value)
+        if refused:
+            return refused, bar
         if policy.near_duplicates and view.last_admitted is not None:
             last_thumb, last_value = view.last_admitted
             if value <= last_value + WORTH_REPLACING and not changed_cells(thumb, last_thumb).any():
-                return "duplicate"
-        return ""
+                return "duplicate", last_value + WORTH_REPLACING
+        return "", bar
 
     def _capacity(self) -> int:
         """Candidates worth writing: enough to choose among, few enough for the disk."""
         return min(self.policy.max_candidates, max(self.policy.shortlist, 2) * self._budget_frames() + 8)
 
+    @property
+    def _samples(self) -> bool:
+        """Whether somebody will ask what is typical of this window."""
+        return bool(self.policy.typicality) or self._cold
+
     def _sample(self, draw: float, fingerprint: Fingerprint) -> None:
         """Keep a random sample of the window's fingerprints, to know what is typical."""
-        if not (self.policy.typicality or self._cold):
-            return
         insort(self._reservoir, (draw, len(self._reservoir), fingerprint), key=lambda entry: entry[0])
         del self._reservoir[_RESERVOIR:]
 
@@ -370,6 +407,13 @@ class Selector:
         for mean in means.tolist():
             ranks.add(mean)
         return {c.frame_id: 1.0 - ranks.rank(mean) for c, mean in zip(candidates, means.tolist(), strict=True)}
+
+
+def _with(judgement: Judgement, *, refused: str, bar: float | None = None) -> Judgement:
+    """The judgement with the last word; `dataclasses.replace` takes three times as long, and this runs for every frame."""
+    j = judgement
+    probability, prints = j.inclusion_probability, j.fingerprint
+    return Judgement(not refused, j.arm, j.score, j.value, j.reasons, j.strategy_scores, probability, prints, refused, bar)
 
 
 def _noisy_or(scores: dict[str, float], policy: Policy) -> float:

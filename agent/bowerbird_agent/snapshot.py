@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bowerbird_agent.capture import open_camera
+from bowerbird_agent.decisions import REFUSALS
 from bowerbird_agent.errors import SourceError
 from bowerbird_agent.policy import STRATEGIES
 from bowerbird_agent.select import Selector
@@ -28,17 +29,6 @@ if TYPE_CHECKING:
     from bowerbird_models.detector import Detector
 
 WARM_UP_FRAMES = 30
-
-# Why a frame is no candidate, as `select.py` calls it -> as a person says it.
-REFUSALS = {
-    "nothing_to_learn": "no strategy says that a label would teach anything",
-    "audit_only": "this policy takes frames by chance alone",
-    "duplicate": "nothing has changed since the last candidate",
-    "too_close_to_chosen": "too soon after a frame that was sent",
-    "no_frames_left": "the server wants no more frames",
-    "already_chosen": "this frame was sent before",
-    "scoring_failed": "the frame could not be scored; the log says why",
-}
 
 
 @dataclass(frozen=True)

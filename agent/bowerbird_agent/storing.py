@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bowerbird_agent.counters import Counters
+    from bowerbird_agent.decision_log import DecisionLog
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_wire.messages import FrameHeader
@@ -74,7 +75,8 @@ class CountBytes:
 class Promote:
     """End of a window: these go up, in this order; the others are dropped for the reason given.
 
-    `selector_state` is kept for the next start, None to leave it as it is.
+    `selector_state` is kept for the next start, None to leave it as it is. What was left before choosing, None for no limit, and the
+    share of the explore candidates that was chosen are for the log of decisions.
     """
 
     chosen: tuple[str, ...]
@@ -82,6 +84,9 @@ class Promote:
     closes_window: bool = True
     round_number: int = 0
     selector_state: bytes | None = None
+    frames_left: int | None = None
+    bytes_left: int | None = None
+    explore_share: float = 1.0
 
 
 Task = StoreFrame | CountBytes | Promote
@@ -95,9 +100,18 @@ class StoringThread:
         counters: totals, flushed at least every second and at each window's end.
         encoder: for frames that are only counted.
         pulse: this thread's heartbeat.
+        decisions: the log that this thread writes; None for no log.
     """
 
-    def __init__(self, spool: Store, counters: Counters, encoder: FrameEncoder, pulse: Pulse | None = None) -> None:
+    def __init__(
+        self,
+        spool: Store,
+        counters: Counters,
+        encoder: FrameEncoder,
+        pulse: Pulse | None = None,
+        decisions: DecisionLog | None = None,
+    ) -> None:
+        self._decisions = decisions
         self._pulse = pulse or no_pulse()
         self._spool, self._counters, self._encoder = spool, counters, encoder
         self._tasks: deque[Task] = deque()
@@ -136,16 +150,20 @@ class StoringThread:
                 self._changed.wait_for(lambda: self._tasks or self._is_stopping, _FLUSH_EVERY_S)
                 task = self._tasks.popleft() if self._tasks else None
                 is_last = task is None and self._is_stopping
-            if isinstance(task, StoreFrame):
-                self._store(task)
-            elif isinstance(task, CountBytes):
-                self.count(len(self._encoder.image(task.image_bgr).jpeg), rule_would_send=task.rule_would_send)
-            elif isinstance(task, Promote):
-                self._promote(task)
+            self._work(task)
             if is_last or time.monotonic() - self._flushed_s >= _FLUSH_EVERY_S:
                 self.flush()
+            if self._decisions is not None:
+                self._decisions.write_if_due(time.monotonic())
             if is_last:
+                if self._decisions is not None:
+                    self._decisions.write(time.monotonic())
                 return
+
+    def drain(self) -> None:
+        """Work through what is queued in the caller's thread, where nobody runs `run`: a replay knows no disk that is behind."""
+        while self._tasks:
+            self._work(self._tasks.popleft())
 
     def flush(self) -> None:
         """Write the counters; what cannot be written now is kept for the next time."""
@@ -165,6 +183,14 @@ class StoringThread:
         if rule_would_send:
             self._counters.add(names.RULE_BYTES, size_bytes)
 
+    def _work(self, task: Task | None) -> None:
+        if isinstance(task, StoreFrame):
+            self._store(task)
+        elif isinstance(task, CountBytes):
+            self.count(len(self._encoder.image(task.image_bgr).jpeg), rule_would_send=task.rule_would_send)
+        elif isinstance(task, Promote):
+            self._promote(task)
+
     def _store(self, task: StoreFrame) -> None:
         header = task.header
         try:
@@ -176,6 +202,15 @@ class StoringThread:
             self._failed(f"frame {header.sequence} of camera {header.camera} cannot be stored", error)
 
     def _promote(self, task: Promote) -> None:
+        if self._decisions is not None:
+            self._decisions.window(
+                task.chosen,
+                task.dropped,
+                closed=task.closes_window,
+                frames_left=task.frames_left,
+                bytes_left=task.bytes_left,
+                explore_share=task.explore_share,
+            )
         promoted = 0
         try:
             promoted = len(self._spool.promote(task.chosen)) if task.chosen else 0

@@ -10,6 +10,7 @@ top score only, so binary entropy is the common ground; what needs more says wha
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 # A frame is summed over at most this many boxes, the most confident: beyond, scores have saturated and time has not.
 _MOST_BOXES = 64
 _SAME_OBJECT_IOU = 0.5
+_COVERED_IOU = 0.3
+# Up to so many boxes loops over plain numbers are faster than arrays.
+_FEW_BOXES = 24
 # Boxes shown in a frame that counts as half crowded.
 _HALF_CROWDED = 8.0
 
@@ -37,8 +41,11 @@ def binary_entropy(scores: NDArray[np.float32]) -> NDArray[np.float64]:
     Source: Shannon (1948); as a per-box uncertainty: Yang, Huang and Crowley, "Plug and Play Active Learning for Object
         Detection" (CVPR 2024), section 3.2.
     """
-    p = np.clip(scores.astype(np.float64), 1e-9, 1 - 1e-9)
-    return np.clip(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), 0.0, 1.0)
+    # np.clip and the like cost more than their work on a dozen numbers; this runs for every frame.
+    p = np.minimum(np.maximum(scores.astype(np.float64), 1e-9), 1 - 1e-9)
+    q = 1 - p
+    bits: NDArray[np.float64] = np.minimum(np.maximum(-(p * np.log2(p) + q * np.log2(q)), 0.0), 1.0)
+    return bits
 
 
 def least_confidence_boxes(scores: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -107,6 +114,8 @@ def largest_of_overlapping(
     """
     if len(uncertainties) < 2:
         return uncertainties
+    if len(uncertainties) <= _FEW_BOXES and not _some_overlap(boxes_xyxy.tolist(), class_ids.tolist()):
+        return -np.sort(-uncertainties)
     # Ties are broken by position and class, never by the order in which the boxes came.
     order = np.lexsort((*boxes_xyxy.T, class_ids, -uncertainties))
     boxes, classes = boxes_xyxy[order].astype(np.float64), class_ids[order]
@@ -117,6 +126,39 @@ def largest_of_overlapping(
             if keep[i]:
                 keep[i + 1 :] &= ~same[i, i + 1 :]
     return uncertainties[order][keep]
+
+
+def _some_overlap(boxes: list[list[float]], classes: list[int]) -> bool:
+    """Whether any two boxes of one class may have an IoU above a half; True when it is close, for the arrays to settle.
+
+    Plain numbers: arrays of a few boxes cost ten times as much, and most frames have few.
+    """
+    for i, (x1, y1, x2, y2) in enumerate(boxes):
+        for j in range(i):
+            if classes[i] == classes[j]:
+                left, top, right, bottom = boxes[j]
+                width = (x2 if x2 < right else right) - (x1 if x1 > left else left)
+                height = (y2 if y2 < bottom else bottom) - (y1 if y1 > top else top)
+                if width > 0 and height > 0:
+                    overlap = width * height
+                    # IoU > 1/2 is overlap > (both areas) / 3; the margin keeps rounding on the safe side.
+                    if 3.0000001 * overlap >= (x2 - x1) * (y2 - y1) + (right - left) * (bottom - top):
+                        return True
+    return False
+
+
+def _is_covered(box: list[float], others: list[list[float]], *, iou: float) -> bool:
+    """Whether any of the others overlaps a box by more than `iou`; the arithmetic of `pairwise_iou` in plain numbers."""
+    x1, y1, x2, y2 = box
+    area = max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
+    for left, top, right, bottom in others:
+        width, height = min(x2, right) - max(x1, left), min(y2, bottom) - max(y1, top)
+        if width > 0 and height > 0:
+            overlap = width * height
+            union = area + max(right - left, 0.0) * max(bottom - top, 0.0) - overlap
+            if union > 0 and overlap / union > iou:
+                return True
+    return False
 
 
 def pairwise_iou(a_xyxy: NDArray[np.float64], b_xyxy: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -143,9 +185,14 @@ def entropy(detections: Detections, *, floor_score: float = 0.05) -> float:
     Returns:
         [0, 1]; 0 without detections.
     """
-    floor = float(binary_entropy(np.array([floor_score], np.float32))[0])
-    values = np.clip((binary_entropy(detections.scores) - floor) / (1.0 - floor), 0.0, 1.0)
+    floor = _entropy_of(floor_score)
+    values = np.minimum(np.maximum((binary_entropy(detections.scores) - floor) / (1.0 - floor), 0.0), 1.0)
     return soft_sum(_objects(values, detections))
+
+
+@lru_cache(maxsize=16)
+def _entropy_of(score: float) -> float:
+    return float(binary_entropy(np.array([score], np.float32))[0])
 
 
 def least_confidence(detections: Detections, *, visible: float = 0.25) -> float:
@@ -187,25 +234,60 @@ def count(detections: Detections, *, visible: float = 0.25) -> float:
     return shown / (shown + _HALF_CROWDED)
 
 
+def rare_class(detections: Detections, frequency: Mapping[int, float], *, visible: float = 0.25) -> float:
+    """The rarest class among the boxes: 1 for a class never shown here, 0 for the most frequent one.
+
+    Boxes down to half the threshold for being shown count in part: what a model seldom sees it seldom sees well.
+
+    Args:
+        frequency: class id -> in how many frames it was shown lately; classes that are missing were not.
+    Returns:
+        [0, 1]; 0 without detections, and for a model of one class as soon as it was seen.
+    """
+    most = max(frequency.values(), default=0.0)
+    score = 0.0
+    for confidence, class_id in zip(detections.scores.tolist(), detections.class_ids.tolist(), strict=True):
+        strength = min(1.0, max(0.0, 2.0 * confidence / visible - 1.0))
+        rarity = 1.0 - frequency.get(class_id, 0.0) / most if most > 0 else 1.0
+        score = max(score, strength * rarity)
+    return score
+
+
 def best_hidden(detections: Detections, *, floor_score: float = 0.05, visible: float = 0.25) -> float:
     """The best box below the threshold for being shown, unless a shown box covers it: the likeliest missed object.
 
     Returns:
         [0, 1]: 0 at `floor_score` and below, 1 just below `visible`.
     """
+    if len(detections.scores) <= _FEW_BOXES:
+        return _best_hidden_of_few(detections, floor_score, visible)
     shown = detections.scores >= visible
     hidden = ~shown & (detections.scores > floor_score)
     if not hidden.any():
         return 0.0
     boxes = detections.boxes_xyxy.astype(np.float64)
     if shown.any():
-        covered = pairwise_iou(boxes[hidden], boxes[shown]).max(axis=1) > 0.3
+        covered = pairwise_iou(boxes[hidden], boxes[shown]).max(axis=1) > _COVERED_IOU
         scores = detections.scores[hidden][~covered]
     else:
         scores = detections.scores[hidden]
     if not len(scores):
         return 0.0
     return float(np.clip((float(scores.max()) - floor_score) / (visible - floor_score), 0.0, 1.0))
+
+
+def _best_hidden_of_few(detections: Detections, floor_score: float, visible: float) -> float:
+    scores, boxes = detections.scores.tolist(), detections.boxes_xyxy.tolist()
+    # Scores are compared in single precision, as arrays of them are.
+    least, most = float(np.float32(floor_score)), float(np.float32(visible))
+    hidden = [(score, i) for i, score in enumerate(scores) if least < score < most]
+    if not hidden:
+        return 0.0
+    shown = [box for box, score in zip(boxes, scores, strict=True) if score >= most]
+    for score, i in sorted(hidden, reverse=True):
+        if not _is_covered(boxes[i], shown, iou=_COVERED_IOU):
+            return float(min(1.0, max(0.0, (score - floor_score) / (visible - floor_score))))
+    return 0.0
 
 
 def rule_max_below(detections: Detections, *, threshold: float = 0.6, visible: float = 0.25) -> bool:

@@ -92,8 +92,10 @@ def check_header(header: FrameHeader) -> None:
         raise MessageError(f"header.a must be 'policy' or 'explore', not {header.arm[:40]!r}")
     if not 0 <= header.captured_at_ms <= _LATEST_MS or header.sequence < 0:
         raise MessageError("header.t and header.n must be 0 or more, and before the year 9999")
-    if not 0 <= header.score <= 1 or not 0 < header.inclusion_probability <= 1:
-        raise MessageError("header.s must lie in [0, 1] and header.p in (0, 1]")
+    if not 0 <= header.score <= 1 or not 0 <= header.inclusion_probability <= 1:
+        raise MessageError("header.s and header.p must lie in [0, 1]")
+    if header.arm == "explore" and header.inclusion_probability == 0:  # a policy without a random share has no chance to tell
+        raise MessageError("header.p of a frame taken at random must be above 0")
     if min(header.source_width, header.source_height) < 0:
         raise MessageError("header.sw and header.sh must be 0 or more")
     if len(header.detections) > _MAX_DETECTIONS:

@@ -18,6 +18,7 @@ from bowerbird_models.runtime_options import RUNTIMES
 from bowerbird_models.scenes import SceneStream
 from bowerbird_testing.agent_process import UNSURE_BOXES, AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto, free_port
+from bowerbird_testing.mqtt_device import wait_until
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 
 CAMERA = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=1&frames=20"'
@@ -319,3 +320,22 @@ def test_a_snapshot_that_cannot_be_taken_says_why(arguments: tuple[str, ...], sa
     done = agent("snapshot", "--config", config, *told)
     assert done.returncode != 0
     assert says in done.stderr
+
+
+def test_a_running_agent_can_be_asked_why_a_frame_was_or_was_not_sent(tmp_path: Path) -> None:
+    config = write_config(tmp_path, port=free_port(), cameras=CAMERA)
+    with AgentProcess(config) as running:
+        wait_until(lambda: any((tmp_path / "state" / "decisions").glob("*.z")), "decisions on disk", timeout_s=40)
+        done = agent("explain", "gate:3", "--config", config, "--json")
+        assert running.process is not None
+        assert running.process.poll() is None
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["camera"], found["sequence"]) == ("gate", 3)
+    assert found["outcome"] in {"refused", "dropped", "chosen"}
+    assert set(found["weights"]) == set(Policy().strategies)
+    words = agent("explain", "gate:3", "--config", config)
+    assert f"weight {found['weights']['entropy']:g}" in words.stdout
+    unknown = agent("explain", "gate:999", "--config", config)
+    assert unknown.returncode == 1
+    assert "gate:999 is not among the 20 decisions" in unknown.stderr

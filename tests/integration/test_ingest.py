@@ -106,7 +106,8 @@ def _poison() -> list[tuple[bytes, str]]:
         (encode_frame(frame_message(image=b"not a picture")), "bad_image"),
         (encode_frame(frame_message(width=65)), "bad_image"),
         (encode_frame(frame_message(image=bomb, width=65535, height=65535)), "bad_image"),
-        (encode_frame(frame_message(inclusion_probability=0.0)), "bad_message"),
+        (encode_frame(frame_message(inclusion_probability=1.5)), "bad_message"),
+        (encode_frame(frame_message(arm="explore", inclusion_probability=0.0)), "bad_message"),
     ]
 
 

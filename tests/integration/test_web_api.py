@@ -320,3 +320,16 @@ def test_the_dashboard_says_what_is_wrong_with_each_camera_even_one_that_never_s
     assert "restart the camera or its encoder" in page
     assert "12 frames dropped" in page
     assert "hall: camera hall: &lt;it&gt; does not answer" in page
+
+
+def test_the_page_of_a_frame_says_in_words_why_its_device_chose_it(person: TestClient, site: SceneSite) -> None:
+    (policy,) = site.send(0, score=0.87)
+    (explore,) = site.send(1, arm="explore")
+    page = person.get(f"/frames/{policy}").text
+    assert "ranked above 87 % of the frames judged lately" in page
+    assert page.count("spoke for it") == 2
+    assert "how unlike the frames kept before" in page
+    assert "no batch has asked for it" in page
+    assert "bowerbird-agent explain" in page
+    assert person.get(f"/api/v1/frames/{explore}").json()["explanation"].endswith("it stands for about 50 frames.")
+    assert "Taken at random before its device looked at it, with probability 0.02" in person.get(f"/frames/{explore}").text

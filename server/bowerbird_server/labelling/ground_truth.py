@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from bowerbird_models.mot import read_mot
 from bowerbird_server.errors import BadInput
 from bowerbird_server.labelling.boxes import Xyxy
 
@@ -47,49 +48,18 @@ class MotTruth:
 
     def __init__(self, path: Path, class_name: str = "person", source_wh: tuple[int, int] | None = None) -> None:
         self.class_names: Sequence[str] = (class_name,)
-        self._by_frame: dict[int, list[Xyxy]] = {}
         try:
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise BadInput(f"cannot read ground truth {path}: {error}") from error
-        faults = []
-        for number, line in enumerate(text.splitlines(), start=1):
-            if not line.strip():
-                continue
-            fault = self._take(line, source_wh)
-            if fault:
-                faults.append(f"{path}:{number}: {fault}")
-        if not self._by_frame and not faults:
-            faults.append(f"{path}: no boxes in it")
-        if faults:
-            shown = "\n".join(faults[:20]) + (f"\n... and {len(faults) - 20} more" if len(faults) > 20 else "")
-            raise BadInput(f"{shown}\nA MOT line is `frame, track, left, top, width, height, flag`, frames counted from 1.")
-        self.last_frame = max(self._by_frame)
-
-    def _take(self, line: str, source_wh: tuple[int, int] | None) -> str | None:
-        parts = line.replace(",", " ").split()
-        try:
-            frame, left, top, width, height = int(parts[0]), *map(float, parts[2:6])
-        except (ValueError, IndexError):
-            return f"not a MOT line: {line[:60]!r}"
-        if frame < 1:
-            return f"frame {frame}: frames are counted from 1"
-        if not (width > 0 and height > 0):
-            return f"box of {width:g}x{height:g} pixels has no area"
-        boxes = self._by_frame.setdefault(frame, [])
-        right, bottom = left + width, top + height
-        if source_wh is not None:
-            left, right = (min(max(x, 0.0), float(source_wh[0])) for x in (left, right))
-            top, bottom = (min(max(y, 0.0), float(source_wh[1])) for y in (top, bottom))
-        if right > left and bottom > top:
-            boxes.append((left, top, right, bottom))
-        return None
+            found = read_mot(path, source_wh)
+        except ValueError as error:
+            raise BadInput(str(error)) from error
+        self._by_sequence: dict[int, list[Xyxy]] = {at: [box for _, box in boxes] for at, boxes in found.items()}
+        self.last_frame = max(found) + 1
 
     def boxes(self, camera_id: str, sequence: int) -> list[TruthBox] | None:  # noqa: ARG002 - one film, whoever films it
         """See `GroundTruth`; frames after the file's last are unknown, those between with no line are empty."""
         if not 0 <= sequence < self.last_frame:
             return None
-        return [(self.class_names[0], box) for box in self._by_frame.get(sequence + 1, [])]
+        return [(self.class_names[0], box) for box in self._by_sequence.get(sequence, [])]
 
 
 class SceneTruth:

@@ -100,11 +100,12 @@ class WhyQueued(_Out):
 
 
 class FrameDetail(Frame):
-    """A frame with what the model saw and what people said."""
+    """A frame with what the model saw, what people said, and in words why its device chose it."""
 
     detections: list[Detection]
     label: Label | None
     queued: list[WhyQueued]
+    explanation: str
 
 
 class QueueItem(Frame):

@@ -20,6 +20,7 @@ from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
 from bowerbird_server.web.auth import COOKIE, SESSION_S, Session, Sessions, csrf_matches, error_answer, safe_next
 from bowerbird_server.web.shapes import frame_detail, frame_shape, label_shape
 from bowerbird_server.web.stores import catalogue
+from bowerbird_server.web.why import strategy_rows
 
 router = APIRouter()
 _templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
@@ -185,10 +186,12 @@ def frames_page(
 @router.get("/frames/{frame_id}")
 def frame_page(request: Request, frame_id: str) -> Response:
     cat = catalogue(request)
+    frame = frame_detail(cat, frame_id)
     return _render(
         request,
         "frame.html",
-        frame=frame_detail(cat, frame_id),
+        frame=frame,
+        strategies=strategy_rows(frame),
         labels=[label_shape(row) for row in reversed(labels.labels_of(cat, frame_id))],
         events=overview.events(cat, subject=frame_id, limit=30),
     )

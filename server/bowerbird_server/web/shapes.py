@@ -9,6 +9,7 @@ import json
 
 from bowerbird_server.catalogue import batches, frames, labels
 from bowerbird_server.catalogue.core import Catalogue, Row
+from bowerbird_server.web.why import sentence
 
 
 def frame_shape(row: Row) -> Row:
@@ -46,16 +47,18 @@ def label_shape(row: Row) -> Row:
 
 
 def frame_detail(cat: Catalogue, frame_id: str) -> Row:
-    """A frame with detections, its newest label and why it was queued.
+    """A frame with detections, its newest label, why its device chose it and why it was queued.
 
     Raises:
         NotFound: there is no such frame.
     """
     row = frames.get(cat, frame_id)
     label = labels.newest_label(cat, frame_id)
+    shape = frame_shape(row)
     return {
-        **frame_shape(row),
+        **shape,
         "detections": detection_shapes(row["detections"]),
         "label": None if label is None else label_shape(label),
         "queued": batches.why_of(cat, frame_id),
+        "explanation": sentence(shape),
     }

@@ -1,0 +1,41 @@
+"""`bowerbird-agent explain`: why, or why not, this frame.
+
+In: arguments. Out: text or JSON. What is told is decided by `explain.py`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from bowerbird_agent.cli_options import EXIT_OK, add_command
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def add_explain(commands: Any) -> None:
+    """The command `explain`."""
+    command = add_command(
+        commands,
+        "explain",
+        "why, or why not, a frame of the recent past was sent",
+        "bowerbird-agent explain gate:1234 --config agent.toml\n"
+        "  bowerbird-agent explain 3fa94c01b2d7 --config agent.toml --json",
+    )
+    command.add_argument("frame", metavar="FRAME", help="camera:sequence, or a frame id of which six digits are enough")
+    command.set_defaults(command=_explain)
+
+
+def _explain(arguments: argparse.Namespace) -> int:
+    from bowerbird_agent.config import read_config
+    from bowerbird_agent.decision_log import FOLDER
+    from bowerbird_agent.explain import explain
+
+    config = read_config(arguments.config)
+    found = explain(config.device.state_dir / FOLDER, arguments.frame)
+    if arguments.json:
+        print(json.dumps(found.plain(), indent=1))
+    else:
+        print("\n".join(found.lines()))
+    return EXIT_OK

@@ -1,0 +1,180 @@
+"""The newest decisions are kept within bounds, survive what disks do, and answer why a frame was or was not sent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bowerbird_agent.decision_log import DecisionLog, read_newest_first
+from bowerbird_agent.decisions import DROPS, REFUSALS, Decision
+from bowerbird_agent.errors import AgentError
+from bowerbird_agent.explain import explain
+from bowerbird_agent.policy import Policy
+from bowerbird_agent.select import Selector
+from bowerbird_testing.judged_frames import frame, seeing
+
+
+def decide(selector: Selector, index: int, *scores: float) -> Decision:
+    shown = frame(index)
+    judgement = selector.judge(shown, seeing(*scores))
+    frame_id = f"{index:064x}" if judgement.admit else ""
+    return Decision(
+        shown.camera,
+        shown.sequence,
+        shown.captured_at_ms,
+        frame_id,
+        "m" * 64,
+        judgement,
+        selector.policy.strategies,
+        selector.frames_left,
+        selector.waiting,
+    )
+
+
+@pytest.fixture
+def selector() -> Selector:
+    made = Selector(Policy(epsilon=0.0), device="cam-01")
+    made.expect(5)
+    return made
+
+
+def test_a_frame_that_was_not_admitted_says_which_gate_spoke_and_what_it_had_to_exceed(
+    tmp_path: Path, selector: Selector
+) -> None:
+    log = DecisionLog(tmp_path, keep=1000)
+    log.note(decide(selector, 0, 0.5))
+    log.note(decide(selector, 1, 0.5))
+    log.write(1.0)
+    found = explain(tmp_path, "gate:1")
+    assert (found.outcome, found.why) == ("refused", "weaker_than_neighbour")
+    assert found.decision["bar"] > found.decision["value"] > 0
+    assert found.decision["weights"] == dict(Policy().strategies)
+    text = "\n".join(found.lines())
+    assert REFUSALS["weaker_than_neighbour"] in text
+    assert "5 frames could still be sent" in text
+    assert "entropy" in text
+
+
+def test_what_became_of_a_candidate_is_told_as_soon_as_its_window_ended(tmp_path: Path, selector: Selector) -> None:
+    log = DecisionLog(tmp_path, keep=1000)
+    for index in (0, 20, 40):
+        log.note(decide(selector, index, 0.5))
+    log.write(1.0)
+    assert explain(tmp_path, "gate:20").outcome == "waiting"
+    log.window((f"{20:064x}",), {f"{40:064x}": "weaker"}, closed=True, frames_left=5, bytes_left=9000)
+    log.write(2.0)
+    chosen, dropped = explain(tmp_path, f"{20:064x}"), explain(tmp_path, "gate:40")
+    assert (chosen.outcome, chosen.place, chosen.window["bytes_left"]) == ("chosen", 1, 9000)
+    assert "9000 bytes before choosing" in "\n".join(chosen.lines())
+    assert (dropped.outcome, dropped.why) == ("dropped", "weaker")
+    assert explain(tmp_path, "gate:0").outcome == "waiting"
+
+
+def test_the_random_arm_says_its_probability(tmp_path: Path) -> None:
+    chance = Selector(Policy.template("random_audit", window_frames=4, frames_per_window=4), device="cam-01")
+    log = DecisionLog(tmp_path, keep=1000)
+    log.note(decide(chance, 0, 0.5))
+    log.write(1.0)
+    found = explain(tmp_path, "gate:0")
+    assert found.decision["arm"] == "explore"
+    assert "with probability 1.000000" in "\n".join(found.lines())
+
+
+def test_the_ring_keeps_the_newest_and_no_more_than_it_may(tmp_path: Path, selector: Selector) -> None:
+    log = DecisionLog(tmp_path, keep=1500)
+    one = decide(selector, 0, 0.5)
+    for _ in range(10):
+        for _ in range(400):
+            log.note(one)
+        log.write(1.0)
+    log.note(decide(selector, 99, 0.5))
+    log.write(2.0)
+    kept = list(read_newest_first(tmp_path))
+    assert kept[0]["sequence"] == 99
+    assert 1000 <= len(kept) <= 1500
+
+
+def test_a_new_start_goes_on_behind_what_is_there(tmp_path: Path, selector: Selector) -> None:
+    for index in (0, 20):
+        log = DecisionLog(tmp_path, keep=2000)
+        log.note(decide(selector, index, 0.5))
+        log.write(1.0)
+    assert [entry["sequence"] for entry in read_newest_first(tmp_path)] == [20, 0]
+
+
+def test_no_decision_is_kept_when_none_is_wanted(tmp_path: Path, selector: Selector) -> None:
+    log = DecisionLog(tmp_path, keep=1000)
+    log.note(decide(selector, 0, 0.5))
+    log.write(1.0)
+    log.keep = 0
+    log.note(decide(selector, 1, 0.5))
+    log.write(2.0)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(AgentError, match="keep_decisions"):
+        explain(tmp_path, "gate:0")
+
+
+def test_it_is_written_every_ten_seconds_only(tmp_path: Path, selector: Selector) -> None:
+    log = DecisionLog(tmp_path, keep=1000, now_s=100.0)
+    log.note(decide(selector, 0, 0.5))
+    log.write_if_due(109.9)
+    assert list(read_newest_first(tmp_path)) == []
+    log.write_if_due(110.0)
+    assert len(list(read_newest_first(tmp_path))) == 1
+
+
+def test_a_damaged_file_hides_its_own_decisions_only(tmp_path: Path, selector: Selector) -> None:
+    for index in (0, 20, 40):
+        log = DecisionLog(tmp_path, keep=5000)
+        log.note(decide(selector, index, 0.5))
+        log.write(1.0)
+    files = sorted(tmp_path.iterdir())
+    files[1].write_bytes(files[1].read_bytes()[:20])
+    files[2].write_bytes(b"\x00garbage")
+    assert [entry["sequence"] for entry in read_newest_first(tmp_path)] == [0]
+
+
+def test_a_disk_that_refuses_costs_decisions_and_nothing_else(
+    tmp_path: Path, selector: Selector, caplog: pytest.LogCaptureFixture
+) -> None:
+    blocked = tmp_path / "decisions"
+    blocked.write_text("a file where the folder should be")
+    log = DecisionLog(blocked, keep=1000)
+    for _ in range(2):
+        log.note(decide(selector, 0, 0.5))
+        log.write(1.0)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    blocked.unlink()
+    log.note(decide(selector, 20, 0.5))
+    log.write(2.0)
+    assert [entry["sequence"] for entry in read_newest_first(blocked)] == [20]
+
+
+def test_the_newest_of_two_that_fit_is_told(tmp_path: Path, selector: Selector) -> None:
+    log = DecisionLog(tmp_path, keep=1000)
+    log.note(decide(selector, 7, 0.5))
+    log.note(decide(selector, 7, 0.5))
+    log.write(1.0)
+    assert explain(tmp_path, "gate:7").why == "already_chosen"
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("gate", "names no frame"), ("gate:8", "is not among"), ("abcdef012345", "not among")]
+)
+def test_a_frame_that_is_not_there_is_told_with_what_to_do(tmp_path: Path, selector: Selector, name: str, said: str) -> None:
+    log = DecisionLog(tmp_path, keep=1000)
+    log.note(decide(selector, 0, 0.5))
+    log.write(1.0)
+    with pytest.raises(AgentError, match=said):
+        explain(tmp_path, name)
+
+
+def test_every_reason_in_the_code_has_words() -> None:
+    code = "".join(
+        path.read_text("utf-8")
+        for path in (Path(__file__).parents[2] / "agent" / "bowerbird_agent").glob("*.py")
+        if path.name in {"select.py", "choose.py", "pool.py", "inference.py"}
+    )
+    for reason in (*REFUSALS, *DROPS):
+        assert f'"{reason}"' in code
