@@ -38,7 +38,7 @@ class ByteLimits:
         bytes_per_month: hard cap in every rolling 31 days, not negative.
         carry_over_bytes: what days leave unspent may be spent later, up to so much on top of a day: in any n days, n up to 31, at
             most n x bytes_per_day + carry_over_bytes. Needs bytes_per_day.
-        control_bytes: part of the day's and of the month's cap that only `charge` uses.
+        control_bytes: part of the day's cap that only control uses; of the month's cap 31 times as much, but at most a twentieth.
 
     Raises:
         ValueError: a number is out of range.
@@ -71,6 +71,11 @@ class ByteLimits:
     def most_in_a_day(self) -> int | None:
         """Most bytes in any 24 hours: the day's cap with everything that may be carried over."""
         return None if self.bytes_per_day is None else self.bytes_per_day + self.carry_over_bytes
+
+    @property
+    def control_in_a_month(self) -> int:
+        """Part of the month's cap that only control uses."""
+        return min(31 * self.control_bytes, (self.bytes_per_month or 0) // 20)
 
     @property
     def has_any(self) -> bool:
@@ -117,12 +122,12 @@ class TokenBucket:
             missing = size_bytes - self._tokens
             # A missing millionth of a byte is the rounding of a wait that has just been served.
             wait = missing / limits.bytes_per_s if missing > 1e-6 else 0.0
-        return max(wait, self._wait_for_caps(size_bytes, limits.control_bytes))
+        return max(wait, self._wait_for_caps(size_bytes))
 
     def cap_wait_s(self, now_s: float, size_bytes: int, *, is_control: bool = False) -> float:
         """As `wait_s`, for bytes that only the caps of day and month bind; `is_control` may use what is kept free for control."""
         self._advance(now_s)
-        return self._wait_for_caps(size_bytes, 0 if is_control else self.limits.control_bytes)
+        return self._wait_for_caps(size_bytes, is_control=is_control)
 
     def left_bytes(self, now_s: float) -> int | None:
         """The largest message that may be sent now; None without limits."""
@@ -282,33 +287,38 @@ class TokenBucket:
         self._day.add(self._age_s, size_bytes)
         self._month.add(self._age_s, size_bytes)
 
-    def _caps(self, kept_bytes: int) -> list[tuple[RollingSum, int]]:
-        caps = ((self._day, self.limits.most_in_a_day), (self._month, self.limits.bytes_per_month))
-        return [(window, max(0, cap - kept_bytes)) for window, cap in caps if cap is not None]
+    def _caps(self, *, is_control: bool = False) -> list[tuple[RollingSum, int]]:
+        limits = self.limits
+        caps = (
+            (self._day, limits.most_in_a_day, limits.control_bytes),
+            (self._month, limits.bytes_per_month, limits.control_in_a_month),
+        )
+        return [(window, max(0, cap - (0 if is_control else kept))) for window, cap, kept in caps if cap is not None]
 
     def _left_of_caps(self) -> list[int]:
-        left = [cap - window.spent_bytes - self.promised_bytes for window, cap in self._caps(self.limits.control_bytes)]
-        left += [days - spent - self.promised_bytes for _, days, spent in self._carried(self.limits.control_bytes)]
+        left = [cap - window.spent_bytes - self.promised_bytes for window, cap in self._caps()]
+        left += [cap - spent - self.promised_bytes for _, cap, spent in self._carried()]
         return left
 
-    def _carried(self, kept_bytes: int) -> list[tuple[int, int, int]]:
+    def _carried(self, *, is_control: bool = False) -> list[tuple[int, int, int]]:
         """(n, cap of n days, bytes spent in them) where carrying over makes days depend on each other."""
         limits = self.limits
         if not limits.carry_over_bytes or limits.bytes_per_day is None:
             return []
+        kept = 0 if is_control else limits.control_bytes
         return [
-            (days, days * limits.bytes_per_day + limits.carry_over_bytes - kept_bytes, spent)
+            (days, days * limits.bytes_per_day + limits.carry_over_bytes - kept, spent)
             for days, spent in self._month.spent_within(self._age_s, DAY_S, 2)
         ]
 
-    def _wait_for_caps(self, size_bytes: int, kept_bytes: int) -> float:
+    def _wait_for_caps(self, size_bytes: int, *, is_control: bool = False) -> float:
         wait = 0.0
         size = size_bytes + self.promised_bytes
-        for window, cap in self._caps(kept_bytes):
+        for window, cap in self._caps(is_control=is_control):
             if size_bytes > cap:
                 return math.inf
             wait = max(wait, window.wait_s(self._age_s, window.spent_bytes + size - cap))
-        for days, cap, spent in self._carried(kept_bytes):
+        for days, cap, spent in self._carried(is_control=is_control):
             if spent + size > cap:
                 wait = max(wait, self._month.wait_s(self._age_s, spent + size - cap, days * DAY_S))
         # Only what was promised stands in the way: it comes, or lapses.

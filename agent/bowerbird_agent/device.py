@@ -43,6 +43,7 @@ from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
+from bowerbird_agent.tariff import Tariff
 from bowerbird_agent.update_runner import UpdateRunner, machine_boot_id
 from bowerbird_agent.upload_runner import UploadRunner, restore_budget
 from bowerbird_models.errors import ModelError
@@ -134,7 +135,8 @@ class Device:
         self._encoder = encoder = FrameEncoder(config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok)
         self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"])
         self._cameras = Cameras(config.cameras, self._exchange, self._counters, self._heartbeats, self._stages)
-        budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic())
+        budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic(), metered=config.metered.to_limits())
+        self._tariff = Tariff(config.budget.quiet_ranges(), config.metered.interfaces, clock_ok=_clock_ok)
         self._inference = Inference(
             self._exchange,
             self._storing,
@@ -151,7 +153,14 @@ class Device:
         )
         self._guard = GuardWatch(config.guard, sensors or MachineSensors(), self._inference, pulse=self._pulses["guard"])
         self._vitals = vitals = Vitals(
-            self._counters, self._inference, self._storing, self._cameras, boot_id, version, lambda: self._guard.state
+            self._counters,
+            self._inference,
+            self._storing,
+            self._cameras,
+            boot_id,
+            version,
+            lambda: self._guard.state,
+            uplink=lambda: self._control.uplink,
         )
         self._link = MqttLink(
             BrokerSettings(
@@ -185,6 +194,7 @@ class Device:
             budget,
             now_s=time.monotonic(),
             keepalive_s=config.broker.keepalive_s,
+            tariff=self._tariff,
         )
         self._control = Control(
             self._link,
@@ -332,11 +342,14 @@ class Device:
             self._encoder.image_config = config.image
             self._guard.config = config.guard
             self._publisher.config = config.publish
+            self._tariff.quiet_hours = config.budget.quiet_ranges()
+            self._tariff.metered_interfaces = config.metered.interfaces
             self._inference.encode_everything = config.accounting.encode_everything
             self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
             if "selection" in plan.live or len(config.cameras) != len(before.cameras):
                 self._inference.set_policy(config.selection, device=config.device.id, cameras=len(config.cameras))
-        self._control.reconfigure(self._config.budget.to_limits(), self._config.health.interval_s)
+        limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
+        self._control.reconfigure(limits, metered, self._config.health.interval_s)
         self._notifier.ready(self._vitals.line())
 
     # --- models --------------------------------------------------------------------------------------------------------

@@ -36,6 +36,7 @@ SECTIONS: Mapping[str, Applies] = MappingProxyType(
         "model": Applies.RESTART,
         "selection": Applies.LIVE,
         "budget": Applies.LIVE,
+        "metered": Applies.LIVE,
         "spool": Applies.RESTART,
         "image": Applies.LIVE,
         "accounting": Applies.LIVE,
