@@ -18,6 +18,7 @@ from bowerbird_agent.capture import kind_of, without_password
 from bowerbird_agent.errors import ConfigError
 from bowerbird_agent.guard import GuardConfig
 from bowerbird_agent.heartbeat import WatchdogConfig
+from bowerbird_agent.metrics_endpoint import MetricsConfig
 from bowerbird_agent.model_config import ModelConfig
 from bowerbird_agent.policy import TEMPLATES, Policy
 from bowerbird_agent.publish import PublishConfig
@@ -252,6 +253,7 @@ class AgentConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -20,6 +20,7 @@ from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published, packet_bytes
 from bowerbird_agent.outbox import Outbox
+from bowerbird_agent.spool_index import Ledger
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.messages import Block, BlockRequest, Desired, Job, Report
@@ -104,6 +105,7 @@ class Control:
         budget: the byte budgets of the uploads, owned by this thread.
         health_every_s: seconds between health messages; one more is sent whenever the link comes up.
         publisher: what waits there is sent last, None for nothing.
+        account_every_s: how old `account`, the spool's account for other threads, may become; infinity leaves it empty.
         pulse: this thread's heartbeat.
     """
 
@@ -118,6 +120,7 @@ class Control:
         vitals: Vitals,
         health_every_s: float,
         publisher: LocalPublisher | None = None,
+        account_every_s: float = math.inf,
         pulse: Pulse | None = None,
     ) -> None:
         self._publisher, self._pulse = publisher, pulse or no_pulse()
@@ -130,6 +133,8 @@ class Control:
         self._outbox = Outbox(lambda topic, payload, retain: link.publish(topic, payload, retain=retain))
         self._names = (link.site, link.device)
         self._health_due_s = 0.0
+        self.account = Ledger()
+        self._account_every_s, self._account_due_s = account_every_s, -math.inf
         self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
         self._counted_kinds: dict[str, int] = {}
         self._health_sent_s = -math.inf
@@ -177,6 +182,10 @@ class Control:
             self._outbox.pump()
             if now_s >= self._health_due_s and self._link.connected:
                 self._send_health(now_s)
+            if self._account_every_s < math.inf and now_s >= self._account_due_s:
+                self._account_due_s = now_s + self._account_every_s
+                with contextlib.suppress(SpoolError):
+                    self.account = self._spool.ledger()
             if self._publisher is not None:
                 self._publisher.pump(self._uploads, now_s)
             again_s = self._uploads.pump(now_s)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import math
 import queue
 import sys
 import threading
@@ -31,6 +32,8 @@ from bowerbird_agent.health import Vitals, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.inference import Inference, LoadedModel
 from bowerbird_agent.machine_sensors import MachineSensors
+from bowerbird_agent.metrics_endpoint import MetricsEndpoint
+from bowerbird_agent.metrics_text import device_metrics, exposition
 from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelSlot, ModelStore
 from bowerbird_agent.model_tuning import ModelTuning
@@ -62,6 +65,7 @@ _EXTEND_EVERY_S = 10.0
 # Packets under way from which on detections for the site are dropped: a frame is on its way through a thin pipe.
 _MANY_IN_FLIGHT = 8
 _OLD_CAMERAS_S = 1.0
+_ACCOUNT_EVERY_S = 10.0
 
 
 class Device:
@@ -205,8 +209,14 @@ class Device:
             vitals=vitals,
             health_every_s=config.health.interval_s,
             publisher=self._publisher,
+            account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
             pulse=self._pulses["control"],
         )
+        address = config.metrics.address()
+        self._metrics = None
+        if address is not None:
+            self._pulses["metrics"] = self._heartbeats.add("metrics", Kind.METRICS)
+            self._metrics = MetricsEndpoint(*address, self._exposition, pulse=self._pulses["metrics"])
         self._updates: UpdateRunner | None = None
 
     # --- running -------------------------------------------------------------------------------------------------------
@@ -225,6 +235,8 @@ class Device:
             if self._load_in_thread():
                 self._stages.start("control", self._control.run, self._pulses["control"])
                 self._stages.start("guard", self._guard.run, self._pulses["guard"])
+                if self._metrics is not None:
+                    self._stages.start("metrics", self._metrics.run, self._pulses["metrics"])
                 self._link.start()
                 if self._updates is not None:
                     self._pulses["update"].beat()
@@ -285,6 +297,8 @@ class Device:
         self._inference.stop()
         self._cameras.stop()
         self._guard.stop()
+        if self._metrics is not None:
+            self._metrics.stop()
         self._exchange.close()
         if self._link.connected:
             self._control.last_words()
@@ -446,6 +460,15 @@ class Device:
         self._control.model_changed()
 
     # --- parts ---------------------------------------------------------------------------------------------------------
+
+    def _exposition(self) -> str:
+        """For Prometheus, in the metrics' thread: memory only, no disk and no link is asked."""
+        health, guard = self._vitals.health(self._control.account), self._guard
+        version, connected = self._vitals.agent_version, self._link.connected
+        metrics = device_metrics(
+            health, version=version, connected=connected, hottest_c=guard.hottest_c, guard_share=guard.state.share
+        )
+        return exposition(metrics)
 
     def _make_selector(self) -> Selector:
         saved = self._spool.note(SELECTOR_NOTE)

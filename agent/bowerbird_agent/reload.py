@@ -43,6 +43,7 @@ SECTIONS: Mapping[str, Applies] = MappingProxyType(
         "health": Applies.LIVE,
         "guard": Applies.LIVE,
         "publish": Applies.LIVE,
+        "metrics": Applies.RESTART,
         "watchdog": Applies.RESTART,
         "log": Applies.LIVE,
     }
