@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import urllib.request
 from pathlib import Path
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
+from bowerbird_agent.budget import ByteLimits
+from bowerbird_agent.spool import Spool
+from bowerbird_agent.upload_runner import restore_budget
 from bowerbird_models.manifest import Probation
 from bowerbird_models.package import build_package
 from bowerbird_testing.agent_process import UNSURE_BOXES, AgentProcess, write_config
-from bowerbird_testing.broker import Mosquitto
+from bowerbird_testing.broker import Mosquitto, free_port
+from bowerbird_testing.mqtt_device import wait_until
 from bowerbird_testing.site_server import SiteServer
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 from bowerbird_testing.update_server import UpdateServer
@@ -40,6 +46,32 @@ def test_every_byte_is_told_by_kind_and_what_day_and_month_have_cost(broker: Mos
     day, day_cap, month, month_cap = health.extra["uplink"]["total"]
     assert (day_cap, month_cap) == (50_000_000, 900_000_000)
     assert day == month > images
+
+
+def test_with_the_day_used_up_frames_and_health_stop_below_the_cap_and_the_agent_goes_on(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
+    cap, port = 120_000, free_port()
+    overrides = {"budget": {"bytes_per_day": cap}, "health": {"interval_s": 0.2}, "metrics": {"listen": f"127.0.0.1:{port}"}}
+    config = write_config(tmp_path, port=broker.port, cameras=CAMERAS, overrides=overrides)
+
+    def told(name: str) -> float:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        return next(s.value for family in families for s in family.samples if s.name == f"bowerbird_agent_{name}")
+
+    with SiteServer(broker.host, broker.port) as server, AgentProcess(config) as agent:
+        server.wait(lambda: bool(server.health) and bool(server.frames), "a frame and health")
+        wait_until(lambda: told("budget_spent_bytes") > 0.93 * cap, "the day to be used up", 60)
+        seen, heard = told("frames_seen_total"), len(server.health)
+        wait_until(lambda: told("frames_seen_total") > seen + 90, "three seconds of frames")
+        assert len(server.health) <= heard + 5, "health came every 0.2 s before"
+        assert told("connected") == 1
+        assert agent.terminate()[0] == 0
+    spool = Spool(tmp_path / "state" / "spool", max_bytes=500_000_000)
+    budget = restore_budget(spool, ByteLimits(bytes_per_day=cap), 0.0)
+    spool.close()
+    assert 0.93 * cap < budget.total.spent_today_bytes(0.0) <= cap
 
 
 def test_in_quiet_hours_control_goes_and_a_model_and_frames_wait_for_their_end(broker: Mosquitto, tmp_path: Path) -> None:
