@@ -18,10 +18,12 @@ from bowerbird_agent.capture import kind_of, without_password
 from bowerbird_agent.errors import ConfigError
 from bowerbird_agent.guard import GuardConfig
 from bowerbird_agent.heartbeat import WatchdogConfig
+from bowerbird_agent.metrics_endpoint import MetricsConfig
 from bowerbird_agent.model_config import ModelConfig
 from bowerbird_agent.policy import TEMPLATES, Policy
 from bowerbird_agent.publish import PublishConfig
 from bowerbird_agent.structuring import Faults, structure
+from bowerbird_agent.tariff import QuietHours
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.topics import check_name
 
@@ -31,6 +33,7 @@ else:
     import tomli as tomllib
 
 MAX_LONG_SIDE_PX = 4096
+_CONTROL_BYTES = 100_000
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -93,13 +96,27 @@ class UpdateConfig:
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """How much may go up: a token bucket, and a cap in every rolling 24 hours (None for none). Resends count."""
+    """How much may pass the network. Every byte of MQTT counts, resends and control included; downloads count for day and month.
+
+    Args:
+        bytes_per_s: the uplink's long-term rate.
+        burst_bytes: what an idle uplink saves up and may then send at once, on top of the rate.
+        bytes_per_day: cap in every rolling 24 hours, None for none.
+        bytes_per_month: cap in every rolling 31 days, hence in every calendar month; None for none.
+        carry_over_bytes: what days leave of `bytes_per_day` may be spent later, up to so much on top of one day.
+        quiet_hours: times of day like "22:00-06:00" (local time) or "22:00-06:00 UTC" in which no frames, no detections and no
+            model updates go; control does. While the clock is not set it counts as quiet.
+    """
 
     bytes_per_s: float = 16_000.0
     burst_bytes: int = 2_000_000
     bytes_per_day: int | None = None
+    bytes_per_month: int | None = None
+    carry_over_bytes: int = 0
+    quiet_hours: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self.quiet_ranges()
         _require(self.burst_bytes >= 10_000, f"burst_bytes is {self.burst_bytes}; it must hold at least one frame (10000)")
         self.to_limits()
 
@@ -109,7 +126,60 @@ class BudgetConfig:
         Raises:
             ValueError: a number is out of range.
         """
-        return ByteLimits(self.bytes_per_s, self.burst_bytes, self.bytes_per_day)
+        return ByteLimits(
+            self.bytes_per_s,
+            self.burst_bytes,
+            self.bytes_per_day,
+            self.bytes_per_month,
+            self.carry_over_bytes,
+            _control_bytes(self.bytes_per_day),
+        )
+
+    def quiet_ranges(self) -> tuple[QuietHours, ...]:
+        """The quiet hours as the tariff takes them.
+
+        Raises:
+            ValueError: one of them is no time range.
+        """
+        return tuple(QuietHours.parse(text) for text in self.quiet_hours)
+
+
+@dataclass(frozen=True)
+class MeteredConfig:
+    """A budget of its own for what goes over metered interfaces, on top of `[budget]`.
+
+    Args:
+        interfaces: names or patterns, like "wwan*": the uplink is metered while a default route leads over one of them.
+        bytes_per_day: cap in every rolling 24 hours, None for none.
+        bytes_per_month: cap in every rolling 31 days, None for none.
+    """
+
+    interfaces: tuple[str, ...] = ()
+    bytes_per_day: int | None = None
+    bytes_per_month: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(all(self.interfaces), "a name in interfaces is empty; name an interface such as wwan0, or a pattern")
+        capped = (self.bytes_per_day, self.bytes_per_month) != (None, None)
+        _require(bool(self.interfaces) or not capped, "there are caps but no interfaces; name the metered ones")
+        self.to_limits()
+
+    def to_limits(self) -> ByteLimits:
+        """The caps as the token bucket takes them.
+
+        Raises:
+            ValueError: a number is out of range.
+        """
+        return ByteLimits(
+            bytes_per_day=self.bytes_per_day,
+            bytes_per_month=self.bytes_per_month,
+            control_bytes=_control_bytes(self.bytes_per_day),
+        )
+
+
+def _control_bytes(bytes_per_day: int | None) -> int:
+    """What frames leave of a day's cap for keep-alives, receipts and commands."""
+    return _CONTROL_BYTES if bytes_per_day is None else min(_CONTROL_BYTES, max(0, bytes_per_day) // 20)
 
 
 @dataclass(frozen=True)
@@ -185,12 +255,14 @@ class AgentConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     selection: Policy = field(default_factory=Policy)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
+    metered: MeteredConfig = field(default_factory=MeteredConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
     accounting: AccountingConfig = field(default_factory=AccountingConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

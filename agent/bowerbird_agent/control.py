@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import queue
 import threading
 import time
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bowerbird_agent import counters as names
 from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.heartbeat import no_pulse
-from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published
+from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published, packet_bytes
 from bowerbird_agent.outbox import Outbox
+from bowerbird_agent.spool_index import Ledger
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.messages import Block, BlockRequest, Desired, Job, Report
@@ -33,18 +35,24 @@ from bowerbird_wire.topics import (
 )
 
 if TYPE_CHECKING:
-    from bowerbird_agent.budget import ByteLimits, TokenBucket
+    from collections.abc import Mapping
+
+    from bowerbird_agent.budget import ByteLimits
     from bowerbird_agent.health import Vitals
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_agent.mqtt_link import MqttLink
     from bowerbird_agent.publish import LocalPublisher
     from bowerbird_agent.spool import Spool
+    from bowerbird_agent.uplink_budget import UplinkBudget
     from bowerbird_agent.upload_runner import UploadRunner
 
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
 _EVENTS_AT_ONCE = 256
+# With the caps used up health comes so seldom that the part which frames leave to control lasts.
+_SELDOM_HEALTH_S = 1800.0
+_BLOCK_BESIDE_BYTES = 256  # of a block's message, beside its data
 
 
 class Updates(Protocol):
@@ -71,7 +79,15 @@ class Reconfigure:
     """The configuration was read again: other byte limits, another health interval, or only news for the next health message."""
 
     limits: ByteLimits
+    metered: ByteLimits
     health_every_s: float
+
+
+@dataclass(frozen=True)
+class AskForBlocks:
+    """The updater wants blocks of a file."""
+
+    request: BlockRequest
 
 
 @dataclass(frozen=True)
@@ -86,9 +102,10 @@ class Control:
 
     Args:
         events: what the link puts its events on; shared with `wake` and `send`.
-        budget: the uploads' byte budget, owned by this thread.
+        budget: the byte budgets of the uploads, owned by this thread.
         health_every_s: seconds between health messages; one more is sent whenever the link comes up.
         publisher: what waits there is sent last, None for nothing.
+        account_every_s: how old `account`, the spool's account for other threads, may become; infinity leaves it empty.
         pulse: this thread's heartbeat.
     """
 
@@ -99,22 +116,29 @@ class Control:
         *,
         spool: Spool,
         uploads: UploadRunner,
-        budget: TokenBucket,
+        budget: UplinkBudget,
         vitals: Vitals,
         health_every_s: float,
         publisher: LocalPublisher | None = None,
+        account_every_s: float = math.inf,
         pulse: Pulse | None = None,
     ) -> None:
         self._publisher, self._pulse = publisher, pulse or no_pulse()
         self._link, self._events, self._spool, self._uploads, self._vitals = link, events, spool, uploads, vitals
         self._budget = budget
         self.bytes_left_today = budget.left_today_bytes(time.monotonic())
+        self.uplink: Mapping[str, object] = {}  # for health: what day and month have cost, and what holds for the uplink now
         self._health_every_s = health_every_s
         self.updates: Updates | None = None
         self._outbox = Outbox(lambda topic, payload, retain: link.publish(topic, payload, retain=retain))
         self._names = (link.site, link.device)
         self._health_due_s = 0.0
+        self.account = Ledger()
+        self._account_every_s, self._account_due_s = account_every_s, -math.inf
         self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
+        self._counted_kinds: dict[str, int] = {}
+        self._health_sent_s = -math.inf
+        self._held_bytes = 0  # of the download that waits for the budget
         self._stop = threading.Event()
         self._complained: set[str] = set()
 
@@ -128,14 +152,14 @@ class Control:
         """Tell the server soon."""
         self._events.put(ModelChanged())
 
-    def reconfigure(self, limits: ByteLimits, health_every_s: float) -> None:
+    def reconfigure(self, limits: ByteLimits, metered: ByteLimits, health_every_s: float) -> None:
         """Take up what a reload has changed, and tell the server soon."""
-        self._events.put(Reconfigure(limits, health_every_s))
+        self._events.put(Reconfigure(limits, metered, health_every_s))
 
     def send(self, message: BlockRequest | Report) -> None:
         """For the updater. A block request that does not get through is asked again there; a report is kept until it does."""
         if isinstance(message, BlockRequest):
-            self._link.publish(BlockRequestTopic(*self._names), codec.encode(message), qos=0)
+            self._events.put(AskForBlocks(message))
         else:
             self._events.put(SendReport(message))
 
@@ -158,12 +182,18 @@ class Control:
             self._outbox.pump()
             if now_s >= self._health_due_s and self._link.connected:
                 self._send_health(now_s)
+            if self._account_every_s < math.inf and now_s >= self._account_due_s:
+                self._account_due_s = now_s + self._account_every_s
+                with contextlib.suppress(SpoolError):
+                    self.account = self._spool.ledger()
             if self._publisher is not None:
                 self._publisher.pump(self._uploads, now_s)
             again_s = self._uploads.pump(now_s)
+            self._let_go(now_s)
             self._count_bytes()
             # The bucket belongs to this thread; a window elsewhere plans with this number and needs no lock for it.
             self.bytes_left_today = self._budget.left_today_bytes(now_s)
+            self.uplink = self._uplink(now_s)
             wait_s = max(0.01, min(_TICK_S, again_s - now_s, self._health_due_s - now_s if self._link.connected else _TICK_S))
         self._count_bytes()
         try:
@@ -194,6 +224,7 @@ class Control:
         if isinstance(event, LinkUp):
             logger.info("connected to the broker")
             self._health_due_s = now_s
+            self._held_bytes = 0
             if self.updates is not None:
                 self.updates.link_up()
         elif isinstance(event, LinkDown):
@@ -209,10 +240,12 @@ class Control:
             self._outbox.put("status", StatusTopic(*self._names), codec.encode(self._vitals.status()), retain=True)
             self._health_due_s = now_s
         elif isinstance(event, Reconfigure):
-            if event.limits != self._budget.limits:
-                self._uploads.change_limits(event.limits, now_s)
+            if (event.limits, event.metered) != (self._budget.total.limits, self._budget.metered.limits):
+                self._uploads.change_limits(event.limits, now_s, metered=event.metered)
             self._health_every_s = event.health_every_s
             self._health_due_s = now_s
+        elif isinstance(event, AskForBlocks):
+            self._ask_for_blocks(event.request, now_s)
         elif isinstance(event, MessageIn):
             self._message(event)
 
@@ -249,12 +282,57 @@ class Control:
             logger.debug("health waits, the spool cannot be read: %s", error)
             self._health_due_s = now_s + _TICK_S
             return
-        if self._link.publish(HealthTopic(*self._names), codec.encode(self._vitals.health(ledger))):
-            self._health_due_s = now_s + self._health_every_s
+        topic, payload = HealthTopic(*self._names), codec.encode(self._vitals.health(ledger))
+        size = packet_bytes(topic, len(payload))
+        is_seldom = now_s - self._health_sent_s >= _SELDOM_HEALTH_S
+        wait_s = self._budget.cap_wait_s(now_s, size, is_control=is_seldom)
+        if wait_s > 0.0:
+            self._health_due_s = now_s + min(_SELDOM_HEALTH_S / 10, wait_s)
+        elif self._link.publish(topic, payload):
+            self._health_due_s, self._health_sent_s = now_s + self._health_every_s, now_s
         else:
             self._health_due_s = now_s + _TICK_S
 
+    def _ask_for_blocks(self, request: BlockRequest, now_s: float) -> None:
+        """Ask the server, if the budget has room for the answer; if not, the link is down as far as the updater knows."""
+        size = request.blocks * (request.block_bytes + _BLOCK_BESIDE_BYTES)
+        # A trial is proved by the repository's small metadata: that is control, and never held back.
+        if not request.path.startswith("metadata/") and not self._uploads.may_ask_for(size, now_s):
+            if not self._held_bytes and self.updates is not None:
+                logger.info("the download of %s waits for the byte budget or for the end of quiet hours", request.path)
+                self.updates.link_down()
+            self._held_bytes = size
+            return
+        if self._link.publish(BlockRequestTopic(*self._names), codec.encode(request), qos=0):
+            self._uploads.asked_for(size, now_s)
+
+    def _let_go(self, now_s: float) -> None:
+        """A download that was held back goes on when there is room for it again."""
+        if self._held_bytes and self._link.connected and self._uploads.may_ask_for(self._held_bytes, now_s):
+            self._held_bytes = 0
+            if self.updates is not None:
+                self.updates.link_up()
+
+    def _uplink(self, now_s: float) -> Mapping[str, object]:
+        found: dict[str, object] = {}
+        for name, bucket, is_told in (
+            ("total", self._budget.total, True),
+            ("metered", self._budget.metered, self._budget.is_metered),
+        ):
+            limits = bucket.limits
+            if is_told and (limits.bytes_per_day, limits.bytes_per_month) != (None, None):
+                spent = (bucket.spent_today_bytes(now_s), bucket.spent_month_bytes(now_s))
+                found[name] = [spent[0], limits.bytes_per_day, spent[1], limits.bytes_per_month]
+        if self._uploads.is_quiet:
+            found["quiet"] = True
+        return found
+
     def _count_bytes(self) -> None:
+        for kind, total in self._link.spending.by_kind(self._link.bytes_sent + self._link.bytes_received).items():
+            before = self._counted_kinds.get(kind, 0)
+            if total > before:
+                self._vitals.counters.add(names.spent_on(kind), total - before)
+                self._counted_kinds[kind] = total
         sent, received = self._link.bytes_sent, self._link.bytes_received
         for name, place, total in ((names.BYTES_SENT, 0, sent), (names.BYTES_RECEIVED, 1, received)):
             if total > self._counted[place]:

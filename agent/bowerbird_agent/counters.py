@@ -44,6 +44,11 @@ DESIRED_VERSION = "desired_version"
 DESIRED_FRAMES = "desired_frames_plus_1"
 
 
+def spent_on(kind: str) -> str:
+    """Name of the counter of the bytes that went into one kind (`bowerbird_wire.spent`)."""
+    return f"spent.{kind}"
+
+
 def dropped_of(camera: str) -> str:
     """Name of the counter of one camera's dropped frames."""
     return f"{FRAMES_DROPPED}.{camera}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import logging
+import math
 import queue
 import sys
 import threading
@@ -34,6 +35,8 @@ from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.inference import Inference, LoadedModel
 from bowerbird_agent.machine_sensors import MachineSensors
 from bowerbird_agent.memory import give_back
+from bowerbird_agent.metrics_endpoint import MetricsEndpoint
+from bowerbird_agent.metrics_text import device_metrics, exposition
 from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelSlot, ModelStore
 from bowerbird_agent.model_tuning import ModelTuning
@@ -46,6 +49,7 @@ from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
+from bowerbird_agent.tariff import Tariff
 from bowerbird_agent.update_runner import UpdateRunner, machine_boot_id
 from bowerbird_agent.upload_runner import UploadRunner, restore_budget
 from bowerbird_models.errors import ModelError
@@ -64,6 +68,7 @@ _EXTEND_EVERY_S = 10.0
 # Packets under way from which on detections for the site are dropped: a frame is on its way through a thin pipe.
 _MANY_IN_FLIGHT = 8
 _OLD_CAMERAS_S = 1.0
+_ACCOUNT_EVERY_S = 10.0
 
 
 class Device:
@@ -140,7 +145,8 @@ class Device:
         )
         self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions)
         self._cameras = Cameras(config.cameras, self._exchange, self._counters, self._heartbeats, self._stages)
-        budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic())
+        budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic(), metered=config.metered.to_limits())
+        self._tariff = Tariff(config.budget.quiet_ranges(), config.metered.interfaces, clock_ok=_clock_ok)
         self._inference = Inference(
             self._exchange,
             self._storing,
@@ -158,7 +164,14 @@ class Device:
         )
         self._guard = GuardWatch(config.guard, sensors or MachineSensors(), self._inference, pulse=self._pulses["guard"])
         self._vitals = vitals = Vitals(
-            self._counters, self._inference, self._storing, self._cameras, boot_id, version, lambda: self._guard.state
+            self._counters,
+            self._inference,
+            self._storing,
+            self._cameras,
+            boot_id,
+            version,
+            lambda: self._guard.state,
+            uplink=lambda: self._control.uplink,
         )
         self._link = MqttLink(
             BrokerSettings(
@@ -192,6 +205,7 @@ class Device:
             budget,
             now_s=time.monotonic(),
             keepalive_s=config.broker.keepalive_s,
+            tariff=self._tariff,
         )
         self._control = Control(
             self._link,
@@ -202,8 +216,14 @@ class Device:
             vitals=vitals,
             health_every_s=config.health.interval_s,
             publisher=self._publisher,
+            account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
             pulse=self._pulses["control"],
         )
+        address = config.metrics.address()
+        self._metrics = None
+        if address is not None:
+            self._pulses["metrics"] = self._heartbeats.add("metrics", Kind.METRICS)
+            self._metrics = MetricsEndpoint(*address, self._exposition, pulse=self._pulses["metrics"])
         self._updates: UpdateRunner | None = None
 
     # --- running -------------------------------------------------------------------------------------------------------
@@ -222,6 +242,8 @@ class Device:
             if self._load_in_thread():
                 self._stages.start("control", self._control.run, self._pulses["control"])
                 self._stages.start("guard", self._guard.run, self._pulses["guard"])
+                if self._metrics is not None:
+                    self._stages.start("metrics", self._metrics.run, self._pulses["metrics"])
                 self._link.start()
                 if self._updates is not None:
                     self._pulses["update"].beat()
@@ -282,6 +304,8 @@ class Device:
         self._inference.stop()
         self._cameras.stop()
         self._guard.stop()
+        if self._metrics is not None:
+            self._metrics.stop()
         self._exchange.close()
         if self._link.connected:
             self._control.last_words()
@@ -339,12 +363,15 @@ class Device:
             self._encoder.image_config = config.image
             self._guard.config = config.guard
             self._publisher.config = config.publish
+            self._tariff.quiet_hours = config.budget.quiet_ranges()
+            self._tariff.metered_interfaces = config.metered.interfaces
             self._inference.encode_everything = config.accounting.encode_everything
             self._decisions.keep = config.accounting.keep_decisions
             self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
             if "selection" in plan.live or len(config.cameras) != len(before.cameras):
                 self._inference.set_policy(config.selection, device=config.device.id, cameras=len(config.cameras))
-        self._control.reconfigure(self._config.budget.to_limits(), self._config.health.interval_s)
+        limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
+        self._control.reconfigure(limits, metered, self._config.health.interval_s)
         self._notifier.ready(self._vitals.line())
 
     # --- models --------------------------------------------------------------------------------------------------------
@@ -442,6 +469,15 @@ class Device:
         self._control.model_changed()
 
     # --- parts ---------------------------------------------------------------------------------------------------------
+
+    def _exposition(self) -> str:
+        """For Prometheus, in the metrics' thread: memory only, no disk and no link is asked."""
+        health, guard = self._vitals.health(self._control.account), self._guard
+        version, connected = self._vitals.agent_version, self._link.connected
+        metrics = device_metrics(
+            health, version=version, connected=connected, hottest_c=guard.hottest_c, guard_share=guard.state.share
+        )
+        return exposition(metrics)
 
     def _make_selector(self) -> Selector:
         saved = self._spool.note(SELECTOR_NOTE)

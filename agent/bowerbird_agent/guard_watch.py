@@ -40,6 +40,7 @@ class GuardWatch:
         self._sensors, self._inference, self._pulse = sensors, inference, pulse or no_pulse()
         self._stop = threading.Event()
         self.state = GuardState()
+        self.hottest_c: float | None = None  # degrees Celsius of the hottest sensor, where there is one and the guard looks
 
     def stop(self) -> None:
         """Ask `run` to return."""
@@ -58,6 +59,7 @@ class GuardWatch:
         if config.enabled:
             degrees, sensor = self._sensors.hottest()
             reading = Reading(degrees, sensor, self._sensors.cpu_pressure(), self._inference.own_share)
+        self.hottest_c = reading.temperature_c
         self.state = state = advance(before, reading, config, now_s)
         self._inference.share = state.share
         if state.share < before.share:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from bowerbird_agent import counters as names
 from bowerbird_agent.model_runtime import FALLBACK
 from bowerbird_wire.messages import Health, Status
+from bowerbird_wire.spent import LETTERS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -66,6 +67,7 @@ class Vitals:
     agent_version: str
     guard: Callable[[], GuardState]
     reload: ReloadNews = field(default_factory=ReloadNews)
+    uplink: Callable[[], Mapping[str, object]] = dict
 
     def status(self) -> Status:
         """The retained presence while connected."""
@@ -109,7 +111,8 @@ class Vitals:
 
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
         """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
-        runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; the rest only when it says something."""
+        runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`: see
+        `bowerbird_wire.spent`; the rest only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -133,6 +136,8 @@ class Vitals:
             ("failures", counted),
             ("guard", self._guard()),
             ("config", self.reload.plain()),
+            ("spent", self.spent()),
+            ("uplink", dict(self.uplink())),
             ("published", self._published()),
             ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),
@@ -151,6 +156,11 @@ class Vitals:
     def _published(self) -> Mapping[str, object]:
         sent, dropped = self.counters.value(names.DETECTIONS_PUBLISHED), self.counters.value(names.DETECTIONS_UNPUBLISHED)
         return {"detections": sent, "dropped": dropped} if sent or dropped else {}
+
+    def spent(self) -> dict[str, int]:
+        """Letter of each kind -> bytes since the agent's first start, where there are any."""
+        counted = {letter: self.counters.value(names.spent_on(kind)) for kind, letter in LETTERS.items()}
+        return {letter: size for letter, size in counted.items() if size}
 
     def line(self) -> str:
         """One line for the supervisor's status: model, cameras, rate, and what is out of order."""

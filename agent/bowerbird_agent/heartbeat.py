@@ -31,6 +31,7 @@ class Kind(str, Enum):
     UPDATE = "update"
     LOAD = "load"
     GUARD = "guard"
+    METRICS = "metrics"
 
 
 class Doing(str, Enum):
@@ -79,6 +80,7 @@ class WatchdogConfig:
             Kind.UPDATE: self.update_s,
             Kind.LOAD: self.load_s,
             Kind.GUARD: self.control_s,
+            Kind.METRICS: self.control_s,
         }
 
 

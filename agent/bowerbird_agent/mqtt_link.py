@@ -32,6 +32,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bowerbird_agent.paho_client import CountingClient, Traffic
 from bowerbird_agent.reconnect import ReconnectDelay
+from bowerbird_agent.spending import Spending
 from bowerbird_wire import codec
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.messages import Status
@@ -109,7 +110,7 @@ class MessageIn:
 LinkEvent = LinkUp | LinkDown | Published | MessageIn
 
 
-def packet_bytes(topic: DeviceTopic, payload_bytes: int, *, qos: int = 1) -> int:
+def packet_bytes(topic: DeviceTopic | CreditTopic, payload_bytes: int, *, qos: int = 1) -> int:
     """Size of the PUBLISH packet on the wire, MQTT 5 without properties."""
     rest = 2 + len(str(topic)) + (2 if qos else 0) + 1 + payload_bytes
     length_digits = 1 + (rest > 127) + (rest > 16_383) + (rest > 2_097_151)
@@ -220,6 +221,7 @@ class _Connection:
             return  # a newer server may know more topics than we do
         if not message.retain:
             self.progress = True  # a retained message is a greeting: it comes on every connection
+        self.link.spending.packet(topic, packet_bytes(topic, len(message.payload), qos=message.qos))
         self.link.put(MessageIn(topic, bytes(message.payload)))
 
     def _on_disconnect(self, _c: object, _u: object, _flags: object, reason: ReasonCode, _p: object) -> None:
@@ -259,6 +261,7 @@ class MqttLink:
         self.site = site
         self.device = device
         self.traffic = Traffic()
+        self.spending = Spending()
         self._events = on_event
         self._online = online
         self._offline = offline
@@ -338,7 +341,10 @@ class MqttLink:
             except (OSError, ValueError, RuntimeError) as error:
                 log.debug("publish on %s failed: %s", topic, error)
                 return 0
-            return connection.token(sent.mid) if sent.rc == paho.MQTT_ERR_SUCCESS else 0
+            if sent.rc != paho.MQTT_ERR_SUCCESS:
+                return 0
+            self.spending.packet(topic, packet_bytes(topic, len(payload), qos=qos))
+            return connection.token(sent.mid)
 
     # -- for the connection
 

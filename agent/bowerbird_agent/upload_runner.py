@@ -1,8 +1,8 @@
 """Joins the uploader's decisions to the spool and the link.
 
-In: events of the link, from the control thread's queue. Out: published frames, chunks and questions, receipts written into the spool,
-the byte budget kept over restarts. It decides nothing (`uploader.py` does) and starts no thread: the control thread calls `handle` for
-each event and `pump` between them.
+In: events of the link, from the control thread's queue; the tariff of the moment. Out: published frames, chunks and questions,
+receipts written into the spool, the byte budgets kept over restarts and charged with all that passes the link. It decides nothing
+(`uploader.py` does) and starts no thread: the control thread calls `handle` for each event and `pump` between them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.link_estimate import LinkEstimate
 from bowerbird_agent.mqtt_link import LinkDown, LinkEvent, LinkUp, Published, packet_bytes
 from bowerbird_agent.spool import FrameState, ReceiptCounts, Spool, SpooledFrame
+from bowerbird_agent.tariff import Tariff
 from bowerbird_agent.thumbnail import thumbnail
+from bowerbird_agent.uplink_budget import UplinkBudget, ahead_bytes
 from bowerbird_agent.upload_events import (
     Acknowledged,
     ChunkTaken,
@@ -53,6 +55,9 @@ log = logging.getLogger(__name__)
 _BUDGET_NOTE = "budget"
 _AHEAD_BYTES = 256 * 1024  # spent in advance on disk, so that a crash loses budget instead of exceeding it
 _FAULT_PAUSE_S = 5.0
+_QUIET_RECHECK_S = 60.0  # the clock may be set, or summer time begin
+_PROMISED_FOR_S = 120.0  # what was asked for and has not come by then does not come
+_MOST_PROMISED_BYTES = 1024 * 1024
 _ASK_FROM_BYTES = 64 * 1024  # frames above this are offered before they are sent, on a thin link
 _NAMED_FROM_BYTES = 4 * BLOCK_BYTES  # parts of smaller frames are not worth the name of a transfer in each question
 _OFFER_BYTES = 96  # an encoded `Offer` without a thumbnail, at most
@@ -66,20 +71,27 @@ class Link(Protocol):
     def bytes_sent(self) -> int:
         """All MQTT bytes written since the start."""
 
+    @property
+    def bytes_received(self) -> int:
+        """All MQTT bytes read since the start."""
+
     def publish(self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
         """A token, or 0 when it was not taken."""
 
 
-def restore_budget(spool: Spool, limits: ByteLimits, now_s: float, *, elapsed_off_s: float = 0.0) -> TokenBucket:
-    """The byte budget as the last run left it; a damaged one starts empty, so that damage buys no bytes."""
+def restore_budget(
+    spool: Spool, limits: ByteLimits, now_s: float, *, metered: ByteLimits | None = None, elapsed_off_s: float = 0.0
+) -> UplinkBudget:
+    """The byte budgets as the last run left them; damaged ones start empty, so that damage buys no bytes."""
+    metered = metered or ByteLimits()
     saved = spool.note(_BUDGET_NOTE)
     if saved is None:
-        return TokenBucket(limits, now_s)
+        return UplinkBudget(TokenBucket(limits, now_s), TokenBucket(metered, now_s))
     try:
-        return TokenBucket.from_state(limits, json.loads(saved), now_s, elapsed_off_s=elapsed_off_s)
+        return UplinkBudget.from_state(limits, metered, json.loads(saved), now_s, elapsed_off_s=elapsed_off_s)
     except (ValueError, TypeError, AttributeError):
-        log.warning("the saved byte budget is damaged; starting with an empty one")
-        return TokenBucket.exhausted(limits, now_s)
+        log.warning("the saved byte budget is damaged; starting with an empty one: frames wait until its days have passed")
+        return UplinkBudget.exhausted(limits, metered, now_s)
 
 
 class UploadRunner:
@@ -89,8 +101,9 @@ class UploadRunner:
         spool: where frames come from and receipts go.
         link: what publishes.
         site, device: of the frame topic.
-        budget: the token bucket, see `restore_budget`. Control traffic and keep-alives are charged to it as well.
+        budget: see `restore_budget`. Control traffic, keep-alives and downloads are charged to it as well.
         now_s: monotonic seconds.
+        tariff: quiet hours and metered interfaces; None for neither.
         keepalive_s: of the link's connections.
     """
 
@@ -100,18 +113,19 @@ class UploadRunner:
         link: Link,
         site: str,
         device: str,
-        budget: TokenBucket,
+        budget: UplinkBudget,
         *,
         now_s: float,
         limits: UploadLimits | None = None,
         keepalive_s: float = 30.0,
+        tariff: Tariff | None = None,
     ) -> None:
         self._spool = spool
         self._link = link
         self._topic, self._chunk_topic, self._offer_topic = (
             kind(site, device) for kind in (FrameTopic, ChunkTopic, OfferTopic)
         )
-        self._budget = budget
+        self._budget, self._tariff = budget, tariff or Tariff()
         self._estimate = LinkEstimate()
         sizes = WireSizes(
             whole=lambda size: packet_bytes(self._topic, size),
@@ -123,6 +137,8 @@ class UploadRunner:
         self._messages: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()  # the frames of which parts are being sent
         self._transfers: dict[bytes, str] = {}  # name of a transfer -> frame
         self._charged = 0  # bytes that the budget knows of, never below what the link has written
+        self._charged_in = 0  # the same of what it has read
+        self._promised_until_s = -math.inf
         self._said: set[str] = set()
         self._pause_until_s = -math.inf
         self._set_ahead()
@@ -134,11 +150,13 @@ class UploadRunner:
         """Take an event of the link; what was a receipt returns its counts, everything else None. Other messages are ignored."""
         if isinstance(event, LinkUp):
             self._tokens.clear()
+            self._tariff.link_changed()
             self._estimate.connected(event.rtt_s)
             self._feed(Up(event.max_packet_bytes, event.receive_maximum), now_s)
         elif isinstance(event, LinkDown):
             self._estimate.lost()
             self._take_back(now_s)
+            self._budget.promised_bytes = 0
             self._feed(Down(), now_s)
         elif isinstance(event, Published):
             frame_id = self._tokens.pop(event.token, None)
@@ -154,10 +172,14 @@ class UploadRunner:
     def pump(self, now_s: float) -> float:
         """Publish what may be published now. Returns the monotonic time at which to call again without an event (may be infinity)."""
         self._charge_control(now_s)
+        self._budget.is_metered = self._tariff.is_metered(now_s)
         if now_s < self._pause_until_s:
             return self._pause_until_s
         try:
             self._feed(Tick(), now_s)
+            quiet_s = self._tariff.quiet_left_s()
+            if quiet_s > 0.0:
+                return now_s + min(quiet_s, _QUIET_RECHECK_S)
             while True:
                 if self.uploader.wants_frame:
                     offered = self._spool.next_new(self.uploader.known)
@@ -185,10 +207,10 @@ class UploadRunner:
     def publish_beside(self, topic: DeviceTopic, payload: bytes, now_s: float) -> bool:
         """Publish something of QoS 0 that no frame may pay for; False when it was dropped.
 
-        The bytes that a waiting frame needs, half of the bucket and half of the day stay for frames.
+        The bytes that a waiting frame needs, half of the bucket and half of each cap stay for frames. Nothing goes in quiet hours.
         """
         size = packet_bytes(topic, len(payload), qos=0)
-        if not self._has_room_beside(size, now_s):
+        if self.is_quiet or not self._budget.has_room_beside(now_s, size, self.uploader.waiting_bytes):
             return False
         if self._budget.needs_save:
             self._save_budget()
@@ -198,29 +220,32 @@ class UploadRunner:
         self._charged += size
         return True
 
-    def _has_room_beside(self, size: int, now_s: float) -> bool:
-        left, today = self._budget.left_bytes(now_s), self._budget.left_today_bytes(now_s)
-        limits = self._budget.limits
-        caps = [cap for cap in (limits.burst_bytes, limits.bytes_per_day) if cap is not None]
-        if left is None or not caps:
-            return True
-        if today is not None and limits.bytes_per_day is not None and today - size < limits.bytes_per_day // 2:
-            return False
-        return left - size >= max(min(caps) // 2, self.uploader.waiting_bytes)
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it is quiet hours: only control goes."""
+        return self._tariff.quiet_left_s() > 0.0
 
-    def change_limits(self, limits: ByteLimits, now_s: float) -> None:
+    def may_ask_for(self, size_bytes: int, now_s: float) -> bool:
+        """Whether so much may be asked for, to come down: not in quiet hours, and only what the caps have room for."""
+        return not self.is_quiet and self._budget.cap_wait_s(now_s, size_bytes) == 0.0
+
+    def asked_for(self, size_bytes: int, now_s: float) -> None:
+        """So many bytes will come: frames leave them their room."""
+        self._budget.promised_bytes = min(_MOST_PROMISED_BYTES, self._budget.promised_bytes + size_bytes)
+        self._promised_until_s = now_s + _PROMISED_FOR_S
+
+    def change_limits(self, limits: ByteLimits, now_s: float, *, metered: ByteLimits | None = None) -> None:
         """Other caps from now on, also on the disk."""
-        self._budget.change_limits(limits, now_s)
+        self._budget.change_limits(limits, metered or ByteLimits(), now_s)
         self._set_ahead()
         self._save_budget()
 
     def _set_ahead(self) -> None:
-        caps = [cap // 20 for cap in (self._budget.limits.burst_bytes, self._budget.limits.bytes_per_day) if cap is not None]
-        self._ahead_bytes = min([_AHEAD_BYTES, *caps])
+        self._ahead_bytes = ahead_bytes(self._budget, _AHEAD_BYTES)
 
     def close(self) -> None:
         """Write the budget down as it is."""
-        if self._budgeted:
+        if self._budget.has_limits:
             self._spool.set_note(_BUDGET_NOTE, json.dumps(self._budget.to_state()))
 
     def _publish(self, frame_id: str, now_s: float) -> None:
@@ -348,26 +373,27 @@ class UploadRunner:
                 log.debug("frames in doubt could not be noted: %s", error)
 
     def _charge_control(self, now_s: float) -> None:
-        """Everything on the wire counts: status, health, keep-alives and acknowledgements are charged after the fact."""
-        behind = self._link.bytes_sent - self._charged
+        """Everything on the wire counts: status, health, keep-alives, acknowledgements and downloads are charged after the fact."""
+        behind, received = self._link.bytes_sent - self._charged, self._link.bytes_received - self._charged_in
         if behind > 0:
             self._budget.charge(now_s, behind)
             self._charged += behind
-            if self._budget.needs_save:
-                self._save_budget()
+        if received > 0:
+            self._budget.charge(now_s, received, is_download=True)
+            self._charged_in += received
+            self._budget.promised_bytes = max(0, self._budget.promised_bytes - received)
+        if now_s > self._promised_until_s:
+            self._budget.promised_bytes = 0
+        if self._budget.needs_save:
+            self._save_budget()
 
     def _take_back(self, now_s: float) -> None:
         """What a broken connection left unsent was paid for and did not leave."""
         self._charged -= self._budget.refund(now_s, self._charged - self._link.bytes_sent)
 
-    @property
-    def _budgeted(self) -> bool:
-        limits = self._budget.limits
-        return limits.bytes_per_s is not None or limits.bytes_per_day is not None
-
     def _save_budget(self) -> None:
         state = self._budget.to_state(ahead_bytes=self._ahead_bytes)
-        if self._budgeted:
+        if self._budget.has_limits:
             self._spool.set_note(_BUDGET_NOTE, json.dumps(state))
 
     def _say(self, text: str, about: str) -> None:

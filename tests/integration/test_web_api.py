@@ -65,6 +65,14 @@ def test_the_dashboard_says_what_a_device_runs_its_model_with(site: SceneSite, p
     assert person.get("/").status_code == 200
 
 
+def test_the_dashboard_says_what_a_device_has_spent_on_what(site: SceneSite, person: TestClient) -> None:
+    extra = {"spent": {"f": 1_500_000, "k": 900}, "uplink": {"total": [2_000_000, 5_000_000, 2_000_000, None], "quiet": True}}
+    fleet.record_health(site.cat, site.device, Health("boot", 1, "a" * 64, extra=extra))
+    page = person.get("/").text
+    assert "frames 1.5 MB, control 900 B" in page
+    assert "2.0 MB of 5.0 MB in 24 h, quiet hours" in page
+
+
 # ---- who may come in
 
 

@@ -18,6 +18,7 @@ from bowerbird_agent.counters import Counters
 from bowerbird_agent.mqtt_link import packet_bytes
 from bowerbird_agent.publish import LocalPublisher, PublishConfig
 from bowerbird_agent.spool import Spool
+from bowerbird_agent.uplink_budget import UplinkBudget
 from bowerbird_agent.upload_runner import UploadRunner
 from bowerbird_agent.uploader import FrameReady
 from bowerbird_models.detections import Detections
@@ -44,7 +45,7 @@ class Line:
 
     def __init__(self) -> None:
         self.up = True
-        self.bytes_sent = 0
+        self.bytes_sent = self.bytes_received = 0
         self.sent: list[tuple[str, bytes]] = []
 
     def publish_beside(self, topic: DeviceTopic, payload: bytes, now_s: float) -> bool:
@@ -154,7 +155,7 @@ def test_what_waits_is_bounded_when_nobody_sends() -> None:
 def runner(folder: Path, line: Line, limits: ByteLimits) -> tuple[UploadRunner, TokenBucket]:
     budget = TokenBucket(limits, 0.0)
     spool = Spool(folder, max_bytes=50_000_000)
-    return UploadRunner(spool, line, "demo", "cam-01", budget, now_s=0.0), budget
+    return UploadRunner(spool, line, "demo", "cam-01", UplinkBudget(budget), now_s=0.0), budget
 
 
 TOPIC = DetectionsTopic("demo", "cam-01", "gate")

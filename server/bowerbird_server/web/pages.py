@@ -19,6 +19,7 @@ from bowerbird_server.catalogue import batches, frames, labels, overview
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
 from bowerbird_server.web.auth import COOKIE, SESSION_S, Session, Sessions, csrf_matches, error_answer, safe_next
 from bowerbird_server.web.shapes import frame_detail, frame_shape, label_shape
+from bowerbird_server.web.spending import Spent, spent
 from bowerbird_server.web.stores import catalogue
 from bowerbird_server.web.why import strategy_rows
 
@@ -56,6 +57,10 @@ def _words(value: Any) -> str:
     return str(value).replace("_", " ").replace(".", " ")
 
 
+def _spent(extra: Any) -> Spent:
+    return spent(extra if isinstance(extra, dict) else {}, _size)
+
+
 def _evaluations(metrics: Any) -> list[tuple[str, dict[str, Any]]]:
     """The evaluations in a model's metrics: one on its own, or several by name."""
     if not isinstance(metrics, dict):
@@ -65,7 +70,7 @@ def _evaluations(metrics: Any) -> list[tuple[str, dict[str, Any]]]:
     return [(name, value) for name, value in metrics.items() if isinstance(value, dict) and "map50_95" in value]
 
 
-_templates.env.filters.update(evaluations=_evaluations)
+_templates.env.filters.update(evaluations=_evaluations, spent=_spent)
 _templates.env.filters.update(size=_size, when=_when, short=_short, number=_number, words=_words)
 _templates.env.globals["prelabel_confidence"] = PRELABEL_CONFIDENCE
 
