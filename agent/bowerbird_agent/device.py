@@ -26,20 +26,19 @@ from bowerbird_agent.control import Control, Wake
 from bowerbird_agent.counters import Counters
 from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
 from bowerbird_agent.decision_log import DecisionLog
+from bowerbird_agent.device_models import DeviceModels
 from bowerbird_agent.encode import FrameEncoder
-from bowerbird_agent.errors import AgentError, ConfigError, NoModelError, SpoolError, StageDied, StageHung
+from bowerbird_agent.errors import AgentError, ConfigError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.guard_watch import GuardWatch
 from bowerbird_agent.health import Vitals, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
-from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.inference import Inference
 from bowerbird_agent.machine_sensors import MachineSensors
-from bowerbird_agent.memory import give_back
 from bowerbird_agent.metrics_endpoint import MetricsEndpoint
 from bowerbird_agent.metrics_text import device_metrics, exposition
 from bowerbird_agent.model_runtime import ModelRuntimes
-from bowerbird_agent.model_store import ModelSlot, ModelStore
-from bowerbird_agent.model_tuning import ModelTuning
+from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
 from bowerbird_agent.publish import LocalPublisher
 from bowerbird_agent.reload import reload_plan
@@ -50,7 +49,7 @@ from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
 from bowerbird_agent.tariff import Tariff
-from bowerbird_agent.update_runner import UpdateRunner, machine_boot_id
+from bowerbird_agent.update_runner import machine_boot_id
 from bowerbird_agent.upload_runner import UploadRunner, restore_budget
 from bowerbird_models.errors import ModelError
 
@@ -107,11 +106,10 @@ class Device:
         # Everything that can be wrong with files is looked at before the first thread starts.
         password = read_password(config.broker)
         device.state_dir.mkdir(parents=True, exist_ok=True)
-        self._runtimes = ModelRuntimes(config.model, device.state_dir)
-        self._runtimes.check()
-        self._file_digests: dict[str, str] = {}  # model -> the file of it that was loaded
-        self._store = ModelStore(device.state_dir / "models")
-        self._root = None if config.update.trusted_root is None else _read_root(config)
+        runtimes = ModelRuntimes(config.model, device.state_dir)
+        runtimes.check()
+        store = ModelStore(device.state_dir / "models")
+        root = None if config.update.trusted_root is None else _read_root(config)
         self._spool = Spool(
             device.state_dir / "spool", max_bytes=config.spool.max_bytes, min_free_bytes=config.spool.min_free_bytes
         )
@@ -224,7 +222,9 @@ class Device:
         if address is not None:
             self._pulses["metrics"] = self._heartbeats.add("metrics", Kind.METRICS)
             self._metrics = MetricsEndpoint(*address, self._exposition, pulse=self._pulses["metrics"])
-        self._updates: UpdateRunner | None = None
+        self._models = DeviceModels(
+            config, store, runtimes, root, inference=self._inference, control=self._control, pulse=self._pulses["update"]
+        )
 
     # --- running -------------------------------------------------------------------------------------------------------
 
@@ -245,15 +245,15 @@ class Device:
                 if self._metrics is not None:
                     self._stages.start("metrics", self._metrics.run, self._pulses["metrics"])
                 self._link.start()
-                if self._updates is not None:
+                if self._models.updates is not None:
                     self._pulses["update"].beat()
-                    self._updates.start()
+                    self._models.updates.start()
                 self._cameras.start()
                 self._notifier.ready(self._vitals.line())
                 while not self._stop_asked.is_set():
                     self._wait()
                     self._look_after()
-                    if self._updates is not None and not self._updates.is_alive:
+                    if self._models.updates is not None and not self._models.updates.is_alive:
                         raise StageDied("the update thread died; the log says why. The agent ends so that it is started again")
                     if self._reload_asked.is_set():
                         self._reload_asked.clear()
@@ -311,8 +311,8 @@ class Device:
             self._control.last_words()
         self._control.stop()
         self._storing.stop()
-        if self._updates is not None:
-            self._updates.stop(timeout_s=STAGE_S["update"])
+        if self._models.updates is not None:
+            self._models.updates.stop(timeout_s=STAGE_S["update"])
         self._link.stop(timeout_s=STAGE_S["link"])
         self._hanging = self._stages.join(STAGE_S["threads"])
         if self._hanging:
@@ -380,14 +380,14 @@ class Device:
         """Load the first model while watching over the threads; False when the agent was asked to stop meanwhile.
 
         Raises:
-            ModelError, AgentError: as `_load_first_model`.
+            ModelError, AgentError: as `DeviceModels.load_first`.
         """
         over = threading.Event()
         failed: list[BaseException] = []
 
         def load() -> None:
             try:
-                self._load_first_model()
+                self._models.load_first()
             except (ModelError, AgentError) as error:  # the user's to mend: shown without a stack trace
                 failed.append(error)
             finally:
@@ -408,65 +408,6 @@ class Device:
             raise failed[0]
         self._look_after()
         return not self._stop_asked.is_set()
-
-    def _load_first_model(self) -> None:
-        """Load what the updater or the store names; a model that does not load gives way to the next one.
-
-        In a thread of its own, since a model's file decides how long this takes: even making a package of a bare file runs it once.
-        """
-        if self._config.model.factory is not None:
-            self._store.install_factory(self._config.model.factory)
-        self._updates = self._make_updates()
-        slot = self._updates.running if self._updates is not None else self._store.boot()
-        while slot is not None:
-            self._runtimes.for_model(slot.manifest, slot.digest)  # a setting that cannot be met is not the model's fault
-            try:
-                self._load(slot)
-                return
-            except (ModelError, AgentError) as error:
-                if self._updates is None:
-                    raise
-                slot = self._updates.load_failed(str(error))
-        if self._updates is None:
-            raise NoModelError(
-                "there is no model on this device and no update repository that it trusts; set model.factory or update.trusted_root"
-            )
-        logger.warning("there is no model on this device yet; waiting for the server to send one")
-
-    def _make_updates(self) -> UpdateRunner | None:
-        """The updater, woken; None where no update repository is trusted."""
-        if self._root is None:
-            return None
-        device = self._config.device
-        updates = UpdateRunner(
-            self._store,
-            self._root,
-            device.state_dir,
-            device=device.id,
-            send=self._control.send,
-            swap=self._swap,
-            install_test=ModelTuning(self._runtimes).install_test,
-            file_digest=lambda slot: self._file_digests.get(slot.digest, slot.file_digest),
-            beat=self._pulses["update"].beat,
-        )
-        self._control.updates = updates
-        self._inference.observer = updates
-        return updates
-
-    def _load(self, slot: ModelSlot) -> None:
-        detector, runs = self._runtimes.open(slot)
-        logger.info("model %s: %s (%s: %s)", slot.digest[:12], runs.candidate, runs.origin, runs.why)
-        self._file_digests[slot.digest] = detector.file_digest
-        self._inference.swap_model(LoadedModel(detector, slot.digest, runs.to_plain(detector)))
-        give_back()
-
-    def _swap(self, slot: ModelSlot | None) -> None:
-        """For the updater, in its thread: returns when the model answers frames."""
-        if slot is None:
-            self._inference.swap_model(None)
-        else:
-            self._load(slot)
-        self._control.model_changed()
 
     # --- parts ---------------------------------------------------------------------------------------------------------
 
