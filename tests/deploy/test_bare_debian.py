@@ -1,0 +1,97 @@
+"""The install script as root in a bare Debian: `make install-test`. It takes minutes and is not part of `make test`."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bowerbird_testing.broker import Mosquitto
+from bowerbird_testing.device_release import ROOT, build_wheel, fill_wheelhouse
+from bowerbird_testing.tiny_yolo import write_tiny_yolo
+
+SUITE = "bookworm"
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+
+pytestmark = [
+    pytest.mark.chroot,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a chroot"),
+    pytest.mark.skipif(shutil.which("debootstrap", path=PATH) is None, reason="no debootstrap: apt-get install debootstrap"),
+    pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason=f"the wheelhouse is for the Python of {SUITE}, which is 3.11"),
+]
+
+
+def mirror() -> str:
+    """Where this machine takes Debian's packages from."""
+    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", f"Codename: {SUITE}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return (done.stdout.split() or ["http://deb.debian.org/debian/"])[0]
+
+
+@pytest.fixture(scope="module")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a Debian with Python and nothing else; our files for a device lie in /srv."""
+    root = tmp_path_factory.mktemp("bare") / "debian"
+    command = ["debootstrap", "--variant=minbase", "--include=python3,python3-venv", SUITE, str(root), mirror()]
+    environment = {**os.environ, "PATH": PATH}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
+    if done.returncode != 0:
+        pytest.skip(f"debootstrap cannot make a Debian here: {done.stdout.strip()[-300:]}")
+    wheelhouse = root / "srv" / "wheelhouse"
+    if said := fill_wheelhouse(wheelhouse, build_wheel(wheelhouse)):
+        pytest.skip(f"the wheelhouse cannot be filled without a package index: {said}")
+    shutil.copytree(ROOT / "deploy", root / "srv" / "deploy")
+    write_tiny_yolo(root / "srv" / "first.onnx")
+    root.parent.chmod(0o755)
+    return root
+
+
+def inside(root: Path, *command: object) -> subprocess.CompletedProcess[str]:
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+    argv = ["chroot", str(root), *map(str, command)]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False, env=environment)
+
+
+def owner(root: Path, path: str) -> str:
+    return inside(root, "stat", "-c", "%a %U:%G", path).stdout.strip()
+
+
+def test_a_bare_debian_becomes_a_device_and_is_bare_again(debian: Path, start_broker: Callable[..., Mosquitto]) -> None:
+    port = start_broker().port
+    options = ["--wheelhouse", "/srv/wheelhouse", "--model", "/srv/first.onnx"]
+    options += ["--device", "cam-01", "--broker", f"127.0.0.1:{port}", "--camera", "synthetic:?seed=1"]
+    done = inside(debian, "/srv/deploy/install.sh", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"broker: 127.0.0.1:{port} lets cam-01 in" in done.stdout
+    assert "the doctor found something to do" not in done.stdout
+
+    assert owner(debian, "/etc/bowerbird") == "750 root:bowerbird-agent"
+    assert owner(debian, "/etc/bowerbird/agent.toml") == "640 root:bowerbird-agent"
+    assert owner(debian, "/var/lib/bowerbird-agent") == "700 bowerbird-agent:bowerbird-agent"
+    assert owner(debian, "/opt/bowerbird/current/bin/bowerbird-agent") == "755 root:root"
+    unit = (debian / "etc/systemd/system/bowerbird-agent.service").read_text()
+    assert unit == (ROOT / "deploy/systemd/bowerbird-agent.service").read_text()
+    assert "video" in inside(debian, "id", "-nG", "bowerbird-agent").stdout.split()
+
+    # The program as the unit starts it, as the user it starts it as.
+    start = next(line for line in unit.splitlines() if line.startswith("ExecStart=")).removeprefix("ExecStart=").split()
+    run = ["timeout", "--preserve-status", "--signal=TERM", "15", "runuser", "-u", "bowerbird-agent", "--", *start]
+    done = inside(debian, *run)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (debian / "var/lib/bowerbird-agent/spool").is_dir()
+
+    again = inside(debian, "/srv/deploy/install.sh", *options)
+    assert again.returncode == 0, again.stderr
+    assert "is there already" in again.stdout
+
+    assert inside(debian, "/srv/deploy/install.sh", "--uninstall", "--purge").returncode == 0
+    left = ["etc/bowerbird", "opt/bowerbird", "var/lib/bowerbird-agent", "etc/systemd/system/bowerbird-agent.service"]
+    assert not any((debian / path).exists() for path in left)
+    assert inside(debian, "id", "bowerbird-agent").returncode != 0
