@@ -81,9 +81,12 @@ def test_a_bare_debian_becomes_a_device_and_is_bare_again(debian: Path, start_br
 
     # The program as the unit starts it, as the user it starts it as.
     start = next(line for line in unit.splitlines() if line.startswith("ExecStart=")).removeprefix("ExecStart=").split()
-    run = ["timeout", "--preserve-status", "--signal=TERM", "15", "runuser", "-u", "bowerbird-agent", "--", *start]
+    identity = ["--reuid=bowerbird-agent", "--regid=bowerbird-agent", "--init-groups"]
+    run = ["timeout", "--preserve-status", "--signal=TERM", "15", "setpriv", *identity, "--", *start]
     done = inside(debian, *run)
     assert done.returncode == 0, done.stderr
+    assert "INFO connected to the broker" in done.stderr
+    assert "INFO camera camera: frames of 320x240 pixels come" in done.stderr
     assert "Traceback" not in done.stderr
     assert (debian / "var/lib/bowerbird-agent/spool").is_dir()
 
