@@ -18,7 +18,7 @@ test: setup ## Run all tests; installs missing Debian packages when root, names 
 check: setup ## Format, lint, types, tests.
 	@scripts/check
 
-install-test: setup ## Install into a bare Debian made by debootstrap (root; minutes; not part of `test`).
+install-test: setup ## Install into a bare Debian, and boot one (root, debootstrap, systemd-container; ten minutes; not part of `test`).
 	@scripts/test -m chroot -n 0 tests/deploy $(ARGS)
 
 release: ## Wheel, source, install archive, bill of materials and checksums of the last commit, in dist/.

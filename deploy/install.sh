@@ -279,6 +279,7 @@ chmod 0644 "$units/.$unit.new"
 mv "$units/.$unit.new" "$units/$unit"
 install -m 0644 "$here/systemd/journald@bowerbird.conf" "$prefix/etc/systemd/journald@bowerbird.conf"
 
+earlier=$(version_of previous)
 if [ "$before" != "$name" ]; then
   point current "$name"
   [ -z "$before" ] || point previous "$before"
@@ -294,7 +295,13 @@ if systemd_runs; then
       die "$name does not start; see journalctl --namespace=bowerbird -u $unit"
     fi
     point current "$before"
+    if [ -n "$earlier" ]; then
+      point previous "$earlier"
+    else
+      rm -f "$opt/previous"
+    fi
     restart || true
+    rm -rf "$venv"
     die "$name does not start; $before is current again. See journalctl --namespace=bowerbird -u $unit"
   fi
 fi

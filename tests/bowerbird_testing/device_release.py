@@ -26,13 +26,14 @@ _SOURCES = (
 LOCK = ROOT / "deploy" / "constraints" / f"device-py{sys.version_info[0]}{sys.version_info[1]}.txt"
 
 
-def build_wheel(out: Path, *, version: str | None = None, broken: bool = False) -> Path:
+def build_wheel(out: Path, *, version: str | None = None, broken: bool = False, dies_at_start: bool = False) -> Path:
     """A wheel of a copy of this tree.
 
     Args:
         out: folder for the wheel and the copy; made.
         version: another one than pyproject.toml has.
         broken: the agent cannot be imported, like a release that was built from half a change.
+        dies_at_start: everything can be imported, and the agent ends before it is ready.
     """
     tree = out / "tree"
     shutil.rmtree(tree, ignore_errors=True)
@@ -48,6 +49,12 @@ def build_wheel(out: Path, *, version: str | None = None, broken: bool = False) 
         project.write_text(project.read_text().replace('\nversion = "0.1.0"', f'\nversion = "{version}"'))
     if broken:
         (tree / "agent" / "bowerbird_agent" / "device.py").write_text("from bowerbird_agent import not_yet_written  # noqa\n")
+    if dies_at_start:
+        device = tree / "agent" / "bowerbird_agent" / "device.py"
+        changed = device.read_text().replace(
+            "    def run(self", "    def run(self, **_):\n        raise SystemExit(1)\n\n    def _run(self", 1
+        )
+        device.write_text(changed)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(out)]
     subprocess.run(command, cwd=tree, check=True, capture_output=True, timeout=120)
     shutil.rmtree(tree)

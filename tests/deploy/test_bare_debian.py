@@ -2,60 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from bowerbird_testing.bare_debian import inside, make_debian, why_not
 from bowerbird_testing.broker import Mosquitto
-from bowerbird_testing.device_release import ROOT, build_wheel, fill_wheelhouse
-from bowerbird_testing.tiny_yolo import write_tiny_yolo
-
-SUITE = "bookworm"
-PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
+from bowerbird_testing.device_release import ROOT
 
 pytestmark = [
     pytest.mark.chroot,
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root may make a chroot"),
-    pytest.mark.skipif(shutil.which("debootstrap", path=PATH) is None, reason="no debootstrap: apt-get install debootstrap"),
-    pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason=f"the wheelhouse is for the Python of {SUITE}, which is 3.11"),
+    pytest.mark.skipif(bool(why_not()), reason=why_not()),
 ]
-
-
-def mirror() -> str:
-    """Where this machine takes Debian's packages from."""
-    command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", f"Codename: {SUITE}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    return (done.stdout.split() or ["http://deb.debian.org/debian/"])[0]
 
 
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The root of a Debian with Python and nothing else; our files for a device lie in /srv."""
-    root = tmp_path_factory.mktemp("bare") / "debian"
-    command = ["debootstrap", "--variant=minbase", "--include=python3,python3-venv", SUITE, str(root), mirror()]
-    environment = {**os.environ, "PATH": PATH}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900, check=False, env=environment)
-    if done.returncode != 0:
-        pytest.skip(f"debootstrap cannot make a Debian here: {done.stdout.strip()[-300:]}")
-    wheelhouse = root / "srv" / "wheelhouse"
-    if said := fill_wheelhouse(wheelhouse, build_wheel(wheelhouse)):
-        pytest.skip(f"the wheelhouse cannot be filled without a package index: {said}")
-    shutil.copytree(ROOT / "deploy", root / "srv" / "deploy")
-    write_tiny_yolo(root / "srv" / "first.onnx")
-    root.parent.chmod(0o755)
-    return root
-
-
-def inside(root: Path, *command: object) -> subprocess.CompletedProcess[str]:
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
-    argv = ["chroot", str(root), *map(str, command)]
-    return subprocess.run(argv, capture_output=True, text=True, timeout=600, check=False, env=environment)
+    return make_debian(tmp_path_factory.mktemp("bare"))
 
 
 def owner(root: Path, path: str) -> str:
