@@ -99,10 +99,10 @@ version_of() { # LINK -> the version it points to, or nothing
 }
 restart() { systemctl restart "$unit"; } # Type=notify: returns when the agent says that it is ready, or has failed
 
-# --- one at a time ---
+# --- one at a time; pip and the rest inherit the lock, so it is held until the last of them has ended ---
 mkdir -p "$opt/versions"
 exec 9>"$opt/.lock"
-flock -n 9 || die "another installation is under way; wait for it"
+flock -w 3 9 || die "another installation is under way; wait for it"
 
 if [ "$mode" = uninstall ]; then
   if systemd_runs; then

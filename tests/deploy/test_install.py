@@ -155,6 +155,8 @@ def kill_midway(device: Prefix, wheel: Path) -> None:
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    with (device.opt / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # its children hold the lock until the last of them is gone
 
 
 def test_an_update_that_is_killed_midway_a_bad_release_and_the_way_back(device: Prefix, tmp_path: Path) -> None:
