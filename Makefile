@@ -1,10 +1,10 @@
 # Two commands matter: `make demo` and `make test`. Both begin with `setup`, which does nothing the second time.
-.PHONY: setup demo test check clean help
+.PHONY: setup demo test check install-test release clean help
 
 VENV := .venv
 
 help: ## This list.
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 14
 
 setup: ## Make .venv and install everything into it (repeats only when the requirements change).
 	@scripts/setup
@@ -18,6 +18,12 @@ test: setup ## Run all tests; installs missing Debian packages when root, names 
 check: setup ## Format, lint, types, tests.
 	@scripts/check
 
+install-test: setup ## Install into a bare Debian, and boot one (root, debootstrap, systemd-container; ten minutes; not part of `test`).
+	@scripts/test -m chroot -n 0 tests/deploy $(ARGS)
+
+release: ## Wheel, source, install archive, bill of materials and checksums of the last commit, in dist/.
+	@scripts/release $(ARGS)
+
 clean: ## Remove the environment, caches and what the demo left; keeps data folders that you made.
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis bowerbird-demo
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache .hypothesis bowerbird-demo
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
