@@ -12,12 +12,12 @@ process would slow both of our arms.
 
 `speedup`: the CPU time of a frame through the peer's predict with the fp32 file over that of our fastest file and runtime on the
 processor, the same frame and model, one thread each on the same core (so CPU time is what a frame takes when nobody else is there);
-arms are processes of their own that run their blocks by turns (goal: at least 2.5). Our arms also run with huge pages, which the agent
-tries when it tunes itself and the peer has no setting for. For `ok` also: int8 on ONNX Runtime alone at least 1.7 times as fast as
-the peer, and for the files used, mAP50-95 on held-out frames at most 0.5 points below the float file's, measured by the server's
-evaluation. Accuracy needs a model that has learned something: the full form trains one once and keeps it in the user's cache
-(`trained_model.py`, a quarter of an hour); the quick form uses it when it is there, and otherwise times random weights, says that
-accuracy was not measured, and decides on speed.
+arms are processes of their own that run their blocks by turns (goal: at least 2.5). Our arms also run with huge pages, and on
+OpenVINO with what is left in floats computed in bf16 where the processor can: the agent tries both when it tunes itself. For `ok`
+also: int8 on ONNX Runtime alone at least 1.7 times as fast as the peer, and for the files used, mAP50-95 on held-out frames at most
+0.5 points below the float file's, measured by the server's evaluation. Accuracy needs a model that has learned something: the full
+form trains one once and keeps it in the user's cache (`trained_model.py`, a quarter of an hour); the quick form uses it when it is
+there, on a third of the frames, and otherwise times random weights, says that accuracy was not measured, and decides on speed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from figure import ROOT, Arm, memory_mb, report, serve_blocks
 GLUE_GOALS = {640: 1.02, 320: 1.05, 160: 1.10}
 SPEEDUP_GOAL, ORT_INT8_GOAL, POINTS_GOAL = 2.5, 1.7, 0.5
 FRAME_HW = (720, 1280)
-HUGE_PAGES = ", huge pages"
+HUGE_PAGES, BF16 = ", huge pages", "bf16"
 BOXES = 20  # about as many as on a street: decoding nothing would flatter us
 
 
@@ -173,17 +173,21 @@ def speedup(folder: Path, arguments: argparse.Namespace) -> int:
     random = None if learned else export_models(folder, [ExportCase("yolo11n", "yolo11n.yaml", 640)])["yolo11n"]
     model = trained_model.trained_model(folder) if learned else None
     if model is not None:
-        fp32, calibration, picture = model.onnx, list(model.calibration), model.held_out[0].image_path
+        fp32, picture = model.onnx, model.held_out[0].image_path
+        calibration = list(model.calibration)[: 24 if arguments.quick else None]
     elif random is not None:
         fp32, picture = random.path, random.predictions[0].image_path
         calibration = [each.image_path for each in random.predictions]
     print(f"quantising on {len(calibration)} pictures ...", flush=True)
     made = quantise(fp32, folder / "int8", [ONNX_INT8_ORT, ONNX_INT8_OPENVINO], calibration)
-    usable = {found.name for found in available() if found.usable}
+    usable = {found.name: found.precisions for found in available() if found.usable}
     planned = {"peer": ("peer", fp32), "fp32 onnxruntime": ("onnxruntime-cpu", fp32)}
     for role, runtime in ((ONNX_INT8_ORT, "onnxruntime-cpu"), (ONNX_INT8_OPENVINO, "openvino-cpu")):
         if role in made.files and runtime in usable:
             planned[f"{role} {runtime.removesuffix('-cpu')}"] = (runtime, made.files[role])
+            for precision in usable[runtime]:
+                if precision == BF16:
+                    planned[f"{role} {runtime.removesuffix('-cpu')} {BF16}"] = (f"{runtime} {BF16}", made.files[role])
     tuned = {f"{name}{HUGE_PAGES}": plan for name, plan in planned.items() if name != "peer"}
     with OnnxDetector(fp32) as detector:
         confidence = confidence_for(detector, street(picture))
@@ -203,7 +207,8 @@ def speedup(folder: Path, arguments: argparse.Namespace) -> int:
             arm.close()
     cpu = {name: statistics.median(arm.cpu_s) * 1000 for name, arm in arms.items()}
     times = {name: cpu["peer"] / ms for name, ms in cpu.items() if name != "peer"}
-    accuracy = {} if model is None else points(model, planned)
+    frames = () if model is None else model.held_out[: 20 if arguments.quick else None]
+    accuracy = {} if model is None else points(model, frames, planned)
     losses = {name: round(100 * (accuracy["fp32 onnxruntime"] - value), 3) for name, value in accuracy.items()}
     kept = {name: value for name, value in times.items() if losses.get(name.removesuffix(HUGE_PAGES), 0.0) <= POINTS_GOAL}
     best = max(kept, key=lambda name: kept[name])
@@ -226,7 +231,7 @@ def speedup(folder: Path, arguments: argparse.Namespace) -> int:
     return report("speedup-640", kept[best], SPEEDUP_GOAL, unit, at_least=True, details=details, also=ort_int8 >= ORT_INT8_GOAL)
 
 
-def points(model: Any, planned: dict[str, tuple[str, Path]]) -> dict[str, float]:
+def points(model: Any, frames: Any, planned: dict[str, tuple[str, Path]]) -> dict[str, float]:
     """mAP50-95 of each of our files on the held-out frames, by the server's evaluation, on the runtime the file is for."""
     from bowerbird_server.evaluate import evaluate_model
 
@@ -234,7 +239,8 @@ def points(model: Any, planned: dict[str, tuple[str, Path]]) -> dict[str, float]
     for name, (runtime, path) in planned.items():
         if runtime != "peer":
             print(f"evaluating {name} ...", flush=True)
-            run = evaluate_model(path, model.held_out, model.class_names, runtime=runtime)
+            kind, _, precision = runtime.partition(" ")
+            run = evaluate_model(path, frames, model.class_names, runtime=kind, precision=precision or "fp32")
             found[name] = run.evaluation.map50_95
     return found
 
@@ -247,7 +253,8 @@ def serve(arm: str, model: Path, picture: Path, confidence: float, size: int) ->
     else:
         from bowerbird_models.runtimes import RuntimeOptions, open_model
 
-        detector = open_model(model, RuntimeOptions(arm))
+        runtime, _, precision = arm.partition(" ")
+        detector = open_model(model, RuntimeOptions(runtime, precision=precision or "fp32"))
 
         def run() -> object:
             return detector.detect(frame, confidence=confidence)

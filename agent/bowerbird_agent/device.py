@@ -35,6 +35,7 @@ from bowerbird_agent.health import Vitals, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.inference import Inference
 from bowerbird_agent.machine_sensors import MachineSensors
+from bowerbird_agent.memory import give_back
 from bowerbird_agent.metrics_endpoint import MetricsEndpoint
 from bowerbird_agent.metrics_text import device_metrics, exposition
 from bowerbird_agent.model_runtime import ModelRuntimes
@@ -63,6 +64,7 @@ logger = logging.getLogger(__name__)
 # A clock before the first release of this software has not been set yet.
 _CLOCK_OK_FROM_S = 1_767_225_600
 _POLL_S = 0.5
+_GIVE_BACK_EVERY_S = 300.0
 _EXTEND_EVERY_S = 10.0
 # Packets under way from which on detections for the site are dropped: a frame is on its way through a thin pipe.
 _MANY_IN_FLIGHT = 8
@@ -250,9 +252,13 @@ class Device:
                     self._models.updates.start()
                 self._cameras.start()
                 self._notifier.ready(self._vitals.line())
+                given_back_s = time.monotonic()
                 while not self._stop_asked.is_set():
                     self._wait()
                     self._look_after()
+                    if time.monotonic() - given_back_s > _GIVE_BACK_EVERY_S:
+                        give_back(collect=False)
+                        given_back_s = time.monotonic()
                     if self._models.updates is not None and not self._models.updates.is_alive:
                         raise StageDied("the update thread died; the log says why. The agent ends so that it is started again")
                     if self._reload_asked.is_set():

@@ -143,6 +143,7 @@ def evaluate_model(
     *,
     threads: int = 1,
     runtime: str = "onnxruntime-cpu",
+    precision: str = "fp32",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationRun:
     """Run a model over held-out frames and score it.
@@ -152,7 +153,8 @@ def evaluate_model(
         frames: at least one, with at least one drawn box among them.
         class_names: of the data set, by class id; the ids in `frames` index it.
         threads: of the runtime.
-        runtime: that the file is for; it computes in single precision.
+        runtime: that the file is for.
+        precision: that it computes in; what devices get is judged in single precision.
         on_progress: called with (frames done, frames in all) after each.
 
     Raises:
@@ -163,7 +165,7 @@ def evaluate_model(
     drawn = _ground_truth(frames, class_names)
     found: list[FrameBoxes] = []
     latencies_ms: list[float] = []
-    with open_model(onnx_path, RuntimeOptions(runtime, threads=threads)) as detector:
+    with open_model(onnx_path, RuntimeOptions(runtime, threads=threads, precision=precision)) as detector:
         to_ours = _class_map(detector.class_names, class_names)
         for done, frame in enumerate(frames, start=1):
             image_bgr = _read_image(frame.image_path)
