@@ -161,11 +161,13 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.config import check_files, read_config
+    from bowerbird_agent.memory import keep_little
 
     config = read_config(arguments.config)
     check_files(config, str(arguments.config))
     if arguments.is_own_process:
         _begin_again_on_huge_pages(config)
+        keep_little()
     from bowerbird_agent.device import Device
     from bowerbird_agent.sd_notify import Notifier, NotifyAddress
 
