@@ -126,6 +126,8 @@ class Claims:
         try:
             request = read_request(asked.request)
         except RequestRefused as error:
+            if found["state"] == "claimed":
+                return self._refuse(now)
             self._cat.log(_ACTOR, "claim refused", found["id"], {"why": error.reason})
             return Outcome(self._plain(error.reason, now, detail=str(error)))
         if found["state"] == "claimed" and found["key_sha256"] != request.fingerprint:
