@@ -148,7 +148,7 @@ def _certificate_fault(error: ssl.SSLCertVerificationError, host: str, port: int
         return ClaimFault(
             "host",
             f"{where} is the right site, but its certificate is for other names ({error.verify_message}); put {host} into "
-            "identity.names at the server",
+            "broker.names at the server",
         )
     if error.verify_code in {_NOT_YET, _EXPIRED}:
         context = _context(ca_pem)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import time
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +19,10 @@ from bowerbird_agent.errors import AgentError
 from bowerbird_agent.identity import (
     CLAIM_KEY,
     Identity,
+    NoIdentity,
     drop_pending_key,
     leaf_of,
+    load_identity,
     load_key,
     make_folder,
     only_one,
@@ -40,6 +43,7 @@ logger = logging.getLogger(__name__)
 _SERIALS = (Path("/proc/device-tree/serial-number"), Path("/sys/class/dmi/id/product_serial"))
 _NO_SERIALS = frozenset({"", "none", "not specified", "default string", "to be filled by o.e.m.", "system serial number", "0"})
 _MAX_SERIAL = 64
+_CLAIMED = "claimed"  # hash of the token that gave this identity
 
 
 class EnrolmentRefused(AgentError):
@@ -84,8 +88,6 @@ def read_bundle(path: Path) -> Bundle:
 
 def pin_of(ca_pem: str) -> str:
     """SHA-256 of the public key of a CA certificate, hex; "" when it cannot be read."""
-    from hashlib import sha256
-
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
     try:
@@ -158,6 +160,10 @@ def enrol(
     make_folder(folder, in_memory_ok=in_memory_ok)
     with only_one(folder):
         clear_rests(folder)
+        done = _enrolled_before(folder, bundle)
+        if done is not None:
+            drop_pending_key(folder, CLAIM_KEY)
+            return Enrolled(done, config, _write_config(bundle, done.device, config))
         key_pem = pending_key(folder, CLAIM_KEY)
         request = request_pem(make_request(load_key(key_pem)))
         asked = ClaimRequest(bundle.token, request, bundle.serial or board_serial(), version)
@@ -166,8 +172,23 @@ def enrol(
         identity = store_identity(folder, answer.generation, key_pem, answer.certificate.encode(), ca_pem)
         wrote = _write_config(bundle, identity.device, config)
         write_claim_urls(folder, list(bundle.claim_urls))
+        write_durably(folder / _CLAIMED, _token_hash(bundle), mode=0o600)
         drop_pending_key(folder, CLAIM_KEY)
     return Enrolled(identity, config, wrote)
+
+
+def _enrolled_before(folder: Path, bundle: Bundle) -> Identity | None:
+    """The identity that this very bundle gave: its token is used up, and doing it again is no fault."""
+    try:
+        if (folder / _CLAIMED).read_bytes() != _token_hash(bundle):
+            return None
+        return load_identity(folder)
+    except (OSError, NoIdentity):
+        return None
+
+
+def _token_hash(bundle: Bundle) -> bytes:
+    return sha256(bundle.token.encode()).hexdigest().encode() + b"\n"
 
 
 def write_claim_urls(folder: Path, urls: list[str]) -> None:

@@ -127,7 +127,7 @@ def store_identity(folder: Path, generation: int, key_pem: bytes, certificate_pe
     key = key_pem.rstrip() + b"\n"
     # The CA first: a certificate without it could not be used, a CA without a certificate is only early.
     if not (folder / CA_NAME).exists() or (folder / CA_NAME).read_bytes() != ca_pem:
-        write_durably(folder / CA_NAME, ca_pem, mode=0o644)
+        write_durably(folder / CA_NAME, ca_pem, mode=0o600)
     part = folder / f".{generation}.new"
     write_durably(part, key + certificate_pem, mode=0o600)
     try:
@@ -285,6 +285,8 @@ def _read(path: Path, ca_file: Path) -> Identity:
     from cryptography.x509.oid import NameOID
 
     content = path.read_bytes()
+    if content.count(b"-----BEGIN ") != content.count(b"-----END "):
+        raise ValueError("it is cut short")
     leaf, key = leaf_of(content), load_key(content)
     names = leaf.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     if len(names) != 1:

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 
 from bowerbird_server.identity import service
+from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.invitations import Invitation, Wanted, invite
 from bowerbird_server.identity.place import listener_address
 from bowerbird_server.provision import broker_table
@@ -88,11 +89,12 @@ class ClaimSite:
 
 
 @contextlib.contextmanager
-def claim_site(folder: Path, *, names: tuple[str, ...] = ()) -> Iterator[ClaimSite]:
-    """A new site in `folder` with its listener up."""
+def claim_site(folder: Path, *, names: tuple[str, ...] = (), made: datetime | None = None) -> Iterator[ClaimSite]:
+    """A new site in `folder` with its listener up; its authority is of the day `made`."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = ", ".join(f'"{name}"' for name in names)
     (folder / "bowerbird.toml").write_text(f'site = "demo"\n[signing]\nmode = "automatic"\n[identity]\nnames = [{listed}]\n')
+    Authority.open(folder / "identity", now=made)
     with Site.open(folder) as site:
         running = ClaimSite(site)
         running.start()

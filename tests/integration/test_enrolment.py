@@ -50,8 +50,9 @@ def test_a_board_ends_up_with_a_key_of_its_own_and_a_configuration_that_is_compl
     folder = tmp_path / "board" / "state" / "identity"
     assert {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir() if not path.name.startswith(".")} == {
         "1.pem": 0o600,
-        "ca.pem": 0o644,
+        "ca.pem": 0o600,
         "claim-urls": 0o600,
+        "claimed": 0o600,
     }
     assert folder.stat().st_mode & 0o777 == 0o700
     config = read_config(done.config)
@@ -130,9 +131,12 @@ def test_a_server_of_another_name_is_told_apart_from_another_ca(tmp_path: Path) 
     with claim_site(tmp_path / "server") as place:
         bundle = read_bundle(place.bundle(tmp_path))
         # The listener is bound to 127.0.0.1 only; something of the site's that listens elsewhere has its certificate.
-        with tls_server(Authority.open(place.site.folder.identity), ["127.0.0.1"], host="127.0.0.2") as port:
-            with pytest.raises(ClaimFault, match=r"identity\.names") as fault:
-                enrolled(replace(bundle, claim_urls=[f"https://127.0.0.2:{port}"]), tmp_path / "board")
+        authority = Authority.open(place.site.folder.identity)
+        with (
+            tls_server(authority, ["127.0.0.1"], host="127.0.0.2") as port,
+            pytest.raises(ClaimFault, match=r"broker\.names") as fault,
+        ):
+            enrolled(replace(bundle, claim_urls=[f"https://127.0.0.2:{port}"]), tmp_path / "board")
     assert fault.value.kind == "host"
 
 
