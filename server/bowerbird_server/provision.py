@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bowerbird_server.broker import BrokerAddress, EmbeddedBroker
+from bowerbird_server.broker import EmbeddedBroker
+from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.catalogue import fleet
+from bowerbird_server.config import BrokerConfig
 from bowerbird_server.errors import BadInput
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.registry import open_repository
@@ -26,23 +29,41 @@ EXAMPLE_CAMERA: Mapping[str, Any] = {"name": "gate", "source": "rtsp://192.0.2.1
 
 def broker_of(site: Site) -> EmbeddedBroker | None:
     """The embedded broker, or None where the configuration names one of the operator's own."""
-    return None if site.config.broker.url else EmbeddedBroker(site.folder.broker, host=site.config.broker.host)
+    config = site.config.broker
+    return None if config.url else EmbeddedBroker(site.folder.broker, host=config.host, names=config.names)
 
 
-def server_address(site: Site) -> BrokerAddress:
-    """Where the server's processes meet the broker, prepared if it is our own."""
+def server_address(site: Site, *clients: str) -> BrokerAddress:
+    """Where the server's processes meet the broker, prepared if it is our own.
+
+    Args:
+        clients: client ids of this process, which get a new certificate each.
+    """
     broker = broker_of(site)
     if broker is not None:
-        return broker.prepare(fleet.active_devices(site.catalogue))
-    address = BrokerAddress.from_url(site.config.broker.url)
-    if site.config.broker.password_file:
-        path = Path(site.config.broker.password_file)
+        devices = fleet.active_devices(site.catalogue)
+        return broker.prepare(devices, clients=clients, afresh=True) if clients else broker.prepare(devices)
+    return external_address(site.config.broker)
+
+
+def external_address(config: BrokerConfig) -> BrokerAddress:
+    """A broker of the operator's own.
+
+    Raises:
+        BadInput: a file that the configuration names cannot be read.
+    """
+    address = BrokerAddress.from_url(config.url)
+    password = address.password
+    if config.password_file:
+        path = Path(config.password_file)
         try:
             password = path.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise BadInput(f"broker.password_file {path} cannot be read: {error.strerror}") from error
-        address = BrokerAddress(address.host, address.port, address.username, password)
-    return address
+    for key, name in (("ca_file", config.ca_file), ("certificate", config.certificate)):
+        if name and not Path(name).exists():
+            raise BadInput(f"broker.{key} {name} does not exist; check the path")
+    return replace(address, password=password, ca_file=config.ca_file, certificate=config.certificate)
 
 
 def check_device_name(name: str) -> None:
