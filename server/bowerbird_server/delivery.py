@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.catalogue import fleet, rollouts
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge

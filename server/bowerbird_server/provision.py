@@ -6,14 +6,15 @@ root, mode 0700, to be copied to the device. Brokers that know no certificates g
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bowerbird_server.broker import BrokerAddress, EmbeddedBroker
+from bowerbird_server.broker import EmbeddedBroker
+from bowerbird_server.broker_address import BrokerAddress, write_private
 from bowerbird_server.catalogue import fleet, identity
+from bowerbird_server.config import BrokerConfig
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.identity.authority import is_reserved
 from bowerbird_server.identity.invitations import Wanted, invite
@@ -31,23 +32,41 @@ EXAMPLE_CAMERA: Mapping[str, Any] = {"name": "gate", "source": "rtsp://192.0.2.1
 
 def broker_of(site: Site) -> EmbeddedBroker | None:
     """The embedded broker, or None where the configuration names one of the operator's own."""
-    return None if site.config.broker.url else EmbeddedBroker(site.folder.broker, host=site.config.broker.host)
+    config = site.config.broker
+    return None if config.url else EmbeddedBroker(site.folder.broker, host=config.host, names=config.names)
 
 
-def server_address(site: Site) -> BrokerAddress:
-    """Where the server's processes meet the broker, prepared if it is our own."""
+def server_address(site: Site, *clients: str) -> BrokerAddress:
+    """Where the server's processes meet the broker, prepared if it is our own.
+
+    Args:
+        clients: client ids of this process, which get a new certificate each.
+    """
     broker = broker_of(site)
     if broker is not None:
-        return broker.prepare(fleet.active_devices(site.catalogue))
-    address = BrokerAddress.from_url(site.config.broker.url)
-    if site.config.broker.password_file:
-        path = Path(site.config.broker.password_file)
+        devices = fleet.active_devices(site.catalogue)
+        return broker.prepare(devices, clients=clients, afresh=True) if clients else broker.prepare(devices)
+    return external_address(site.config.broker)
+
+
+def external_address(config: BrokerConfig) -> BrokerAddress:
+    """A broker of the operator's own.
+
+    Raises:
+        BadInput: a file that the configuration names cannot be read.
+    """
+    address = BrokerAddress.from_url(config.url)
+    password = address.password
+    if config.password_file:
+        path = Path(config.password_file)
         try:
             password = path.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise BadInput(f"broker.password_file {path} cannot be read: {error.strerror}") from error
-        address = BrokerAddress(address.host, address.port, address.username, password)
-    return address
+    for key, name in (("ca_file", config.ca_file), ("certificate", config.certificate)):
+        if name and not Path(name).exists():
+            raise BadInput(f"broker.{key} {name} does not exist; check the path")
+    return replace(address, password=password, ca_file=config.ca_file, certificate=config.certificate)
 
 
 def check_device_name(name: str) -> None:
@@ -61,26 +80,41 @@ def check_device_name(name: str) -> None:
 def uses_certificates(site: Site) -> bool:
     """Whether devices log in by certificate; otherwise by a password, as with the loopback broker or one of the operator's own."""
     broker = broker_of(site)
-    return broker.program == "mosquitto" if broker is not None else site.config.broker.url.startswith("mqtts://")
+    return broker.takes_certificates if broker is not None else site.config.broker.url.startswith("mqtts://")
 
 
 def refresh_access(site: Site) -> None:
-    """Tell the broker which devices are active now."""
+    """Make the broker go by the catalogue: active devices are let in, all others are shut out and their sessions ended.
+
+    Raises:
+        EnvironmentFault: the broker runs and does not do it.
+    """
     broker = broker_of(site)
-    if broker is not None:
-        broker.prepare(fleet.active_devices(site.catalogue))
-        broker.reload()
+    if broker is None:
+        return
+    active = fleet.active_devices(site.catalogue)
+    denied = broker.denied()
+    for name in fleet.shut_out(site.catalogue):
+        if name not in denied:
+            broker.remove_device(name, active)
+    for name in sorted(denied & active.keys()):
+        broker.add_device(name, active)
+    broker.prepare(active)
 
 
 def broker_table(site: Site, host: str | None = None) -> dict[str, Any]:
     """The `broker` table of a device's agent.toml, as far as it is the same for all.
 
     Args:
-        host: the broker's address as devices see it, when it is not the one that the server uses.
+        host: the server's name or address as devices see it, when it is not the one that the server uses; from now on its
+            certificates hold it.
     """
     address = server_address(site)
-    names = site.config.identity.names
-    return {"host": host or (names[0] if names else address.host), "port": address.port}
+    broker = broker_of(site)
+    if host and broker is not None:
+        broker.be_known_as(host, fleet.active_devices(site.catalogue))
+    names = site.config.broker.names
+    return {"host": host or (names[0] if names and broker is not None else address.host), "port": address.port}
 
 
 def add_device(
@@ -166,11 +200,3 @@ def _make_known(site: Site, name: str, actor: str, *, active: bool) -> None:
         )
     if state == "pending" and active:
         identity.change_state(site.catalogue, name, Happening.APPROVED, actor)
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.fchmod(handle, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)

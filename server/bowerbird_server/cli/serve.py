@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bowerbird_server.broker_upkeep import keep_certificates
+from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
 from bowerbird_server.endpoint import WebEndpoint, is_free
 from bowerbird_server.errors import BadInput, ConfigError, EnvironmentFault
 from bowerbird_server.identity.place import check_port, listener_address
-from bowerbird_server.ingest_share import MAX_WORKERS, Share
+from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
 from bowerbird_server.provision import broker_of, server_address, uses_certificates
 from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DELIVERY = "bowerbird-delivery"  # the client id of delivery.py, which is not imported before it is needed
 PROCESSES = ("ingest", "delivery", "web", "scheduler", "claims")
 
 
@@ -76,6 +79,9 @@ def serve(
         address = server_address(site)
         facts = {"web": endpoint.url, "broker": f"{address.host}:{address.port}"}
         supervisor = Supervisor(children, site.folder.logs, state_path=site.folder.root / "serve.json", facts=facts)
+        broker = broker_of(site)
+        if broker is not None:
+            keep_certificates(broker, stop)
         supervisor.run(stop)
 
 
@@ -92,8 +98,12 @@ def _refuse_open_address(host: str) -> None:
 
 
 def _children(site: Site, config: Path | None, ingest_workers: int) -> list[ChildSpec]:
-    server_address(site)  # writes the broker's configuration, or checks the external one
     broker = broker_of(site)
+    if broker is None:
+        server_address(site)  # checks it
+    else:
+        clients = [*client_ids(ingest_workers), DELIVERY]
+        broker.prepare(fleet.active_devices(site.catalogue), clients=clients, exact=True)
     _check_broker_port(site)
     if uses_certificates(site):
         check_port(site)
@@ -150,7 +160,7 @@ def ingest(
     stop = stop_event()
     configure_logging()
     with open_site(data, config) as site:
-        address = server_address(site)
+        address = server_address(site, Share(worker, workers).client_id)
         folder = site.folder
         marks = _disk_marks(site)
     process.run(folder, address, stop, share=Share(worker, workers), marks=marks)
@@ -170,7 +180,7 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
     stop = stop_event()
     configure_logging()
     with open_site(data, config) as site:
-        address = server_address(site)
+        address = server_address(site, DELIVERY)
         folder, marks = site.folder, _disk_marks(site)
     process.run(folder, address, stop, marks=marks)
 
@@ -217,7 +227,4 @@ def claims(data: Data = DATA, config: Config = None) -> None:
 
     stop = stop_event()
     configure_logging()
-    with open_site(data, config) as site:
-        address = listener_address(site)
-        root = site.folder.root
-    service.run(root, config, address, stop)
+    service.run(data, config, stop)
