@@ -112,7 +112,9 @@ def test_the_brokers_certificate_is_renewed_before_it_ends_and_without_a_word_wh
     now = datetime.now(tz=UTC)
     assert not mosquitto.broker.upkeep(now)
     # Back-dated by a day, so that one of an hour has little left.
-    ends_soon = Authority.open(mosquitto.authority).server_certificate(["127.0.0.1", "localhost"], now=now, life=timedelta(hours=1))
+    ends_soon = Authority.open(mosquitto.authority).server_certificate(
+        ["127.0.0.1", "localhost"], now=now, life=timedelta(hours=1)
+    )
     mosquitto.broker.certificates.server_file.write_bytes(ends_soon)
     mosquitto.restart()
     with MqttDevice(mosquitto.address("cam-01"), "cam-01") as device:
