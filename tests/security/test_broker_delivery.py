@@ -407,15 +407,17 @@ def _shakes_hands_to_be_refused(address: BrokerAddress) -> bool:
     """Without a word of MQTT, which would take the session over."""
     context = address.tls_context("cam-01")
     assert context is not None
-    with socket.create_connection((address.host, address.port), timeout=5) as raw:
-        with context.wrap_socket(raw, server_hostname=address.host) as secure:
-            secure.settimeout(0.2)
-            try:
-                secure.recv(1)
-            except ssl.SSLError as error:
-                return "EXPIRED" in (error.reason or "")
-            except TimeoutError:
-                return False
+    with (
+        socket.create_connection((address.host, address.port), timeout=5) as raw,
+        context.wrap_socket(raw, server_hostname=address.host) as secure,
+    ):
+        secure.settimeout(0.2)
+        try:
+            secure.recv(1)
+        except ssl.SSLError as error:
+            return "EXPIRED" in (error.reason or "")
+        except TimeoutError:
+            return False
     return False
 
 

@@ -1,7 +1,8 @@
 """What a failed TLS handshake means, in a sentence that says what to do.
 
 In: the `ssl.SSLError` of either side of a connection to the broker. Out: a code for tables and a sentence. With TLS 1.2 the
-peer's refusal comes out of the handshake, with TLS 1.3 out of the first read after it. It looks at no file and no clock; `refusal` alone touches a socket.
+peer's refusal comes out of the handshake, with TLS 1.3 out of the first read after it. It looks at no file and no clock;
+`refusal` alone touches a socket.
 """
 
 from __future__ import annotations
