@@ -60,6 +60,28 @@ class BrokerConfig(_Part):
         return self
 
 
+class IdentityConfig(_Part):
+    """How boards become devices."""
+
+    host: str = Field("", description="Address that the claim listener binds; empty: the embedded broker's, `broker.host`.")
+    port: int = Field(0, ge=0, le=65535, description="Its port; 0 takes a free one and keeps it, since devices renew there.")
+    names: list[str] = Field(
+        [],
+        description="Names and addresses under which devices reach this server: in certificates and bundles, first one first.",
+    )
+    issuer_command: list[str] = Field(
+        [],
+        description="Command that signs device certificates in the own CA's place; `{device}` and `{generation}` are filled in.",
+    )
+    issuer_ca: str = Field("", description="PEM file with the CA certificates that `issuer_command` signs by.")
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if bool(self.issuer_command) != bool(self.issuer_ca):
+            raise ValueError("issuer_command and issuer_ca go together: whose certificates the command gives must be known")
+        return self
+
+
 class IngestConfig(_Part):
     """How frames are taken in."""
 
@@ -144,6 +166,7 @@ class ServerConfig(_Part):
     site: str = Field("site", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="Name of the site in topics.")
     web: WebConfig = WebConfig()
     broker: BrokerConfig = BrokerConfig()
+    identity: IdentityConfig = IdentityConfig()
     ingest: IngestConfig = IngestConfig()
     loop: LoopConfig = LoopConfig()
     gate: GateConfig = GateConfig()

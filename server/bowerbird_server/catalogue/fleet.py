@@ -45,14 +45,6 @@ def add_device(cat: Catalogue, device: str, site: str, actor: str) -> Row:
     return get(cat, device)
 
 
-def retire_device(cat: Catalogue, device: str, actor: str) -> None:
-    """The device's frames are refused from now on; what it sent stays."""
-    with cat.transaction():
-        if get(cat, device)["state"] != "retired":
-            cat.execute("UPDATE device SET state = 'retired', online = 0 WHERE id = ?", device)
-            cat.log(actor, "device retired", device)
-
-
 def get(cat: Catalogue, device: str) -> Row:
     """A device's row, `health` as a dictionary by field name.
 
@@ -87,7 +79,13 @@ def touch_camera(cat: Catalogue, device: str, camera: str) -> str:
     """
     identity = camera_id(device, camera)
     if cat.value("SELECT 1 FROM camera WHERE id = ?", identity) is None:
-        cat.insert("camera", {"id": identity, "device": device, "name": camera})
+        # A board that replaces another stands in its place: what its cameras show goes on where theirs ended.
+        replaced = cat.value(
+            "SELECT camera.place FROM camera JOIN device ON camera.device = device.replaces WHERE device.id = ? AND name = ?",
+            device,
+            camera,
+        )
+        cat.insert("camera", {"id": identity, "device": device, "name": camera, "place": replaced or identity})
     return identity
 
 

@@ -1,4 +1,4 @@
-"""`bowerbird serve`, and each of its processes alone: `ingest`, `delivery`, `web`, `scheduler`."""
+"""`bowerbird serve`, and each of its processes alone: `ingest`, `delivery`, `web`, `scheduler`, `claims`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
 from bowerbird_server.endpoint import WebEndpoint, is_free
 from bowerbird_server.errors import BadInput, ConfigError, EnvironmentFault
-from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
-from bowerbird_server.provision import broker_of, server_address
+from bowerbird_server.identity.place import check_port, listener_address
+from bowerbird_server.ingest_share import MAX_WORKERS, Share
+from bowerbird_server.provision import broker_of, server_address, uses_certificates
 from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
 
@@ -28,14 +29,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-DELIVERY = "bowerbird-delivery"  # the client id of delivery.py, which is not imported before it is needed
-PROCESSES = ("ingest", "delivery", "web", "scheduler")
+PROCESSES = ("ingest", "delivery", "web", "scheduler", "claims")
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands at the root."""
     app.command()(serve)
-    for command in (ingest, delivery, web, scheduler):
+    for command in (ingest, delivery, web, scheduler, claims):
         app.command(rich_help_panel="One process of the server alone")(command)
 
 
@@ -104,9 +104,13 @@ def _children(site: Site, config: Path | None, ingest_workers: int) -> list[Chil
         clients = [*client_ids(ingest_workers), DELIVERY]
         broker.prepare(fleet.active_devices(site.catalogue), clients=clients, exact=True)
     _check_broker_port(site)
+    if uses_certificates(site):
+        check_port(site)
     children = [] if broker is None else [ChildSpec("broker", tuple(broker.argv()), ready=broker.ready)]
     options = ["--data", str(site.folder.root), *([] if config is None else ["--config", str(config.resolve())])]
     for name in PROCESSES:
+        if name == "claims" and not uses_certificates(site):
+            continue
         argv = (sys.executable, "-m", "bowerbird_server.cli", name, *options)
         if name != "ingest" or ingest_workers == 1:
             children.append(ChildSpec(name, argv))
@@ -133,6 +137,9 @@ def _say_what_was_chosen(site: Site, endpoint: WebEndpoint) -> None:
     own = "of its own" if broker_of(site) is not None else "yours"
     tell(f"data       {site.folder.root}")
     tell(f"broker     {address.host}:{address.port} ({own})")
+    if uses_certificates(site):
+        claims_at = listener_address(site)
+        tell(f"claims     {claims_at.host}:{claims_at.port}, for {', '.join(claims_at.names)}")
     tell(f"dashboard  {endpoint.url}/login#token={endpoint.token}")
     tell(f"devices    bowerbird devices add cam-01 --data {site.folder.root}")
 
@@ -211,3 +218,15 @@ def scheduler(data: Data = DATA, config: Config = None) -> None:
     configure_logging()
     with open_site(data, config) as site:
         process.run(site, stop)
+
+
+def claims(data: Data = DATA, config: Config = None) -> None:
+    """Answer boards that enrol and devices that renew, over HTTPS, and nothing else."""
+    from bowerbird_server.identity import service
+
+    stop = stop_event()
+    configure_logging()
+    with open_site(data, config) as site:
+        address = listener_address(site)
+        root = site.folder.root
+    service.run(root, config, address, stop)
