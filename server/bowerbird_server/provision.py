@@ -12,8 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bowerbird_server.broker import BrokerAddress, EmbeddedBroker
+from bowerbird_server.broker import EmbeddedBroker
+from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.catalogue import fleet, identity
+from bowerbird_server.config import BrokerConfig
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.identity.authority import is_reserved
 from bowerbird_server.identity.invitations import Wanted, invite
