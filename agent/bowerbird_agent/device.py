@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.attempt import cameras_hang
+from bowerbird_agent.broker_tls import tls_of
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
@@ -180,6 +181,7 @@ class Device:
                 config.broker.username or device.id,
                 password,
                 keepalive_s=config.broker.keepalive_s,
+                tls=tls_of(config.broker, device.state_dir),
             ),
             device.site,
             device.id,

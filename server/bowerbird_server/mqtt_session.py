@@ -25,7 +25,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.broker_config import MAX_PACKET_BYTES
 from bowerbird_server.errors import EnvironmentFault
-from bowerbird_wire.tls_faults import explain_tls
+from bowerbird_wire.tls_faults import explain_tls, refusal
 
 log = logging.getLogger(__name__)
 
@@ -200,8 +200,19 @@ class TlsClient(mqtt.Client):
     def _sock_recv(self, bufsize: int) -> bytes:
         try:
             return super()._sock_recv(bufsize)
-        except ssl.SSLError as error:
-            self.tls_fault = error
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.tls_fault = self.tls_fault or refusal(error, self._sock)
+            raise
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        try:
+            return super()._sock_send(buf)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.tls_fault = self.tls_fault or refusal(error, self._sock)
             raise
 
 

@@ -157,7 +157,8 @@ def add_device(
     if not certificates:
         if broker is not None:
             password = broker.add_device(name, fleet.active_devices(site.catalogue))
-        table |= {"username": name, "password_file": "password"}
+        tls = broker is None and site.config.broker.url.startswith("mqtts://")
+        table |= {"tls": tls, "username": name, "password_file": "password"}
     folder = site.folder.devices / name
     folder.mkdir(mode=0o700, exist_ok=True)
     shown = cameras or [EXAMPLE_CAMERA]

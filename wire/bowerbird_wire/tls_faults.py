@@ -1,7 +1,8 @@
-"""What a failed TLS handshake means, in a sentence that says what to do. Pure: an error in, text out.
+"""What a failed TLS handshake means, in a sentence that says what to do.
 
 In: the `ssl.SSLError` of either side of a connection to the broker. Out: a code for tables and a sentence. With TLS 1.2 the
-peer's refusal comes out of the handshake, with TLS 1.3 out of the first read after it. It looks at no file and no clock.
+peer's refusal comes out of the handshake, with TLS 1.3 out of the first read after it. It looks at no file and no clock;
+`refusal` alone touches a socket.
 """
 
 from __future__ import annotations
@@ -60,3 +61,29 @@ def explain_tls(error: ssl.SSLError) -> str:
     """A sentence without a full stop's worth of jargon: what it is, then OpenSSL's own word for it in brackets."""
     detail = getattr(error, "verify_message", "") or error.reason or str(error)
     return f"{TEXTS[tls_fault(error)]} ({detail})."
+
+
+def refusal(error: OSError, sock: object) -> ssl.SSLError | None:
+    """The peer's refusal behind a read or write that failed; None when there is none.
+
+    It may wait unread behind a connection that broke while we wrote, so the socket is read once more.
+
+    Args:
+        sock: the socket that failed and will be closed; anything but a TLS socket says nothing.
+    """
+    if _is_alert(error):
+        assert isinstance(error, ssl.SSLError)  # noqa: S101 - for the type checker
+        return error
+    if not isinstance(sock, ssl.SSLSocket):
+        return None
+    try:
+        sock.recv(1)
+    except ssl.SSLError as said:
+        return said if _is_alert(said) else None
+    except (OSError, ValueError):
+        return None
+    return None
+
+
+def _is_alert(error: OSError) -> bool:
+    return isinstance(error, ssl.SSLError) and "ALERT" in (error.reason or "")
