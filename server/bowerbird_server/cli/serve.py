@@ -20,7 +20,7 @@ from bowerbird_server.endpoint import WebEndpoint, is_free
 from bowerbird_server.errors import BadInput, ConfigError, EnvironmentFault
 from bowerbird_server.identity.place import check_port, listener_address
 from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
-from bowerbird_server.provision import broker_of, server_address, uses_certificates
+from bowerbird_server.provision import broker_of, refresh_access, server_address, uses_certificates
 from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
 
@@ -182,7 +182,12 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
     with open_site(data, config) as site:
         address = server_address(site, DELIVERY)
         folder, marks = site.folder, _disk_marks(site)
-    process.run(folder, address, stop, marks=marks)
+
+    def shut_out(_device: str) -> None:
+        with open_site(data, config) as site:
+            refresh_access(site)
+
+    process.run(folder, address, stop, marks=marks, on_suspended=shut_out)
 
 
 def web(data: Data = DATA, config: Config = None) -> None:
