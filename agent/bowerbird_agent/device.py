@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.attempt import cameras_hang
-from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.broker_tls import tls_of
+from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
 from bowerbird_agent.counters import Counters

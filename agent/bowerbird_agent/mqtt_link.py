@@ -440,7 +440,9 @@ class MqttLink:
         self._warned, self._told_fault = True, connection.fault
         where = f"{self.broker.host}:{self.broker.port}"
         if connection.fault == DENIED:
-            what = f"broker {where} passes nothing of device {self.device} on: it was suspended or retired, or waits for approval"
+            what = (
+                f"broker {where} passes nothing of device {self.device} on: it was suspended or retired, or waits for approval"
+            )
             advice = "ask who runs the server (`bowerbird devices list`); frames wait in the spool"
         elif connection.fault:
             what = f"no TLS with broker {where}: {connection.reason}"

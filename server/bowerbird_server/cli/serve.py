@@ -19,7 +19,7 @@ from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, o
 from bowerbird_server.endpoint import WebEndpoint, is_free
 from bowerbird_server.errors import BadInput, ConfigError, EnvironmentFault
 from bowerbird_server.identity.place import check_port, listener_address
-from bowerbird_server.ingest_share import MAX_WORKERS, Share
+from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
 from bowerbird_server.provision import broker_of, server_address, uses_certificates
 from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
