@@ -241,6 +241,7 @@ class _Connection:
 
     def _on_disconnect(self, _c: object, _u: object, _flags: object, reason: ReasonCode, _p: object) -> None:
         self.taken_over = reason.value == _SESSION_TAKEN_OVER
+        self.link.take_overs += self.taken_over and self.up
         self.reason = self.reason or str(reason)
         self.ended.set()
 
@@ -288,6 +289,7 @@ class MqttLink:
         self._connections = 0
         self._warned = False
         self._told_fault = ""
+        self.take_overs = 0  # connections that were up and ended because another one has this device's name
 
     # -- for the agent
 
@@ -311,6 +313,13 @@ class MqttLink:
         if self._thread is not None:
             self._thread.join(max(0.0, deadline_s - time.monotonic()))
             self._thread = None
+
+    def reconnect(self, why: str) -> None:
+        """End the connection that there is and make the next one at once; what was under way is sent again."""
+        connection = self._connection
+        if connection is not None and connection.up:
+            connection.progress, connection.reason = True, why
+            connection.ended.set()
 
     @property
     def connected(self) -> bool:

@@ -15,11 +15,13 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bowerbird_agent.claim_client import post_to_any
 from bowerbird_agent.enrolment import EnrolmentRefused, clear_rests, make_request, read_claim_urls, request_pem
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.identity import (
+    FOLDER,
     RENEWAL_KEY,
     Identity,
     IdentityError,
@@ -34,6 +36,9 @@ from bowerbird_agent.identity import (
 )
 from bowerbird_wire.claim import CLAIM_AGAIN, REFUSED, RENEW_PATH, SUSPENDED, RenewRequest, renewal_bytes, to_json
 
+if TYPE_CHECKING:
+    from bowerbird_agent.config import AgentConfig
+
 logger = logging.getLogger(__name__)
 
 SHARE_OF_LIFE = 2 / 3
@@ -41,6 +46,23 @@ JITTER_SHARE = 1 / 12  # of its life: a fleet that was enrolled in one day does 
 LOOK_EVERY_S = 900.0
 FIRST_RETRY_S, LAST_RETRY_S = 60.0, 6 * 3600.0
 _UTC = timezone.utc
+
+
+def renewals_of(config: AgentConfig, on_renewed: Callable[[Identity], None]) -> Renewals | None:
+    """What keeps this device's certificate fresh, None where it has none of its own or nobody renews it."""
+    folder = config.device.state_dir / FOLDER
+    if not config.broker.tls or config.broker.certificate_file is not None or not read_claim_urls(folder):
+        return None
+    return Renewals(folder, on_renewed)
+
+
+def identity_facts(config: AgentConfig, take_overs: int) -> dict[str, object]:
+    """What the status says of this device's identity; nothing without one."""
+    try:
+        generation = load_identity(config.device.state_dir / FOLDER).generation
+    except (AgentError, OSError):
+        generation = 0
+    return {key: value for key, value in (("generation", generation), ("take_overs", take_overs)) if value}
 
 
 def due_at(identity: Identity) -> datetime:

@@ -44,7 +44,7 @@ class BrokerConfig(_Part):
         "", description="With `mqtts://`: PEM file with key and certificate, or a folder with `<client id>.pem` each."
     )
     host: str = Field("127.0.0.1", description="Address that the embedded broker binds.")
-    names: list[str] = Field([], description="Host names and addresses under which devices reach the embedded broker.")
+    names: list[str] = Field([], description="Host names and addresses under which devices reach this server; best first.")
 
     @field_validator("url")
     @classmethod
@@ -65,10 +65,6 @@ class IdentityConfig(_Part):
 
     host: str = Field("", description="Address that the claim listener binds; empty: the embedded broker's, `broker.host`.")
     port: int = Field(0, ge=0, le=65535, description="Its port; 0 takes a free one and keeps it, since devices renew there.")
-    names: list[str] = Field(
-        [],
-        description="Names and addresses under which devices reach this server: in certificates and bundles, first one first.",
-    )
     issuer_command: list[str] = Field(
         [],
         description="Command that signs device certificates in the own CA's place; `{device}` and `{generation}` are filled in.",

@@ -6,14 +6,13 @@ root, mode 0700, to be copied to the device. Brokers that know no certificates g
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bowerbird_server.broker import EmbeddedBroker
-from bowerbird_server.broker_address import BrokerAddress
+from bowerbird_server.broker_address import BrokerAddress, write_private
 from bowerbird_server.catalogue import fleet, identity
 from bowerbird_server.config import BrokerConfig
 from bowerbird_server.errors import BadInput, Conflict, NotFound
@@ -81,26 +80,41 @@ def check_device_name(name: str) -> None:
 def uses_certificates(site: Site) -> bool:
     """Whether devices log in by certificate; otherwise by a password, as with the loopback broker or one of the operator's own."""
     broker = broker_of(site)
-    return broker.program == "mosquitto" if broker is not None else site.config.broker.url.startswith("mqtts://")
+    return broker.takes_certificates if broker is not None else site.config.broker.url.startswith("mqtts://")
 
 
 def refresh_access(site: Site) -> None:
-    """Tell the broker which devices are active now."""
+    """Make the broker go by the catalogue: active devices are let in, all others are shut out and their sessions ended.
+
+    Raises:
+        EnvironmentFault: the broker runs and does not do it.
+    """
     broker = broker_of(site)
-    if broker is not None:
-        broker.prepare(fleet.active_devices(site.catalogue))
-        broker.reload()
+    if broker is None:
+        return
+    active = fleet.active_devices(site.catalogue)
+    denied = broker.denied()
+    for name in fleet.shut_out(site.catalogue):
+        if name not in denied:
+            broker.remove_device(name, active)
+    for name in sorted(denied & active.keys()):
+        broker.add_device(name, active)
+    broker.prepare(active)
 
 
 def broker_table(site: Site, host: str | None = None) -> dict[str, Any]:
     """The `broker` table of a device's agent.toml, as far as it is the same for all.
 
     Args:
-        host: the broker's address as devices see it, when it is not the one that the server uses.
+        host: the server's name or address as devices see it, when it is not the one that the server uses; from now on its
+            certificates hold it.
     """
     address = server_address(site)
-    names = site.config.identity.names
-    return {"host": host or (names[0] if names else address.host), "port": address.port}
+    broker = broker_of(site)
+    if host and broker is not None:
+        broker.be_known_as(host, fleet.active_devices(site.catalogue))
+    names = site.config.broker.names
+    return {"host": host or (names[0] if names and broker is not None else address.host), "port": address.port}
 
 
 def add_device(
@@ -143,7 +157,8 @@ def add_device(
     if not certificates:
         if broker is not None:
             password = broker.add_device(name, fleet.active_devices(site.catalogue))
-        table |= {"username": name, "password_file": "password"}
+        tls = broker is None and site.config.broker.url.startswith("mqtts://")
+        table |= {"tls": tls, "username": name, "password_file": "password"}
     folder = site.folder.devices / name
     folder.mkdir(mode=0o700, exist_ok=True)
     shown = cameras or [EXAMPLE_CAMERA]
@@ -186,11 +201,3 @@ def _make_known(site: Site, name: str, actor: str, *, active: bool) -> None:
         )
     if state == "pending" and active:
         identity.change_state(site.catalogue, name, Happening.APPROVED, actor)
-
-
-def write_private(path: Path, content: bytes) -> None:
-    """Write a file that only its owner may read."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.fchmod(handle, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)

@@ -42,7 +42,7 @@ class ClaimSite:
         address = listener_address(self.site)
         self._stop.clear()
         self._thread = threading.Thread(
-            target=service.run, args=(self.site.folder.root, None, address, self._stop), name="claims", daemon=True
+            target=service.run, args=(self.site.folder.root, None, self._stop), name="claims", daemon=True
         )
         self._thread.start()
         deadline_s = time.monotonic() + 20
@@ -93,7 +93,7 @@ def claim_site(folder: Path, *, names: tuple[str, ...] = (), made: datetime | No
     """A new site in `folder` with its listener up; its authority is of the day `made`."""
     folder.mkdir(parents=True, exist_ok=True)
     listed = ", ".join(f'"{name}"' for name in names)
-    (folder / "bowerbird.toml").write_text(f'site = "demo"\n[signing]\nmode = "automatic"\n[identity]\nnames = [{listed}]\n')
+    (folder / "bowerbird.toml").write_text(f'site = "demo"\n[signing]\nmode = "automatic"\n[broker]\nnames = [{listed}]\n')
     Authority.open(folder / "identity", now=made)
     with Site.open(folder) as site:
         running = ClaimSite(site)

@@ -1,7 +1,7 @@
 """Enrols or renews in a process of its own that kills itself with SIGKILL before its n-th look at disk or network.
 
-In: arguments `enrol BUNDLE CONFIG N` or `renew FOLDER N`. Out: exit code 0 when there were fewer than N steps. The steps are calls of the
-operating system (fsync, rename, unlink, open for writing) and the request before it is sent and after it was answered.
+In: arguments `enrol BUNDLE CONFIG N` or `renew FOLDER N`. Out: exit code 0 when there were fewer than N steps. The steps are calls of
+the operating system (fsync, rename, unlink, open for writing) and the request before it is sent and after it was answered.
 """
 
 from __future__ import annotations

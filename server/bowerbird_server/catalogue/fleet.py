@@ -71,6 +71,11 @@ def active_devices(cat: Catalogue) -> dict[str, str]:
     return {row["id"]: row["site"] for row in cat.rows("SELECT id, site FROM device WHERE state = 'active'")}
 
 
+def shut_out(cat: Catalogue) -> list[str]:
+    """The devices that were let in once and are not now."""
+    return [row["id"] for row in cat.rows("SELECT id FROM device WHERE state IN ('suspended', 'retired') ORDER BY id")]
+
+
 def touch_camera(cat: Catalogue, device: str, camera: str) -> str:
     """The id of a device's camera, with a row when it is new.
 

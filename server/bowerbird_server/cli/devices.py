@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from bowerbird_server.broker_address import write_private
 from bowerbird_server.catalogue import fleet, identity
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput, Conflict
@@ -23,7 +24,6 @@ from bowerbird_server.provision import (
     check_device_name,
     refresh_access,
     uses_certificates,
-    write_private,
 )
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.site import Site

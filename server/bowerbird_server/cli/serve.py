@@ -20,7 +20,7 @@ from bowerbird_server.endpoint import WebEndpoint, is_free
 from bowerbird_server.errors import BadInput, ConfigError, EnvironmentFault
 from bowerbird_server.identity.place import check_port, listener_address
 from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
-from bowerbird_server.provision import broker_of, server_address, uses_certificates
+from bowerbird_server.provision import broker_of, refresh_access, server_address, uses_certificates
 from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+DELIVERY = "bowerbird-delivery"  # the client id of delivery.py, which is not imported before it is needed
 PROCESSES = ("ingest", "delivery", "web", "scheduler", "claims")
 
 
@@ -181,7 +182,12 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
     with open_site(data, config) as site:
         address = server_address(site, DELIVERY)
         folder, marks = site.folder, _disk_marks(site)
-    process.run(folder, address, stop, marks=marks)
+
+    def shut_out(_device: str) -> None:
+        with open_site(data, config) as site:
+            refresh_access(site)
+
+    process.run(folder, address, stop, marks=marks, on_suspended=shut_out)
 
 
 def web(data: Data = DATA, config: Config = None) -> None:
@@ -226,7 +232,4 @@ def claims(data: Data = DATA, config: Config = None) -> None:
 
     stop = stop_event()
     configure_logging()
-    with open_site(data, config) as site:
-        address = listener_address(site)
-        root = site.folder.root
-    service.run(root, config, address, stop)
+    service.run(data, config, stop)

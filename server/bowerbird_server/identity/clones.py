@@ -73,10 +73,11 @@ def judge(known: Remembered, seen: Sighting, *, current: int, current_since_s: f
         current_since_s: when that was issued.
     """
     boots, why = _boots(known.boots, seen.boot_id)
-    # Told numbers only grow within one start of the agent; a smaller one is a new start.
-    more = seen.take_overs - known.take_overs if seen.take_overs >= known.take_overs else seen.take_overs
+    # Told numbers grow within one start of the agent, and each take-over is followed by a connection, that is by a sighting. What was
+    # told before anything was remembered is old.
+    more = 1 if known.boots and seen.take_overs > known.take_overs else 0
     recent = tuple(at_s for at_s in known.taken_over_at_s if seen.at_s - at_s < TAKE_OVERS_WITHIN_S)
-    recent = (*recent, *(seen.at_s,) * min(more, TAKE_OVERS))[-TAKE_OVERS:]
+    recent = (*recent, *(seen.at_s,) * more)[-TAKE_OVERS:]
     remembered = replace(
         known,
         boots=boots,

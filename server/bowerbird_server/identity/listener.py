@@ -56,6 +56,7 @@ REFUSED_OF_ONE = Rate(burst=20, per_s=0.1)
 REFUSED_OF_ALL = Rate(burst=500, per_s=5)
 _STATUS = {"active": 200, "pending": 202, TOO_MANY: 429, UNUSABLE: 400, BUSY: 503}
 _NEW_CERTIFICATE_S = 24 * 3600.0
+_LOOK_EVERY_S = 1.0
 
 Scope = dict[str, Any]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -187,16 +188,24 @@ def server_context(authority: Authority, names: Sequence[str], context: ssl.SSLC
     return context
 
 
-def serve(app: ClaimApp, address: ListenerAddress, authority: Callable[[], Authority], stop: threading.Event) -> None:
+def serve(
+    app: ClaimApp, where: Callable[[], ListenerAddress], authority: Callable[[], Authority], stop: threading.Event
+) -> None:
     """Listen until `stop`.
+
+    Args:
+        where: the address; asked again for the names, which may become more.
+        authority: makes its certificate.
 
     Raises:
         EnvironmentFault: the address cannot be bound.
     """
-    asyncio.run(_serve(app, address, authority, stop))
+    asyncio.run(_serve(app, where, authority, stop))
 
 
-async def _serve(app: ClaimApp, address: ListenerAddress, authority: Callable[[], Authority], stop: threading.Event) -> None:
+async def _serve(
+    app: ClaimApp, where: Callable[[], ListenerAddress], authority: Callable[[], Authority], stop: threading.Event
+) -> None:
     config = uvicorn.Config(
         cast("Any", app),
         log_level="warning",
@@ -208,6 +217,7 @@ async def _serve(app: ClaimApp, address: ListenerAddress, authority: Callable[[]
     )
     config.load()
     state = ServerState()
+    address = where()
     context = server_context(authority(), address.names)
     loop = asyncio.get_running_loop()
     try:
@@ -224,10 +234,14 @@ async def _serve(app: ClaimApp, address: ListenerAddress, authority: Callable[[]
             f"cannot listen for claims on {address.host}:{address.port}: {error.strerror}; set identity.host and identity.port"
         ) from error
     log.info("claims are answered on %s:%s", address.host, address.port)
-    renewed_s = time.monotonic()
+    made_s = looked_s = time.monotonic()
     async with server:
         while not stop.is_set():
             await asyncio.sleep(0.1)
-            if time.monotonic() - renewed_s > _NEW_CERTIFICATE_S:
-                renewed_s = time.monotonic()
-                server_context(authority(), address.names, context)
+            now_s = time.monotonic()
+            if now_s - looked_s < _LOOK_EVERY_S:
+                continue
+            looked_s, names = now_s, where().names
+            if names != address.names or now_s - made_s > _NEW_CERTIFICATE_S:
+                made_s, address = now_s, ListenerAddress(address.host, address.port, names)
+                server_context(authority(), names, context)

@@ -7,25 +7,29 @@ from __future__ import annotations
 
 import json
 import socket
-from dataclasses import asdict
+from contextlib import suppress
 
 from bowerbird_models.durable import write_durably
+from bowerbird_server.config import ServerConfig
 from bowerbird_server.endpoint import is_free
 from bowerbird_server.errors import EnvironmentFault
 from bowerbird_server.identity.listener import ListenerAddress
+from bowerbird_server.layout import DataFolder
 from bowerbird_server.site import Site
 
 _NAME = "claims.json"
 _ANY = {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound
 
 
-def names_of(site: Site) -> list[str]:
-    """How devices reach this server, best first; without a word of the operator's: the address that is bound."""
-    config = site.config
+def names_of(folder: DataFolder, config: ServerConfig) -> list[str]:
+    """How devices reach this server, best first: what the operator says, what a device was ever told, the address that is bound."""
     host = config.identity.host or config.broker.host
+    told: list[str] = []
+    with suppress(OSError):
+        told = (folder.broker / "names").read_text().split()
     bound = [socket.gethostname(), "localhost", "127.0.0.1"] if host in _ANY else [host]
     loopback = ["localhost", "127.0.0.1"] if host in {"127.0.0.1", "::1", "localhost"} else []
-    return list(dict.fromkeys([*config.identity.names, *bound, *loopback]))
+    return list(dict.fromkeys([*config.broker.names, *told, *bound, *loopback]))
 
 
 def listener_address(site: Site) -> ListenerAddress:
@@ -41,9 +45,9 @@ def listener_address(site: Site) -> ListenerAddress:
     except (OSError, ValueError, KeyError, TypeError):
         last = 0
     port = site.config.identity.port or last or _free_port(host)
-    address = ListenerAddress(host, port, names_of(site))
+    address = ListenerAddress(host, port, names_of(site.folder, site.config))
     if port != last:
-        write_durably(path, (json.dumps(asdict(address), indent=1) + "\n").encode(), mode=0o600)
+        write_durably(path, (json.dumps({"host": host, "port": port}) + "\n").encode(), mode=0o600)
     return address
 
 

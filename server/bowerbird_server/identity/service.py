@@ -16,6 +16,7 @@ from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.claims import Claims, Outcome
 from bowerbird_server.identity.issuer import CommandIssuer, Issuer, OwnIssuer
 from bowerbird_server.identity.listener import ClaimApp, ListenerAddress, serve
+from bowerbird_server.identity.place import listener_address, names_of
 from bowerbird_server.provision import refresh_access
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.site import Site
@@ -55,8 +56,12 @@ class Deciding:
         return outcome
 
 
-def run(data: Path, config: Path | None, address: ListenerAddress, stop: threading.Event) -> None:
+def run(data: Path, config: Path | None, stop: threading.Event) -> None:
     """Answer claims until `stop`."""
     with Site.open(data, config, make=False) as site:
-        folder = site.folder.identity
-    serve(ClaimApp(Deciding(data, config)), address, lambda: Authority.open(folder), stop)
+        folder, chosen, address = site.folder, site.config, listener_address(site)
+
+    def where() -> ListenerAddress:
+        return ListenerAddress(address.host, address.port, names_of(folder, chosen))
+
+    serve(ClaimApp(Deciding(data, config)), where, lambda: Authority.open(folder.identity), stop)
