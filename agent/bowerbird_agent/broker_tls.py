@@ -1,7 +1,7 @@
 """How this device speaks TLS with its broker: which CA it trusts and which certificate it shows, looked up at each connection.
 
-In: the configuration's `broker` table and the state folder. Out: `ssl.SSLContext`, TLS 1.2 or newer, host name checked; and what is wrong
-with dates and clock, in words. It makes no connection and renews nothing.
+In: the configuration's `broker` table and the state folder. Out: `ssl.SSLContext`, TLS 1.2 or newer, host name checked; and
+what is wrong with dates and clock, in words. It makes no connection and renews nothing.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def make_context(broker: BrokerConfig, state_dir: Path) -> ssl.SSLContext:
         except NoIdentity:
             if broker.password_file is None:
                 raise NoTls(
-                    f"this device has no certificate in {folder}; run `bowerbird-agent enrol BUNDLE`, or set broker.certificate_file, or "
-                    "broker.tls = false for a broker without TLS"
+                    f"this device has no certificate in {folder}; run `bowerbird-agent enrol BUNDLE`, or set "
+                    "broker.certificate_file, or broker.tls = false for a broker without TLS"
                 ) from None
     if ca is None and (folder / CA_NAME).exists():
         ca = folder / CA_NAME

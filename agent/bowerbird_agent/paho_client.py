@@ -1,7 +1,8 @@
 """paho's client with what it lacks: a count of every MQTT byte, an end that cannot hang, and the reason why TLS ended.
 
-In: what `paho.mqtt.client.Client` takes. Out: that client, whose traffic is counted where it meets the socket (below MQTT, above
-TLS), so that no packet of paho's own making is missed. With TLS 1.3 a refusal comes after the handshake, where paho would drop it. The members of paho that are used are private; their presence is tested.
+In: what `paho.mqtt.client.Client` takes. Out: that client, whose traffic is counted where it meets the socket (below MQTT,
+above TLS), so that no packet of paho's own making is missed. With TLS 1.3 a refusal comes after the handshake, where paho would
+drop it. The members of paho that are used are private; their presence is tested.
 """
 
 from __future__ import annotations

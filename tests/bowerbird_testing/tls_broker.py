@@ -34,12 +34,18 @@ class TlsBroker:
     """
 
     def __init__(
-        self, folder: Path, devices: Mapping[str, str], *, authority: Path | None = None, program: str = "mosquitto"
+        self,
+        folder: Path,
+        devices: Mapping[str, str],
+        *,
+        authority: Path | None = None,
+        program: str = "mosquitto",
+        host: str = "127.0.0.1",
     ) -> None:
         self.folder = folder
         self.devices = dict(devices)
         self.authority = authority or folder / "identity"
-        self.broker = EmbeddedBroker(folder / "broker", program=program, authority=self.authority)
+        self.broker = EmbeddedBroker(folder / "broker", program=program, authority=self.authority, host=host)
         self.server = self.broker.prepare({}, clients=("bowerbird-ingest", "bowerbird-delivery", WATCHER))
         self.passwords = {name: self.broker.add_device(name, self.devices) for name in self.devices}
         self.process: subprocess.Popen[bytes] | None = None
