@@ -19,6 +19,7 @@ from bowerbird_server.cli import (
     devices,
     doctor,
     frames,
+    identity,
     labels,
     models,
     readers,
@@ -57,6 +58,7 @@ def root(
 demo.add_to(app)
 serve.add_to(app)
 app.add_typer(devices.app, name="devices")
+app.add_typer(identity.app, name="identity")
 app.add_typer(readers.app, name="readers")
 app.add_typer(frames.app, name="frames")
 app.add_typer(labels.app, name="labels")
