@@ -1,7 +1,7 @@
 """Watches what devices say at each connection, and suspends those of which there are two.
 
-In: statuses as they arrive, the catalogue, the server's time. Out: rows, and a call when a device has been suspended, so that the broker
-shuts it out. Which of the two is the right one nobody can tell from here: a person decides. The rules are `clones.py`.
+In: statuses as they arrive, the catalogue, the server's time. Out: rows, and a call when a device has been suspended, so that the
+broker shuts it out. Which of the two is the right one nobody can tell from here: a person decides. The rules are `clones.py`.
 """
 
 from __future__ import annotations
