@@ -12,6 +12,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
+from bowerbird_server.device_trouble import trouble_of
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.messages import Desired, Health, Report, Status
@@ -57,13 +58,23 @@ def get(cat: Catalogue, device: str) -> Row:
     return {**row, "health": json.loads(row["health"])}
 
 
-def list_devices(cat: Catalogue, *, site: str | None = None) -> list[Row]:
-    """All devices by name, each with `health` as a dictionary and `cameras` as a list of names."""
-    rows = cat.rows("SELECT * FROM device WHERE ?1 IS NULL OR site = ?1 ORDER BY id", site)
+def list_devices(cat: Catalogue, *, site: str | None = None, now: datetime | None = None) -> list[Row]:
+    """All devices by name, each with `health` as a dictionary, `cameras` as a list of names, `certificate_until` (None without one) and
+    `trouble`, a sentence or nothing.
+    """
+    rows = cat.rows(
+        "SELECT device.*, (SELECT not_after FROM certificate WHERE certificate.device = device.id ORDER BY generation DESC LIMIT 1) "
+        "AS certificate_until FROM device WHERE ?1 IS NULL OR site = ?1 ORDER BY id",
+        site,
+    )
     cameras: dict[str, list[str]] = {}
     for camera in cat.rows("SELECT device, name FROM camera ORDER BY name"):
         cameras.setdefault(camera["device"], []).append(camera["name"])
-    return [{**row, "health": json.loads(row["health"]), "cameras": cameras.get(row["id"], [])} for row in rows]
+    now = now or datetime.now(tz=UTC)
+    return [
+        {**row, "health": json.loads(row["health"]), "cameras": cameras.get(row["id"], []), "trouble": trouble_of(row, now)}
+        for row in rows
+    ]
 
 
 def active_devices(cat: Catalogue) -> dict[str, str]:

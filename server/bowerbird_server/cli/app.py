@@ -13,6 +13,7 @@ from rich.markup import escape
 from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import (
     backup,
+    broker,
     catalogue,
     dataset,
     demo,
@@ -60,6 +61,7 @@ serve.add_to(app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(identity.app, name="identity")
 app.add_typer(readers.app, name="readers")
+app.add_typer(broker.app, name="broker")
 app.add_typer(frames.app, name="frames")
 app.add_typer(labels.app, name="labels")
 app.add_typer(dataset.app, name="dataset")

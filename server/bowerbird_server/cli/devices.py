@@ -95,6 +95,7 @@ def list_devices(data: Data = DATA, as_json: AsJson = False) -> None:
             seen=health.get("frames_seen", 0),
             sent=health.get("frames_committed", 0),
             kilobytes=round(health.get("bytes_sent", 0) / 1000),
+            certificate=(row["certificate_until"] or "")[:10],
         )
     show_rows(
         rows,
@@ -107,6 +108,8 @@ def list_devices(data: Data = DATA, as_json: AsJson = False) -> None:
             "seen": "seen",
             "sent": "sent",
             "kilobytes": "kB sent",
+            "certificate": "certificate until",
+            "trouble": "trouble",
         },
         as_json=as_json,
         none="no devices yet; `bowerbird devices add cam-01` makes the first",

@@ -62,6 +62,7 @@ AGENT_TABLES: dict[str, dict[str, Any]] = {
     "guard": {"cpu_pressure": 100.0},
 }
 MARK = "demo.json"
+ENROLLED = "state/identity/claimed"  # in a device's folder, once it is one
 # A stage that makes no progress for so long is given up, with a word on where to look.
 STALLED_S = 900.0
 
