@@ -70,5 +70,3 @@ def write_own_broker(
     write_private(out / "mosquitto.conf", mosquitto_config(None, port, files))
     write_private(out / "acl", own_rules(site, made.names(), shut_out))
     return out
-
-
