@@ -27,7 +27,9 @@ def write_config(
     name: Annotated[list[str], typer.Option(help="Host name or address under which it is reached; may be repeated.")],
     data: Data = DATA,
     config: Config = None,
-    at: Annotated[Path | None, typer.Option(help="That folder as the broker sees it, if it is copied or mounted elsewhere.")] = None,
+    at: Annotated[
+        Path | None, typer.Option(help="That folder as the broker sees it, if it is copied or mounted elsewhere.")
+    ] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port to listen on.")] = 8883,
     workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="Ingest processes that the server will have.")] = 1,
 ) -> None:
