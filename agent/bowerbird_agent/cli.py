@@ -233,7 +233,8 @@ def _begin_again_on_huge_pages(config: AgentConfig) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.config import read_config
-    from bowerbird_agent.doctor import FAIL, examine
+    from bowerbird_agent.doctor import examine
+    from bowerbird_agent.findings import FAIL
 
     findings = examine(read_config(arguments.config), str(arguments.config))
     if arguments.json:

@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from bowerbird_wire.topics import DOWN, LOCAL, ROOT, UP, VERSION, CreditTopic, FrameTopic
+from bowerbird_wire.topics import DOWN, LOCAL, ROOT, UP, VERSION, CreditTopic, EchoTopic, FrameTopic
 
 SERVER_USER = "bowerbird-server"
 PROBE_ROOT = "bowerbird-rules"  # below it lies one topic, named by the rules in force
@@ -43,7 +43,8 @@ class AccessRules:
 def access_rules(
     devices: Mapping[str, str], servers: Iterable[str] = (SERVER_USER,), *, readers: Mapping[str, str] | None = None
 ) -> str:
-    """The rules: the server may do all below our tree, a device publish its own `up` and `local` leaves and read its own `down` leaves.
+    """The rules: the server may do all below our tree, a device publish its own `up` and `local` leaves and read its own `down` leaves;
+    beside that it may write to itself.
 
     Args:
         devices: name -> site.
@@ -67,6 +68,7 @@ def device_rules(site: str, device: str) -> list[str]:
         *(f"topic write {kind.of_device(site, device)}" for kind in LOCAL),
         *(f"topic read {kind(site, device)}" for kind in DOWN),
         f"topic read {CreditTopic(site)}",
+        f"topic readwrite {EchoTopic(site, device)}",
     ]
 
 

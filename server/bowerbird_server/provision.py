@@ -13,7 +13,7 @@ from typing import Any
 
 from bowerbird_server.broker import EmbeddedBroker
 from bowerbird_server.broker_address import BrokerAddress, write_private
-from bowerbird_server.catalogue import fleet, identity
+from bowerbird_server.catalogue import fleet, identity, rollouts
 from bowerbird_server.config import BrokerConfig
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.identity.authority import is_reserved
@@ -183,6 +183,7 @@ def _make_known(site: Site, name: str, actor: str, *, active: bool) -> None:
     except NotFound:
         if active:
             fleet.add_device(site.catalogue, name, site.config.site, actor)
+            rollouts.join(site.catalogue, name)
         else:
             identity.add_pending(site.catalogue, name, site=site.config.site, label=name, serial="", actor=actor)
         if site.config.loop.collect:

@@ -82,6 +82,11 @@ def active_devices(cat: Catalogue) -> dict[str, str]:
     return {row["id"]: row["site"] for row in cat.rows("SELECT id, site FROM device WHERE state = 'active'")}
 
 
+def expected_devices(cat: Catalogue) -> dict[str, str]:
+    """Active devices, and those that are to become so: name -> site."""
+    return {row["id"]: row["site"] for row in cat.rows("SELECT id, site FROM device WHERE state IN ('active', 'pending')")}
+
+
 def shut_out(cat: Catalogue) -> list[str]:
     """The devices that were let in once and are not now."""
     return [row["id"] for row in cat.rows("SELECT id FROM device WHERE state IN ('suspended', 'retired') ORDER BY id")]

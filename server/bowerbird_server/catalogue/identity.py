@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from bowerbird_server.catalogue import fleet
+from bowerbird_server.catalogue import fleet, rollouts
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now, utc_text
 from bowerbird_server.errors import Conflict, NotFound
 from bowerbird_server.identity.clones import Remembered
@@ -150,6 +150,8 @@ def change_state(cat: Catalogue, device: str, happening: Happening, actor: str, 
         )
         if happening is Happening.RESUMED:
             cat.execute("UPDATE device SET sightings = '{}' WHERE id = ?", device)
+        if new is State.ACTIVE:
+            rollouts.join(cat, device)
         cat.log(actor, f"device {happening.value}", device, {"from": before, "to": new.value, "why": why})
     return new
 

@@ -20,6 +20,7 @@ from bowerbird_server.cli import (
     devices,
     doctor,
     frames,
+    identity,
     labels,
     models,
     readers,
@@ -58,6 +59,7 @@ def root(
 demo.add_to(app)
 serve.add_to(app)
 app.add_typer(devices.app, name="devices")
+app.add_typer(identity.app, name="identity")
 app.add_typer(readers.app, name="readers")
 app.add_typer(broker.app, name="broker")
 app.add_typer(frames.app, name="frames")

@@ -36,12 +36,13 @@ from bowerbird_server.config import (
 )
 from bowerbird_server.dataset_import import import_frames
 from bowerbird_server.demo.control import Control
+from bowerbird_server.demo.enrolling import enrol_here, is_enrolled
 from bowerbird_server.demo.founding import ACTOR, FirstModel, first_model, found, import_world
 from bowerbird_server.demo.world import FilmWorld, SyntheticWorld, World
 from bowerbird_server.endpoint import WebEndpoint
 from bowerbird_server.errors import Conflict, EnvironmentFault, NotFound
 from bowerbird_server.labelling.simulated import run_annotator
-from bowerbird_server.provision import BUNDLE_NAME, add_device, uses_certificates
+from bowerbird_server.provision import add_device
 from bowerbird_server.recipes import FILM_RECIPE, SYNTHETIC_RECIPE, Recipe
 from bowerbird_server.registry import publish
 from bowerbird_server.site import Site
@@ -240,11 +241,11 @@ def _agents(site: Site, world: World) -> dict[str, Path]:
     made = {}
     for device, camera in world.cameras().items():
         folder = site.folder.devices / device
-        is_enrolled = (folder / ENROLLED).exists() or not uses_certificates(site)
-        if not (folder / "agent.toml").exists() or not is_enrolled:
+        if not (folder / "agent.toml").exists() or not is_enrolled(site, folder):
             tables = {"selection": world.selection(), **AGENT_TABLES, **world.recipe.agent_tables}
             folder = add_device(site, device, actor=ACTOR, cameras=[camera], tables=tables)
         made[device] = folder / "agent.toml"
+    enrol_here(site, [config.parent for config in made.values()])
     return made
 
 
@@ -255,14 +256,8 @@ def _processes(options: DemoOptions, site: Site, agents: dict[str, Path], screen
     # The server stops its own children in order first.
     server = ChildSpec("server", serve, stop_wait_s=20)
     children = [server]
-    agent = (sys.executable, "-m", "bowerbird_agent")
     for device, config in agents.items():
-        bundle, enrolled = config.with_name(BUNDLE_NAME), config.parent / ENROLLED
-        if bundle.exists() and not enrolled.exists():
-            argv = (*agent, "enrol", str(bundle), "--config", str(config), "--in-memory")  # a demo may lie where it likes
-            children.append(ChildSpec(f"{device}-enrol", argv, restart="on_failure", ready=enrolled.exists))
-    for device, config in agents.items():
-        children.append(ChildSpec(device, (*agent, "run", "--config", str(config))))
+        children.append(ChildSpec(device, (sys.executable, "-m", "bowerbird_agent", "run", "--config", str(config))))
     stop = threading.Event()
     logs = options.folder / "logs"
     supervisor = Supervisor(children, logs, state_path=options.folder / "processes.json")
