@@ -124,7 +124,7 @@ class Kicker:
         except (OSError, queue.Empty) as error:
             client.loop_stop()
             raise EnvironmentFault(
-                f"the broker in {self._folder} does not answer on {SOCKET_NAME} ({str(error) or 'timeout'}); does `bowerbird serve` run?"
+                f"the broker in {self._folder} does not answer on {SOCKET_NAME} ({str(error) or 'timeout'}); does the server run?"
             ) from error
         finally:
             os.close(handle)

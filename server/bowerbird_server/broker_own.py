@@ -1,8 +1,9 @@
 """A mosquitto of the operator's own with the configuration that the embedded one has: files to copy to where it runs.
 
-In: the site's authority, host names, where the files will lie there. Out: a folder with `mosquitto.conf`, `acl`, `ca.pem`, `server.pem`, and
-`services/` for the server's processes. The access rules hold for every device of the site without naming any (`%u` is the name in a
-certificate), so that the broker need not be told of new ones; devices that are shut out are named as such.
+In: the site's authority, host names, where the files will lie there. Out: a folder with `mosquitto.conf`, `acl`, `ca.pem`,
+`server.pem`, and `services/` for the server's processes. The access rules hold for every device of the site without naming any
+(`%u` is the name in a certificate), so that the broker need not be told of new ones; devices that are shut out are named as
+such.
 """
 
 from __future__ import annotations

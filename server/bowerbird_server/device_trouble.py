@@ -1,7 +1,9 @@
-"""Why a device is not heard of, as far as the server can know: its state, its certificate's dates, when it was last there. Pure.
+"""Why a device is not heard of, as far as the server can know: its state, its certificate's dates, when it was last there.
+Pure.
 
-In: a device's row, when its newest certificate ends, the time. Out: a sentence for `bowerbird devices list` and the dashboard, empty while
-nothing is wrong. What only the device can know (wrong CA, wrong host name, its own clock) it says itself: `bowerbird-agent doctor`.
+In: a device's row, when its newest certificate ends, the time. Out: a sentence for `bowerbird devices list` and the dashboard,
+empty while nothing is wrong. What only the device can know (wrong CA, wrong host name, its own clock) it says itself:
+`bowerbird-agent doctor`.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ def broker_table(site: Site, host: str | None = None) -> dict[str, Any]:
     if host and broker is not None:
         broker.be_known_as(host, fleet.active_devices(site.catalogue))
     names = site.config.broker.names
-    return {"host": host or (names[0] if names and broker is not None else address.host), "port": address.port}
+    return {"host": host or (names[0] if names else address.host), "port": address.port}
 
 
 def add_device(

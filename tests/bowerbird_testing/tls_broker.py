@@ -7,7 +7,7 @@ killed, and addresses of devices, of the server, of strangers. It is the real co
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,6 +31,8 @@ class TlsBroker:
         devices: who has rules; name -> site.
         authority: folder of the authority; one of its own when left out.
         program: `mosquitto` or `iotcore`, which takes passwords instead.
+        clients: processes of the server that only this user has.
+        settings: lines of mosquitto.conf that stand in the place of the generated ones, by their first word.
     """
 
     def __init__(
@@ -41,12 +43,15 @@ class TlsBroker:
         authority: Path | None = None,
         program: str = "mosquitto",
         host: str = "127.0.0.1",
+        clients: Sequence[str] = (),
+        settings: Sequence[str] = (),
     ) -> None:
         self.folder = folder
         self.devices = dict(devices)
         self.authority = authority or folder / "identity"
         self.broker = EmbeddedBroker(folder / "broker", program=program, authority=self.authority, host=host)
-        self.server = self.broker.prepare({}, clients=("bowerbird-ingest", "bowerbird-delivery", WATCHER))
+        self.server = self.broker.prepare({}, clients=("bowerbird-ingest", "bowerbird-delivery", WATCHER, *clients))
+        self._settings = list(settings)
         self.passwords = {name: self.broker.add_device(name, self.devices) for name in self.devices}
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -64,6 +69,11 @@ class TlsBroker:
 
     def start(self) -> None:
         """Start it and wait until it listens."""
+        if self._settings:
+            named = {line.split()[0] for line in self._settings}
+            lines = self.broker.config_path.read_text().splitlines()
+            lines = [*self._settings, *(line for line in lines if line.split()[:1] == [] or line.split()[0] not in named)]
+            write_private(self.broker.config_path, "\n".join(lines) + "\n")
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 self.broker.argv(),
