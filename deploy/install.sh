@@ -240,14 +240,14 @@ elif [ -n "$config" ]; then
   say "$etc/agent.toml is that of $config"
 elif [ -n "$model" ]; then
   : "${device:=$(uname -n | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9\n' - | sed 's/^-*//; s/-*$//')}"
-  port=1883
+  port=8883
   if [[ $broker =~ ^(.*):([0-9]+)$ ]]; then
     broker=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]}
   fi
   install -m 0640 "$model" "$etc/factory.onnx"
   owned 0640 root "$etc/factory.onnx"
   cat >"$etc/.agent.toml.new" <<TOML
-# Written by install.sh. The folder that \`bowerbird devices add\` makes at the server has a password and the trust for updates as well.
+# Written by install.sh. The folder that \`bowerbird devices add\` makes at the server has a bundle to enrol with and the trust for updates.
 [device]
 id = "$device"
 site = "$site"
