@@ -26,8 +26,23 @@ class _Part(BaseModel):
 class WebConfig(_Part):
     """Where the pages and the API listen."""
 
-    host: str = Field("127.0.0.1", description="Address to bind; anything but loopback needs TLS in front of it.")
+    host: str = Field("127.0.0.1", description="Address to bind; anything but loopback needs TLS here or in front of it.")
     port: int = Field(0, ge=0, le=65535, description="0 takes a free port and keeps it for the next start.")
+    tls: Literal["off", "files", "site"] = Field(
+        "off", description="`files`: certificate and key below; `site`: a certificate of the site's own authority."
+    )
+    certificate_file: str = Field("", description="With `files`: the certificate and those between it and the root, PEM.")
+    key_file: str = Field("", description="With `files`: its private key, PEM, readable by the server's user only.")
+    names: list[str] = Field([], description="With `site`: names and addresses by which browsers reach the pages.")
+    proxies: list[str] = Field([], description="Addresses of reverse proxies whose `X-Forwarded-…` headers are believed.")
+    session_idle_h: float = Field(12.0, gt=0, description="A log-in ends after so many hours without a request.")
+    session_max_h: float = Field(168.0, gt=0, description="And after so many hours in any case.")
+
+    @model_validator(mode="after")
+    def _files(self) -> Self:
+        if self.tls == "files" and not (self.certificate_file and self.key_file):
+            raise ValueError('tls = "files" needs certificate_file and key_file')
+        return self
 
 
 class BrokerConfig(_Part):
@@ -94,6 +109,14 @@ class LoopConfig(_Part):
     training: TrainingConfig = TrainingConfig()
 
 
+class RolloutConfig(_Part):
+    """Who may let a rollout begin."""
+
+    approval: Literal["none", "manual"] = Field(
+        "none", description="`manual`: a rollout waits until somebody else than its starter approves it."
+    )
+
+
 class GateConfig(_Part):
     """When a challenger replaces the champion."""
 
@@ -131,6 +154,7 @@ class ServerConfig(_Part):
     broker: BrokerConfig = BrokerConfig()
     ingest: IngestConfig = IngestConfig()
     loop: LoopConfig = LoopConfig()
+    rollout: RolloutConfig = RolloutConfig()
     gate: GateConfig = GateConfig()
     models: ModelsConfig = ModelsConfig()
     signing: SigningConfig = SigningConfig()
