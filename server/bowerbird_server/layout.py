@@ -71,6 +71,11 @@ class DataFolder:
         return self.root / "devices"
 
     @property
+    def audit_anchors(self) -> Path:
+        """Where the audit log ended now and then, outside of the catalogue."""
+        return self.root / "audit-anchors"
+
+    @property
     def logs(self) -> Path:
         """One log file per server process."""
         return self.root / "logs"

@@ -63,6 +63,8 @@ class Catalogue:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not path.exists():  # hashes of passwords are in it; SQLite gives its own files beside it the same mode
+                path.touch(mode=0o600)
             connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -71,7 +73,7 @@ class Catalogue:
             self.db = Database(connection)
             self._refuse_foreign()
             self._migrate()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise EnvironmentFault(
                 f"cannot open the catalogue {path}: {error}. Check that the folder is writable and has space; if the file is "
                 "damaged or something else, restore it from a backup or name another folder with --data."

@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from bowerbird_server.catalogue import accounts, sessions
 from bowerbird_server.catalogue.core import ORIGIN, Catalogue
 from bowerbird_server.catalogue.sessions import Ages, Session
+from bowerbird_server.first_run import FIRST_TOKEN_NAME
 from bowerbird_server.roles import Principal, Role
 from bowerbird_server.throttle import FREE_TRIES, Throttle
 from bowerbird_server.web.auth import COOKIE, csrf_matches, error_answer, safe_next
@@ -31,7 +32,6 @@ WRONG = (
     "This is not right. Give the name and password of your account, or a token and a name that is no account's; an administrator "
     "makes new ones with `bowerbird users` and `bowerbird tokens`."
 )
-FIRST_TOKEN_NAME = "first-token"  # noqa: S105 - the name of a file
 
 
 @router.get("/login")
