@@ -18,6 +18,8 @@ from markupsafe import Markup
 from bowerbird_server.catalogue import audit, batches, frames, labels, overview
 from bowerbird_server.catalogue.sessions import Session
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
+from bowerbird_server.roles import Principal
+from bowerbird_server.web.permissions import NEEDS
 from bowerbird_server.web.shapes import frame_detail, frame_shape, label_shape
 from bowerbird_server.web.spending import Spent, spent
 from bowerbird_server.web.stores import catalogue, principal_of, whole_catalogue
@@ -78,7 +80,14 @@ _templates.env.globals["prelabel_confidence"] = PRELABEL_CONFIDENCE
 def render(request: Request, name: str, http_status: int = 200, **context: Any) -> Response:
     """A page from its template, with the session of whoever asks."""
     session: Session | None = getattr(request.state, "session", None)
-    return _templates.TemplateResponse(request, name, {"session": session, **context}, status_code=http_status)
+    may = _may(getattr(request.state, "principal", None))
+    return _templates.TemplateResponse(request, name, {"session": session, "may": may, **context}, status_code=http_status)
+
+
+def _may(principal: Principal | None) -> dict[str, bool]:
+    """What pages offer to somebody: whatever they could not do is not shown to them."""
+    asked = {"label": "/api/v1/frames/{frame_id}/label", "add_classes": "/api/v1/classes"}
+    return {name: principal is not None and not NEEDS["POST", path].refusal(principal) for name, path in asked.items()}
 
 
 def error_page(request: Request, status: int, message: str) -> Response:
