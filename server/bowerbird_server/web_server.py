@@ -86,19 +86,43 @@ def run(folder: DataFolder, endpoint: WebEndpoint, config: ServerConfig) -> None
         EnvironmentFault: a key can be read by others, or the certificate cannot be used.
     """
     web = config.web.model_copy(update={"host": endpoint.host})
-    app = create_app(
-        folder,
-        ages=Ages(web.session_idle_h * 3600, web.session_max_h * 3600),
-        failed_login_delay_s=_FAILED_LOGIN_DELAY_S,
-        approval_is_manual=config.rollout.approval == "manual",
-    )
     certificate = certificate_of(folder, web, now=datetime.now(UTC))
-    BoundedProtocol.proxies = frozenset(web.proxies)
-    options: dict[str, Any] = {}
+    approval_is_manual = config.rollout.approval == "manual"
+    server = make_server(folder, endpoint, web, certificate, approval_is_manual=approval_is_manual)
+    stop = threading.Event()
+    noting = (folder.catalogue, folder.audit_anchors, stop)
+    threads = [threading.Thread(target=keep_noting, args=noting, name="anchors", daemon=True)]
     if certificate is not None:
-        options = {"ssl_certfile": str(certificate.chain), "ssl_keyfile": str(certificate.key)}
+        fresh = (folder, web, certificate, server, stop)
+        threads.append(threading.Thread(target=_keep_fresh, args=fresh, name="certificate", daemon=True))
+    for thread in threads:
+        thread.start()
+    try:
+        server.run()
+    finally:
+        stop.set()
+
+
+def make_server(
+    folder: DataFolder,
+    endpoint: WebEndpoint,
+    web: WebConfig,
+    certificate: Certificate | None,
+    *,
+    approval_is_manual: bool = False,
+) -> uvicorn.Server:
+    """The server with its limits, ready to `run`."""
+    BoundedProtocol.proxies = frozenset(web.proxies)
+    files: dict[str, Any] = {}
+    if certificate is not None:
+        files = {"ssl_certfile": str(certificate.chain), "ssl_keyfile": str(certificate.key)}
     settings = uvicorn.Config(
-        app,
+        create_app(
+            folder,
+            ages=Ages(web.session_idle_h * 3600, web.session_max_h * 3600),
+            failed_login_delay_s=_FAILED_LOGIN_DELAY_S,
+            approval_is_manual=approval_is_manual,
+        ),
         host=endpoint.host,
         port=endpoint.port,
         log_level="warning",
@@ -111,27 +135,16 @@ def run(folder: DataFolder, endpoint: WebEndpoint, config: ServerConfig) -> None
         h11_max_incomplete_event_size=_LARGEST_HEADERS_BYTES,
         timeout_keep_alive=5,
         timeout_graceful_shutdown=2,
-        **options,
+        **files,
     )
     settings.load()
-    stop = threading.Event()
-    threads = [
-        threading.Thread(target=keep_noting, args=(folder.catalogue, folder.audit_anchors, stop), name="anchors", daemon=True)
-    ]
-    if certificate is not None and settings.ssl is not None:
+    if settings.ssl is not None:
         settings.ssl.minimum_version = ssl.TLSVersion.TLSv1_2
-        arguments = (folder, web, certificate, settings.ssl, stop)
-        threads.append(threading.Thread(target=_keep_fresh, args=arguments, name="certificate", daemon=True))
-    for thread in threads:
-        thread.start()
-    try:
-        uvicorn.Server(settings).run()
-    finally:
-        stop.set()
+    return uvicorn.Server(settings)
 
 
 def _keep_fresh(
-    folder: DataFolder, web: WebConfig, certificate: Certificate, context: ssl.SSLContext, stop: threading.Event
+    folder: DataFolder, web: WebConfig, certificate: Certificate, server: uvicorn.Server, stop: threading.Event
 ) -> None:
     """New handshakes get a certificate that was renewed, by us or by whoever writes the files."""
     loaded = certificate.changed_at()
@@ -139,8 +152,8 @@ def _keep_fresh(
         try:
             certificate_of(folder, web, now=datetime.now(UTC))
             changed = certificate.changed_at()
-            if changed != loaded:
-                context.load_cert_chain(certificate.chain, certificate.key)
+            if changed != loaded and server.config.ssl is not None:
+                server.config.ssl.load_cert_chain(certificate.chain, certificate.key)
                 loaded = changed
                 log.info("the certificate of the pages was renewed")
         except (OSError, ServerError) as error:
