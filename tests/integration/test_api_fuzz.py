@@ -9,6 +9,7 @@ import pytest
 import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from bowerbird_server.batch import build_batch
 from bowerbird_server.web.app import create_app
@@ -32,6 +33,7 @@ def described(app: FastAPI) -> Any:
     return schemathesis.openapi.from_asgi("/api/v1/openapi.json", app, headers=BEARER)
 
 
+# A description knows neither class list nor catalogue: a label whose boxes lie outside of its image is well-formed, and refused.
 schema = schemathesis.pytest.from_fixture("described")
 
 
@@ -39,4 +41,4 @@ schema = schemathesis.pytest.from_fixture("described")
 @settings(max_examples=20, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
 def test_every_address_answers_as_described_whatever_it_is_asked(case: schemathesis.Case) -> None:
     """Twenty requests an address, the same in every run: neither a status nor a shape that the description does not have."""
-    case.call_and_validate(headers=BEARER)
+    case.call_and_validate(headers=BEARER, excluded_checks=[positive_data_acceptance])

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response, Security
+from fastapi import APIRouter, Depends, Query, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 
@@ -37,19 +38,34 @@ _errors: dict[int | str, dict[str, Any]] = {
 
 def new_router() -> APIRouter:
     """A router below /api/v1 whose description says how to come in and what an error looks like."""
-    return APIRouter(prefix="/api/v1", dependencies=[Security(_bearer)], responses=_errors)
+    return APIRouter(prefix="/api/v1", dependencies=[Security(_bearer), Depends(_known_parameters)], responses=_errors)
+
+
+def _known_parameters(request: Request) -> None:
+    """A misspelt filter must not be taken for none at all, nor one of two for both."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    given = [name for name, _ in request.query_params.multi_items()]
+    faults = [(name, f"unknown; known here: {', '.join(sorted(known)) or 'none'}") for name in sorted(set(given) - known)]
+    faults += [(name, "given more than once") for name in sorted(known) if given.count(name) > 1]
+    if faults:
+        raise RequestValidationError([{"loc": ("query", name[:80]), "msg": words} for name, words in faults])
 
 
 router = new_router()
+open_router = APIRouter(prefix="/api/v1")  # what nobody needs a token for
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Rows at most")]
 After = Annotated[str | None, Query(max_length=200, description="`next` of the previous page")]
+AfterFrame = Annotated[str | None, Query(max_length=200, pattern=r"^[^~]+~[^~]+$", description="`next` of the previous page")]
+AfterQueued = Annotated[
+    str | None, Query(max_length=200, pattern=r"^[^~]+~[^~]+~[0-9]{1,9}$", description="`next` of the previous page")
+]
 State = Literal["received", "queued", "in_review", "labelled", "rejected", "deleted"]
 
 _MEDIA_TYPES = {"jpeg": "image/jpeg", "jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
-@router.get("/health", response_model=t.Health, summary="Is the web process alive?")
+@open_router.get("/health", response_model=t.Health, summary="Is the web process alive?")
 def health(request: Request) -> Row:
     whole_catalogue(request).value("SELECT 1")
     return {"status": "ok"}
@@ -73,7 +89,7 @@ def list_frames(
     device: str | None = None,
     camera: str | None = None,
     scene: str | None = None,
-    after: After = None,
+    after: AfterFrame = None,
     limit: Limit = 100,
 ) -> Row:
     page = frames.list_frames(
@@ -111,7 +127,7 @@ def get_image(request: Request, frame_id: str) -> Response:
 
 
 @router.get("/queue", response_model=t.QueuePage, summary="Frames that wait for a label, in the order to label them")
-def list_queue(request: Request, after: After = None, limit: Limit = 50) -> Row:
+def list_queue(request: Request, after: AfterQueued = None, limit: Limit = 50) -> Row:
     cat = catalogue(request)
     rows = batches.queue(cat, limit + 1, after=after)
     items = [queue_item(cat, row) for row in rows[:limit]]

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+# A bool is no number, though Python takes it for one.
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 
 class _Out(BaseModel):

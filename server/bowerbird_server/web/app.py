@@ -80,7 +80,7 @@ def create_app(
     app.state.stores = held
     app.state.ages, app.state.throttle, app.state.failed_login_delay_s = ages, Throttle(), failed_login_delay_s
     app.state.approval_is_manual = approval_is_manual
-    for router in (api.router, api_rollouts.router, api_people.router):
+    for router in (api.open_router, api.router, api_rollouts.router, api_people.router):
         app.include_router(router, tags=["v1"])
     app.include_router(metrics.router, include_in_schema=False)
     app.include_router(login.router, include_in_schema=False)

@@ -113,8 +113,12 @@ class AccessGate:
         if request.state.principal is None:
             return _who_are_you(request, unsafe)
         if need is None:  # said only to those inside; a route without a line in the table is nowhere too
-            words = f"this address takes {', '.join(sorted(needs))}" if needs else "there is nothing at this address"
-            return self._refuse(request, unsafe, 405 if needs else 404, "http", words)
+            if not needs:
+                return self._refuse(request, unsafe, 404, "http", "there is nothing at this address")
+            takes = ", ".join(sorted(needs))
+            answer = self._refuse(request, unsafe, 405, "http", f"this address takes {takes}")
+            answer.headers["Allow"] = takes
+            return answer
         session = request.state.session
         if unsafe and session and path != "/logout" and not csrf_matches(session, request.headers.get(CSRF_HEADER, "")):
             return error_answer(403, "csrf", f"the header {CSRF_HEADER} is missing or stale; reload the page")
