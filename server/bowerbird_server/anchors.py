@@ -1,7 +1,7 @@
 """Digests of the audit log, written down outside of the catalogue: whoever cuts the end off the log must find them too.
 
 In: the log's end now and then. Out: a file of lines `position digest time`, only ever appended to. The same line goes to the process's
-log, which on a real server is the journal and belongs to another user. What is compared with them is in `event_chain.py`.
+log (`logs/web.log`); either is worth something once it has left the machine. What is compared with them is in `event_chain.py`.
 """
 
 from __future__ import annotations

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+ANCHORS_NAME = "audit-anchors"
+
 
 @dataclass(frozen=True)
 class DataFolder:
@@ -73,7 +75,7 @@ class DataFolder:
     @property
     def audit_anchors(self) -> Path:
         """Where the audit log ended now and then, outside of the catalogue."""
-        return self.root / "audit-anchors"
+        return self.root / ANCHORS_NAME
 
     @property
     def logs(self) -> Path:
