@@ -60,6 +60,26 @@ class BrokerConfig(_Part):
         return value
 
 
+class OidcConfig(_Part):
+    """Log-in by OpenID Connect, beside passwords; off without an issuer."""
+
+    issuer: str = Field("", description="The provider's issuer, `https://...`, as it calls itself. Empty: no single sign-on.")
+    client_id: str = Field("", description="The id that the provider gave this server.")
+    client_secret_file: str = Field("", description="File with the client's secret, mode 0600; empty for a public client.")
+    redirect_url: str = Field(
+        "", description="`https://NAME/login/oidc/callback`, as browsers reach it and the provider knows it."
+    )
+    claim: Literal["email", "preferred_username", "sub"] = Field(
+        "email", description="What of the provider is the account's name."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.issuer and not (self.client_id and self.redirect_url.endswith("/login/oidc/callback")):
+            raise ValueError("issuer needs client_id, and a redirect_url that ends in /login/oidc/callback")
+        return self
+
+
 class IngestConfig(_Part):
     """How frames are taken in."""
 
@@ -151,6 +171,7 @@ class ServerConfig(_Part):
 
     site: str = Field("site", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="Name of the site in topics.")
     web: WebConfig = WebConfig()
+    oidc: OidcConfig = OidcConfig()
     broker: BrokerConfig = BrokerConfig()
     ingest: IngestConfig = IngestConfig()
     loop: LoopConfig = LoopConfig()

@@ -12,6 +12,7 @@ import ssl
 import threading
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, ClassVar
 
 import uvicorn
@@ -23,6 +24,8 @@ from bowerbird_server.config import ServerConfig, WebConfig
 from bowerbird_server.endpoint import WebEndpoint
 from bowerbird_server.errors import ServerError
 from bowerbird_server.layout import DataFolder
+from bowerbird_server.oidc import Provider
+from bowerbird_server.private_files import read_private
 from bowerbird_server.web.app import create_app
 from bowerbird_server.web_certificate import Certificate, certificate_of
 
@@ -88,7 +91,12 @@ def run(folder: DataFolder, endpoint: WebEndpoint, config: ServerConfig) -> None
     web = config.web.model_copy(update={"host": endpoint.host})
     certificate = certificate_of(folder, web, now=datetime.now(UTC))
     approval_is_manual = config.rollout.approval == "manual"
-    server = make_server(folder, endpoint, web, certificate, approval_is_manual=approval_is_manual)
+    oidc = config.oidc
+    provider = None
+    if oidc.issuer:
+        secret = read_private(Path(oidc.client_secret_file)).strip() if oidc.client_secret_file else ""
+        provider = Provider(oidc, secret)
+    server = make_server(folder, endpoint, web, certificate, approval_is_manual=approval_is_manual, oidc=provider)
     stop = threading.Event()
     noting = (folder.catalogue, folder.audit_anchors, stop)
     threads = [threading.Thread(target=keep_noting, args=noting, name="anchors", daemon=True)]
@@ -110,6 +118,7 @@ def make_server(
     certificate: Certificate | None,
     *,
     approval_is_manual: bool = False,
+    oidc: Provider | None = None,
 ) -> uvicorn.Server:
     """The server with its limits, ready to `run`."""
     BoundedProtocol.proxies = frozenset(web.proxies)
@@ -122,6 +131,7 @@ def make_server(
             ages=Ages(web.session_idle_h * 3600, web.session_max_h * 3600),
             failed_login_delay_s=_FAILED_LOGIN_DELAY_S,
             approval_is_manual=approval_is_manual,
+            oidc=oidc,
         ),
         host=endpoint.host,
         port=endpoint.port,

@@ -18,6 +18,7 @@ from bowerbird_server.roles import Principal, Role, Sites
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,79}")
 _USED_EVERY_S = 600.0
+_PROVIDER = ""  # instead of a hash, which no password matches
 
 
 def _check_name(name: str, what: str) -> None:
@@ -35,8 +36,11 @@ def _check_role(role: Role, sites: Sites) -> None:
 # ---- users
 
 
-def add_user(cat: Catalogue, name: str, password: str, role: Role, sites: Sites, actor: str) -> None:
+def add_user(cat: Catalogue, name: str, password: str | None, role: Role, sites: Sites, actor: str) -> None:
     """A new account.
+
+    Args:
+        password: None for an account that comes in by the OpenID Connect provider, and by it only.
 
     Raises:
         BadInput: name, role or password cannot be used.
@@ -48,7 +52,7 @@ def add_user(cat: Catalogue, name: str, password: str, role: Role, sites: Sites,
         raise BadInput("`metrics` is for programs: `bowerbird tokens add NAME --role metrics`")
     row = {
         "name": name,
-        "password": passwords.hash_password(password, name),
+        "password": _PROVIDER if password is None else passwords.hash_password(password, name),
         "role": role.word,
         "sites": sites.text(),
         "created_at": utc_now(),
@@ -88,10 +92,14 @@ def set_password(cat: Catalogue, name: str, password: str, actor: str) -> None:
     Raises:
         BadInput: the password cannot be used.
         NotFound: there is no such user.
+        Conflict: it is one of the provider's.
     """
     kept = passwords.hash_password(password, name)
     with cat.transaction():
-        user(cat, name)
+        if user(cat, name)["password"] == _PROVIDER:
+            raise Conflict(
+                f"{name} comes in by the provider and has no password; remove the account and add one with a password"
+            )
         cat.execute("UPDATE user SET password = ? WHERE name = ?", kept, name)
         cat.execute("DELETE FROM web_session WHERE user = ?", name)
         cat.log(actor, "password changed", name)
@@ -138,6 +146,12 @@ def principal_of_password(cat: Catalogue, name: str, password: str) -> Principal
     if passwords.is_outdated(row["password"]):
         cat.execute("UPDATE user SET password = ? WHERE name = ?", passwords.hash_password(password, name), name)
     return _principal_of_user(row)
+
+
+def principal_of_provider(cat: Catalogue, name: str) -> Principal | None:
+    """Who the account is whose name the provider vouches for; None when there is none, or it is one with a password."""
+    row = cat.row("SELECT * FROM user WHERE name = ? AND password = ?", name, _PROVIDER)
+    return None if row is None else _principal_of_user(row)
 
 
 def principal_of_user(cat: Catalogue, name: str) -> Principal | None:

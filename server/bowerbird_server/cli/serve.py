@@ -102,7 +102,7 @@ def _warn_of_open_address(web: WebConfig) -> None:
 def _secrets_of(site: Site) -> list[Path]:
     """The files of this site that nobody else may read."""
     folder = site.folder
-    named = [Path(name) for name in (site.config.broker.password_file,) if name]
+    named = [Path(name) for name in (site.config.broker.password_file, site.config.oidc.client_secret_file) if name]
     kept = [path for place in (folder.keys, folder.identity, folder.devices) for path in place.rglob("*")]
     secret = [path for path in kept if path.suffix in {".pem", ".key"} and b"PRIVATE KEY" in path.read_bytes()]
     return [*named, *secret, folder.root / FIRST_TOKEN_NAME, folder.broker / "broker.json"]

@@ -36,11 +36,15 @@ def add(
     role: RoleName = "viewer",
     site: SiteNames = None,
     password_file: PasswordFile = None,
+    oidc: Annotated[
+        bool, typer.Option("--oidc", help="No password: the OpenID Connect provider of [oidc] vouches for NAME.")
+    ] = False,
     data: Data = DATA,
 ) -> None:
     """Make an account; asks for its password. Example: bowerbird users add ada --role operator --site north"""
     with open_site(data, make=True) as opened:
-        accounts.add_user(opened.catalogue, name, _password(password_file), Role.of(role), Sites.of(site or ()), actor())
+        password = None if oidc else _password(password_file)
+        accounts.add_user(opened.catalogue, name, password, Role.of(role), Sites.of(site or ()), actor())
     say(f"{name} may log in as {role}")
 
 

@@ -20,8 +20,9 @@ from bowerbird_server.catalogue import Catalogue, accounts
 from bowerbird_server.catalogue.sessions import Ages
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
 from bowerbird_server.layout import DataFolder
+from bowerbird_server.oidc import Provider
 from bowerbird_server.throttle import Throttle
-from bowerbird_server.web import api, api_people, api_rollouts, login, metrics, pages
+from bowerbird_server.web import api, api_people, api_rollouts, login, login_oidc, metrics, pages
 from bowerbird_server.web.auth import AccessGate, error_answer
 from bowerbird_server.web.stores import Stores
 
@@ -46,6 +47,7 @@ def create_app(
     ages: Ages | None = None,
     failed_login_delay_s: float = 0.0,
     approval_is_manual: bool = False,
+    oidc: Provider | None = None,
 ) -> FastAPI:
     """The web application.
 
@@ -54,6 +56,7 @@ def create_app(
         token: one that counts as an administrator's from now on; None where the catalogue knows who may come in.
         ages: how long sessions last.
         failed_login_delay_s: how long the answer to a wrong log-in is held back.
+        oidc: who else may say who somebody is.
         approval_is_manual: a rollout that is started here waits for somebody else's approval.
 
     Raises:
@@ -79,11 +82,13 @@ def create_app(
     )
     app.state.stores = held
     app.state.ages, app.state.throttle, app.state.failed_login_delay_s = ages, Throttle(), failed_login_delay_s
+    app.state.oidc = oidc
     app.state.approval_is_manual = approval_is_manual
     for router in (api.open_router, api.router, api_rollouts.router, api_people.router):
         app.include_router(router, tags=["v1"])
     app.include_router(metrics.router, include_in_schema=False)
     app.include_router(login.router, include_in_schema=False)
+    app.include_router(login_oidc.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC_DIR), name="static")
     app.add_middleware(AccessGate, stores=held, ages=ages, error_page=pages.error_page)

@@ -63,13 +63,20 @@ async def login(
     if principal is None:
         failures = max(throttle.failed(key, time.monotonic()) for key in keys)
         if failures <= FREE_TRIES or failures % 10 == 0:  # a flood of wrong tries must not become a flood of events
-            await run_in_threadpool(_log_refusal, request, name, failures)
+            who = await run_in_threadpool(_who_tried, request, name)
+            await run_in_threadpool(log_refusal, request, who, failures)
         await asyncio.sleep(request.app.state.failed_login_delay_s)
         return render(request, "login.html", 401, next=safe_next(next), fault=WRONG, author=author, account=name)
     for key in keys[1:]:
         throttle.succeeded(key)
-    cookie = await run_in_threadpool(_begin, request, principal)
+    cookie = await run_in_threadpool(begin_session, request, principal)
     answer = RedirectResponse(safe_next(next), status_code=303)
+    set_session_cookie(request, answer, cookie)
+    return answer
+
+
+def set_session_cookie(request: Request, answer: Response, cookie: str) -> None:
+    """Give a browser its session: no script reads it, no other site sends it, and on TLS it stays on TLS."""
     ages: Ages = request.app.state.ages
     answer.set_cookie(
         COOKIE,
@@ -79,7 +86,6 @@ async def login(
         samesite="strict",
         secure=request.url.scheme == "https",
     )
-    return answer
 
 
 def _principal(request: Request, name: str, password: str, token: str, author: str) -> Principal | None:
@@ -93,7 +99,8 @@ def _principal(request: Request, name: str, password: str, token: str, author: s
     return accounts.principal_of_password(cat, name, password)
 
 
-def _begin(request: Request, principal: Principal) -> str:
+def begin_session(request: Request, principal: Principal) -> str:
+    """A session for somebody who has shown who they are; returns its cookie."""
     cat, now_s = whole_catalogue(request), time.time()
     sessions.drop_old(cat, request.app.state.ages, now_s)
     ORIGIN.set(f"{request.client.host if request.client else 'unknown'} {principal.credential}")
@@ -112,11 +119,16 @@ def _forget_first_token(request: Request, cat: Catalogue, principal: Principal) 
             path.unlink()
 
 
-def _log_refusal(request: Request, name: str, failures: int) -> None:
-    cat = whole_catalogue(request)
+def _who_tried(request: Request, name: str) -> str:
     # What is no account's name may be a password that was typed into the wrong field.
-    who = name if accounts.is_user(cat, name) else "unknown name" if name else "token"
-    cat.log("nobody", "log-in refused", who, {"tries": failures})
+    if not name:
+        return "token"
+    return name if accounts.is_user(whole_catalogue(request), name) else "unknown name"
+
+
+def log_refusal(request: Request, who: str, failures: int = 1) -> None:
+    """Note that somebody did not come in."""
+    whole_catalogue(request).log("nobody", "log-in refused", who, {"tries": failures})
 
 
 @router.post("/logout")

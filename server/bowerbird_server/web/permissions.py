@@ -47,6 +47,8 @@ NEEDS: Mapping[tuple[str, str], Need] = MappingProxyType(
         # The way in, and what it shows before anybody is in.
         ("GET", "/login"): _OPEN,
         ("POST", "/login"): _OPEN,
+        ("GET", "/login/oidc"): _OPEN,
+        ("GET", "/login/oidc/callback"): _OPEN,
         ("GET", "/static/{file}"): _OPEN,
         ("GET", "/api/v1/health"): _OPEN,
         # Any session, whatever its role.
