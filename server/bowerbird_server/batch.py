@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from bowerbird_server.catalogue import batches
+from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue.core import Catalogue, Row
 from bowerbird_server.errors import BadInput
 
@@ -56,8 +57,13 @@ class Chosen:
     why: str
 
 
-def build_batch(cat: Catalogue, *, frames: int, policy: BatchPolicy | None = None, actor: str = "scheduler") -> str | None:
+def build_batch(
+    cat: Catalogue, *, frames: int, policy: BatchPolicy | None = None, actor: str = "scheduler", among: Catalogue | None = None
+) -> str | None:
     """Open a batch of up to `frames` received frames.
+
+    Args:
+        among: the catalogue as somebody sees it who is let into some sites only; their batch has their frames.
 
     Returns:
         The batch's id, or None when no received frame is worth queueing.
@@ -70,7 +76,10 @@ def build_batch(cat: Catalogue, *, frames: int, policy: BatchPolicy | None = Non
     policy = policy or BatchPolicy()
     with cat.transaction():
         batches.set_copies_aside(cat, actor)
-        pool = [_candidate(row) for row in batches.candidates(cat, policy.pool)]
+        received = batches.candidates(cat if among is None else among, policy.pool)
+        # Another connection does not see yet which copies were set aside just now.
+        aside = {} if among in (None, cat) else frame_rows.states_of(cat, [row["id"] for row in received])
+        pool = [_candidate(row) for row in received if aside.get(row["id"], "received") == "received"]
         chosen = choose(pool, frames, policy)
         if not chosen:
             return None

@@ -20,6 +20,7 @@ from bowerbird_server.catalogue import frames, kept
 from bowerbird_server.catalogue.core import Catalogue, Row
 from bowerbird_server.catalogue_verify import verify_rows
 from bowerbird_server.errors import EnvironmentFault
+from bowerbird_server.layout import ANCHORS_NAME
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.records import HEADERS_MAGIC, HeaderRecord, decode_fact, decode_headers
 from bowerbird_wire.errors import WireError
@@ -221,8 +222,12 @@ def _swap(fresh: Path, path: Path) -> Path | None:
     finally:
         os.close(handle)
     previous = None
+    now = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    anchors = path.with_name(ANCHORS_NAME)
+    if anchors.exists():  # of the log that is gone; they are no fault of the new one
+        anchors.rename(anchors.with_name(f"{anchors.name}.before-{now}"))
     if path.exists():
-        previous = path.with_name(f"{path.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%SZ}")
+        previous = path.with_name(f"{path.name}.before-{now}")
         for suffix in ("-wal", "-shm", ""):
             old = path.with_name(path.name + suffix)
             if old.exists():

@@ -26,8 +26,23 @@ class _Part(BaseModel):
 class WebConfig(_Part):
     """Where the pages and the API listen."""
 
-    host: str = Field("127.0.0.1", description="Address to bind; anything but loopback needs TLS in front of it.")
+    host: str = Field("127.0.0.1", description="Address to bind; anything but loopback needs TLS here or in front of it.")
     port: int = Field(0, ge=0, le=65535, description="0 takes a free port and keeps it for the next start.")
+    tls: Literal["off", "files", "site"] = Field(
+        "off", description="`files`: certificate and key below; `site`: a certificate of the site's own authority."
+    )
+    certificate_file: str = Field("", description="With `files`: the certificate and those between it and the root, PEM.")
+    key_file: str = Field("", description="With `files`: its private key, PEM, readable by the server's user only.")
+    names: list[str] = Field([], description="With `site`: names and addresses by which browsers reach the pages.")
+    proxies: list[str] = Field([], description="Addresses of reverse proxies whose `X-Forwarded-…` headers are believed.")
+    session_idle_h: float = Field(12.0, gt=0, description="A log-in ends after so many hours without a request.")
+    session_max_h: float = Field(168.0, gt=0, description="And after so many hours in any case.")
+
+    @model_validator(mode="after")
+    def _files(self) -> Self:
+        if self.tls == "files" and not (self.certificate_file and self.key_file):
+            raise ValueError('tls = "files" needs certificate_file and key_file')
+        return self
 
 
 class BrokerConfig(_Part):
@@ -75,6 +90,26 @@ class IdentityConfig(_Part):
     def _both(self) -> Self:
         if bool(self.issuer_command) != bool(self.issuer_ca):
             raise ValueError("issuer_command and issuer_ca go together: whose certificates the command gives must be known")
+        return self
+
+
+class OidcConfig(_Part):
+    """Log-in by OpenID Connect, beside passwords; off without an issuer."""
+
+    issuer: str = Field("", description="The provider's issuer, `https://...`, as it calls itself. Empty: no single sign-on.")
+    client_id: str = Field("", description="The id that the provider gave this server.")
+    client_secret_file: str = Field("", description="File with the client's secret, mode 0600; empty for a public client.")
+    redirect_url: str = Field(
+        "", description="`https://NAME/login/oidc/callback`, as browsers reach it and the provider knows it."
+    )
+    claim: Literal["email", "preferred_username", "sub"] = Field(
+        "email", description="What of the provider is the account's name."
+    )
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if self.issuer and not (self.client_id and self.redirect_url.endswith("/login/oidc/callback")):
+            raise ValueError("issuer needs client_id, and a redirect_url that ends in /login/oidc/callback")
         return self
 
 
@@ -127,6 +162,14 @@ class LoopConfig(_Part):
     training: TrainingConfig = TrainingConfig()
 
 
+class RolloutConfig(_Part):
+    """Who may let a rollout begin."""
+
+    approval: Literal["none", "manual"] = Field(
+        "none", description="`manual`: a rollout waits until somebody else than its starter approves it."
+    )
+
+
 class GateConfig(_Part):
     """When a challenger replaces the champion."""
 
@@ -161,10 +204,12 @@ class ServerConfig(_Part):
 
     site: str = Field("site", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="Name of the site in topics.")
     web: WebConfig = WebConfig()
+    oidc: OidcConfig = OidcConfig()
     broker: BrokerConfig = BrokerConfig()
     identity: IdentityConfig = IdentityConfig()
     ingest: IngestConfig = IngestConfig()
     loop: LoopConfig = LoopConfig()
+    rollout: RolloutConfig = RolloutConfig()
     gate: GateConfig = GateConfig()
     models: ModelsConfig = ModelsConfig()
     signing: SigningConfig = SigningConfig()

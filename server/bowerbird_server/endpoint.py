@@ -1,6 +1,6 @@
-"""Where the web server of a site is: address, port and token, kept from one start to the next.
+"""Where the web server of a site is: address and port, kept from one start to the next.
 
-In: the configuration and what an earlier start chose. Out: `WebEndpoint`, in `web.json` (mode 0600) of the data folder.
+In: the configuration and what an earlier start chose. Out: `WebEndpoint`, in `web.json` of the data folder. It keeps no secret.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 import socket
 import time
 from dataclasses import asdict, dataclass
@@ -19,7 +18,6 @@ from bowerbird_server.errors import EnvironmentFault, NotFound
 from bowerbird_server.layout import DataFolder
 
 NAME = "web.json"
-TOKEN_BYTES = 24
 
 
 @dataclass(frozen=True)
@@ -28,13 +26,13 @@ class WebEndpoint:
 
     host: str
     port: int
-    token: str
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
         """The base URL for a browser on this machine."""
         host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104 - read, not bound
-        return f"http://{host}:{self.port}"
+        return f"{self.scheme}://{host}:{self.port}"
 
     @classmethod
     def load(cls, folder: DataFolder) -> WebEndpoint:
@@ -45,8 +43,10 @@ class WebEndpoint:
         """
         path = folder.root / NAME
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            kept.pop("token", None)  # of a release that kept it here
+            return cls(**kept)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
             raise NotFound(
                 f"{path} is missing or damaged; start the server once with `bowerbird serve --data {folder.root}`"
             ) from error
@@ -71,7 +71,7 @@ class WebEndpoint:
                 )
             port = 0  # the one of the last start is gone, and nobody asked for that very one
         port = port or _free_port(config.host)
-        endpoint = cls(config.host, port, last.token if last is not None else secrets.token_urlsafe(TOKEN_BYTES))
+        endpoint = cls(config.host, port, "http" if config.tls == "off" else "https")
         endpoint._save(folder.root / NAME)
         return endpoint
 
@@ -81,6 +81,15 @@ class WebEndpoint:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(asdict(self), file)
         temporary.replace(path)
+
+
+def take_old_token(folder: DataFolder) -> str:
+    """The token that releases before roles kept in `web.json`, "" for none; `WebEndpoint.choose` writes the file without it."""
+    try:
+        kept = json.loads((folder.root / NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(kept.get("token", "")) if isinstance(kept, dict) else ""
 
 
 def is_free(host: str, port: int, wait_s: float = 5.0) -> bool:

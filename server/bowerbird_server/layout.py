@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+ANCHORS_NAME = "audit-anchors"
+
 
 @dataclass(frozen=True)
 class DataFolder:
@@ -69,6 +71,11 @@ class DataFolder:
     def devices(self) -> Path:
         """A folder per device made here: its `agent.toml` and trusted root, mode 0700."""
         return self.root / "devices"
+
+    @property
+    def audit_anchors(self) -> Path:
+        """Where the audit log ended now and then, outside of the catalogue."""
+        return self.root / ANCHORS_NAME
 
     @property
     def logs(self) -> Path:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
+from bowerbird_server.access_tables import chain_events, make_accounts
+
 catalogue_migrations = Migrations("catalogue")
 
 _FIRST_TABLES = """
@@ -260,6 +262,18 @@ def m002_thumbnails(db: Database) -> None:
             at TEXT NOT NULL
         ) STRICT"""
     )
+
+
+@catalogue_migrations()
+def access_01_event_chain(db: Database) -> None:
+    """The event log becomes a hash chain that is only ever appended to."""
+    chain_events(db)
+
+
+@catalogue_migrations()
+def access_02_accounts(db: Database) -> None:
+    """People, programs, their sessions, and who saw which frame."""
+    make_accounts(db)
 
 
 from bowerbird_server import migrations_identity as _identity  # noqa: E402, F401 - registers its step behind those above

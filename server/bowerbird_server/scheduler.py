@@ -167,7 +167,9 @@ def _roll_out(site: Site, current: Row) -> None:
     digest = json.loads(run_rows.run(site.catalogue, current["training_run"])["result"])["model"]
     release = publish(site, digest, ACTOR)
     with site.catalogue.transaction():
-        rollout = rollouts.start_rollout(site.catalogue, digest, release, sorted(fleet.active_devices(site.catalogue)), ACTOR)
+        devices = sorted(fleet.active_devices(site.catalogue))
+        approved = site.config.rollout.approval == "none"
+        rollout = rollouts.start_rollout(site.catalogue, digest, release, devices, ACTOR, approved=approved)
         run_rows.move_round(site.catalogue, current["number"], "rolling_out", ACTOR, rollout=rollout)
 
 

@@ -86,7 +86,7 @@ def page(chromium: Browser, server: WebServer) -> Iterator[Page]:
     )
     opened.goto(f"/login#token={TOKEN}")
     opened.get_by_label("Your name").fill("Ada")
-    opened.get_by_role("button", name="Log in").click()
+    opened.get_by_role("button", name="Log in with the token").click()
     opened.wait_for_selector("#tiles")
     yield opened
     context.close()

@@ -11,7 +11,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bowerbird_server.batch import build_batch
-from bowerbird_server.catalogue import batches, fleet, frames
+from bowerbird_server.catalogue import accounts, batches, fleet, frames
 from bowerbird_server.catalogue.labels import labels_of, newest_label
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.scene_frames import SceneSite
@@ -82,7 +82,7 @@ def test_every_route_but_login_and_health_is_closed_without_token_or_session(any
     assert len(paths) >= 15
     for path, methods in paths.items():
         for method in methods:
-            answer = anyone.request(method, path.replace("{frame_id}", "0" * 64).replace("{digest}", "0" * 64))
+            answer = anyone.request(method, re.sub(r"\{\w+\}", "0" * 64, path))
             assert answer.status_code == (200 if path == "/api/v1/health" else 401), (method, path)
     assert anyone.get("/api/v1/openapi.json").status_code == 401
     for page in ("/", "/frames", "/review", "/frames/x", "/models/y"):
@@ -97,7 +97,7 @@ def test_a_wrong_token_opens_nothing(anyone: TestClient, token: str) -> None:
     answer = anyone.post("/login", data={"token": token})
     assert answer.status_code == 401
     assert "set-cookie" not in answer.headers
-    assert "not the token" in answer.text
+    assert "This is not right" in answer.text
 
 
 def test_the_session_cookie_is_httponly_and_strict(anyone: TestClient) -> None:
@@ -109,21 +109,22 @@ def test_the_session_cookie_is_httponly_and_strict(anyone: TestClient) -> None:
 
 
 def test_a_forged_or_altered_cookie_is_no_session(person: TestClient) -> None:
-    """Changing one letter of name or signature shuts the door."""
+    """Changing one letter shuts the door."""
     value = person.cookies["bowerbird_session"]
-    parts = value.split(".")
-    for altered in (value[:-1] + ("A" if value[-1] != "A" else "B"), ".".join([*parts[:2], "RXZl", parts[3]]), "x", ""):
+    for altered in (value[:-1] + ("A" if value[-1] != "A" else "B"), value[:-1], value + "A", "x", ""):
         person.cookies.clear()
         assert person.get("/api/v1/summary", headers={"Cookie": f"bowerbird_session={altered}"}).status_code == 401
 
 
-def test_a_session_survives_a_restart_with_the_same_token_only(person: TestClient, site: SceneSite) -> None:
-    """An annotator is not thrown out when the web process restarts; with another token everyone is."""
+def test_a_session_survives_a_restart_until_its_token_is_revoked(person: TestClient, site: SceneSite) -> None:
+    """An annotator is not thrown out when the web process restarts."""
     cookie = {"Cookie": f"bowerbird_session={person.cookies['bowerbird_session']}"}
-    again = TestClient(create_app(site.folder, TOKEN))
-    other = TestClient(create_app(site.folder, TOKEN[::-1]))
+    again = TestClient(create_app(site.folder))
     assert again.get("/api/v1/summary", headers=cookie).status_code == 200
-    assert other.get("/api/v1/summary", headers=cookie).status_code == 401
+    (token,) = accounts.list_tokens(site.cat)
+    accounts.revoke_token(site.cat, token["id"], "test")
+    assert again.get("/api/v1/summary", headers=cookie).status_code == 401
+    assert again.get("/api/v1/summary", headers=BEARER).status_code == 401
 
 
 def test_posts_on_a_cookie_need_the_csrf_token_and_the_same_origin(person: TestClient) -> None:

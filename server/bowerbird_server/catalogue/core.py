@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,14 @@ from typing import Any
 from sqlite_utils import Database
 
 from bowerbird_server.errors import EnvironmentFault
+from bowerbird_server.event_chain import FIRST, digest_of
 from bowerbird_server.migrations import catalogue_migrations
 
 Row = dict[str, Any]
+
+# From where the work that is under way was asked for, and with which credential: "192.0.2.7 user:ada" for a request to the web.
+# It would otherwise have to pass through every function that logs an event.
+ORIGIN: ContextVar[str] = ContextVar("origin", default="local")
 
 
 def utc_now() -> str:
@@ -57,6 +63,8 @@ class Catalogue:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            if not path.exists():  # hashes of passwords are in it; SQLite gives its own files beside it the same mode
+                path.touch(mode=0o600)
             connection = sqlite3.connect(path, timeout=30.0, isolation_level=None)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
@@ -65,7 +73,7 @@ class Catalogue:
             self.db = Database(connection)
             self._refuse_foreign()
             self._migrate()
-        except sqlite3.Error as error:
+        except (sqlite3.Error, OSError) as error:
             raise EnvironmentFault(
                 f"cannot open the catalogue {path}: {error}. Check that the folder is writable and has space; if the file is "
                 "damaged or something else, restore it from a backup or name another folder with --data."
@@ -182,18 +190,21 @@ class Catalogue:
         return "" if found == "ok" else found
 
     def log(self, actor: str, kind: str, subject: str, why: Mapping[str, Any] | None = None) -> None:
-        """Append to the event log: who did what to what, and why. Call it inside the transaction that does it."""
-        self.insert(
-            "event",
-            {
-                "id": new_id(),
-                "at": utc_now(),
-                "actor": actor,
-                "kind": kind,
-                "subject": subject,
-                "why": json.dumps(dict(why or {}), sort_keys=True),
-            },
-        )
+        """Append to the event log: who did what to what, why and from where. Call it inside the transaction that does it."""
+        event = {
+            "id": new_id(),
+            "at": utc_now(),
+            "actor": actor,
+            "kind": kind,
+            "subject": subject,
+            "why": json.dumps(dict(why or {}), sort_keys=True),
+            "origin": ORIGIN.get(),
+        }
+        with self.transaction():  # one writer at a time: nobody else's event comes in between
+            head = self.row("SELECT position, digest FROM event ORDER BY position DESC LIMIT 1")
+            position = 1 if head is None else head["position"] + 1
+            digest = digest_of(FIRST if head is None else head["digest"], position, event)
+            self.insert("event", {**event, "position": position, "digest": digest})
 
     def setting(self, name: str, default: Any = None) -> Any:
         """A stored setting, or `default`."""

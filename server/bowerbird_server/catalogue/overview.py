@@ -131,12 +131,28 @@ def runs(cat: Catalogue, limit: int = 100) -> list[Row]:
 
 def rollouts(cat: Catalogue, limit: int = 100) -> list[Row]:
     """Rollouts, newest first, each with its `executions`, one a device."""
-    rows = [_decoded(row) for row in cat.rows("SELECT * FROM rollout ORDER BY created_at DESC, id DESC LIMIT ?", limit)]
-    for row in rows:
-        row["executions"] = cat.rows(
-            "SELECT device, wave, state, code, detail, updated_at FROM execution WHERE rollout = ? ORDER BY device", row["id"]
-        )
-    return rows
+    return [
+        _with_executions(cat, row) for row in cat.rows("SELECT * FROM rollout ORDER BY created_at DESC, id DESC LIMIT ?", limit)
+    ]
+
+
+def rollout(cat: Catalogue, identity: str) -> Row:
+    """One rollout, likewise.
+
+    Raises:
+        NotFound: there is none of that id.
+    """
+    row = cat.row("SELECT * FROM rollout WHERE id = ?", identity)
+    if row is None:
+        raise NotFound(f"no rollout {identity[:80]!r}; `bowerbird rollout list` shows all")
+    return _with_executions(cat, row)
+
+
+def _with_executions(cat: Catalogue, row: Row) -> Row:
+    found = cat.rows(
+        "SELECT device, wave, state, code, detail, updated_at FROM execution WHERE rollout = ? ORDER BY device", row["id"]
+    )
+    return {**_decoded(row), "executions": found}
 
 
 def events(

@@ -159,6 +159,28 @@ def transition(cat: Catalogue, rollout: str, event: Event, actor: str, why: Mapp
     return to
 
 
+def approve(cat: Catalogue, rollout: str, actor: str, credential: str = "") -> None:
+    """Let a draft begin; whoever made it may not, nor anybody who came in with the same credential under another name.
+
+    Args:
+        credential: `user:NAME` or `token:ID`, "" at the command line of the server's machine.
+
+    Raises:
+        NotFound: there is no such rollout.
+        Conflict: it is no draft, or the same person's.
+    """
+    with cat.transaction():
+        row = get(cat, rollout)
+        made = cat.row("SELECT actor, origin FROM event WHERE subject = ? AND kind = 'rollout made'", row["id"])
+        same = made is None or made["actor"] == actor or (credential and made["origin"].split(" ")[-1] == credential)
+        if row["state"] == State.DRAFT.value and same:
+            raise Conflict(
+                "somebody else has to approve this rollout: it was started by the same person or with the same token"
+            )
+        transition(cat, row["id"], Event.APPROVE, actor)
+        transition(cat, row["id"], Event.START, actor)
+
+
 def steer(cat: Catalogue, rollout: str, event: str, actor: str) -> State:
     """`transition` by an operator's word: approve, start, pause, resume, abort.
 

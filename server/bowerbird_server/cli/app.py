@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import (
+    audit,
     backup,
     broker,
     catalogue,
@@ -26,7 +27,9 @@ from bowerbird_server.cli import (
     readers,
     rollout,
     serve,
+    tokens,
     train,
+    users,
 )
 from bowerbird_server.cli.common import err
 from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
@@ -62,6 +65,9 @@ app.add_typer(devices.app, name="devices")
 app.add_typer(identity.app, name="identity")
 app.add_typer(readers.app, name="readers")
 app.add_typer(broker.app, name="broker")
+app.add_typer(users.app, name="users")
+app.add_typer(tokens.app, name="tokens")
+app.add_typer(audit.app, name="audit")
 app.add_typer(frames.app, name="frames")
 app.add_typer(labels.app, name="labels")
 app.add_typer(dataset.app, name="dataset")

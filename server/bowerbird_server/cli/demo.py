@@ -15,7 +15,7 @@ import typer
 from platformdirs import user_cache_path
 from rich.table import Table
 
-from bowerbird_server.cli.common import configure_logging, err, out, progress_bars
+from bowerbird_server.cli.common import actor, configure_logging, err, out, progress_bars
 from bowerbird_server.cli.serve import stop_event
 from bowerbird_server.errors import BadInput
 
@@ -143,12 +143,14 @@ There is no ground truth for {options.video}, so a person has to label. The firs
 
 
 def _stay_up(folder: Any) -> None:
+    from bowerbird_server.catalogue import Catalogue, accounts
     from bowerbird_server.endpoint import WebEndpoint
+    from bowerbird_server.roles import Role, Sites
 
     endpoint = WebEndpoint.load(folder)
-    out.print(
-        f"\nStill up: {endpoint.url}/login#token={endpoint.token}\nCtrl-C stops everything.", highlight=False, soft_wrap=True
-    )
+    with Catalogue(folder.catalogue) as cat:
+        _, token = accounts.add_token(cat, "demo", Role.ADMINISTRATOR, Sites(), actor(), days=7, only_one=True)
+    out.print(f"\nStill up: {endpoint.url}/login#token={token}\nCtrl-C stops everything.", highlight=False, soft_wrap=True)
     stop: threading.Event = stop_event()
     stop.wait()
 

@@ -1,4 +1,4 @@
-"""`bowerbird rollout`: start, list, show, pause, resume, abort."""
+"""`bowerbird rollout`: start, list, show, approve, pause, resume, abort."""
 
 from __future__ import annotations
 
@@ -33,11 +33,14 @@ def start(
             raise NotFound(f"no active device {', '.join(unknown)}; `bowerbird devices list` shows all")
         devices = sorted(set(device)) if device else sorted(active)
         release = publish(site, row["digest"], actor())
-        rollout = rollouts.start_rollout(site.catalogue, row["digest"], release, devices, actor())
+        approved = site.config.rollout.approval == "none"
+        rollout = rollouts.start_rollout(site.catalogue, row["digest"], release, devices, actor(), approved=approved)
         if as_json:
             show_json(rollouts.get(site.catalogue, rollout))
         else:
             say(f"rollout {rollout}: model {row['digest'][:12]}, release {release}, {len(devices)} devices, and later ones")
+            if not approved:
+                say(f"it waits for somebody else: bowerbird rollout approve {rollout}")
 
 
 @app.command("list")
@@ -79,6 +82,14 @@ def show(rollout: str, data: Data = DATA, as_json: AsJson = False) -> None:
             as_json=False,
             none="it has no devices",
         )
+
+
+@app.command()
+def approve(rollout: str, data: Data = DATA) -> None:
+    """Let a draft begin that somebody else started. Example: bowerbird rollout approve ROLLOUT"""
+    with open_site(data) as site:
+        rollouts.approve(site.catalogue, rollout, actor())
+    say("devices are offered the model")
 
 
 def _command(event: Event, done: str) -> None:

@@ -7,6 +7,7 @@ import logging
 import signal
 import sys
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -16,13 +17,17 @@ import typer
 from bowerbird_server.broker_upkeep import keep_certificates
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
+from bowerbird_server.config import WebConfig
 from bowerbird_server.endpoint import WebEndpoint, is_free
-from bowerbird_server.errors import BadInput, ConfigError, EnvironmentFault
+from bowerbird_server.errors import BadInput, EnvironmentFault
+from bowerbird_server.first_run import FIRST_TOKEN_NAME, first_token, keep_first_token
 from bowerbird_server.identity.place import check_port, listener_address
 from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
+from bowerbird_server.private_files import check_private
 from bowerbird_server.provision import broker_of, refresh_access, server_address, uses_certificates
 from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
+from bowerbird_server.web_certificate import certificate_of, check_names
 
 if TYPE_CHECKING:
     from bowerbird_server.ingest import DiskMarks
@@ -72,10 +77,14 @@ def serve(
         chosen = site.config.web.model_copy(
             update={key: value for key, value in (("host", host), ("port", port)) if value is not None}
         )
-        _refuse_open_address(chosen.host)
+        _warn_of_open_address(chosen)
+        check_names(chosen)
+        check_private(_secrets_of(site))
+        certificate_of(site.folder, chosen, now=datetime.now(UTC))  # said here, not in a log
+        token = first_token(site.catalogue, site.folder)
         endpoint = WebEndpoint.choose(site.folder, chosen)
         children = _children(site, config, ingest_workers or site.config.ingest.workers)
-        _say_what_was_chosen(site, endpoint)
+        _say_what_was_chosen(site, endpoint, token)
         address = server_address(site)
         facts = {"web": endpoint.url, "broker": f"{address.host}:{address.port}"}
         supervisor = Supervisor(children, site.folder.logs, state_path=site.folder.root / "serve.json", facts=facts)
@@ -85,16 +94,25 @@ def serve(
         supervisor.run(stop)
 
 
-def _refuse_open_address(host: str) -> None:
+def _warn_of_open_address(web: WebConfig) -> None:
     try:
-        loopback = ipaddress.ip_address(host).is_loopback
+        loopback = ipaddress.ip_address(web.host).is_loopback
     except ValueError:
-        loopback = host == "localhost"
-    if not loopback:
+        loopback = web.host == "localhost"
+    if not loopback and web.tls == "off" and not web.proxies:
         tell(
-            f"The pages listen on {host} without TLS: anyone on that network can read the token. "
-            "Put a reverse proxy with TLS in front, or keep to 127.0.0.1 and use ssh -L."
+            f"The pages listen on {web.host} without TLS: anyone on that network can read passwords and tokens. "
+            'Set web.tls = "site", put a reverse proxy with TLS in front (docs/access.md), or keep to 127.0.0.1 and use ssh -L.'
         )
+
+
+def _secrets_of(site: Site) -> list[Path]:
+    """The files of this site that nobody else may read."""
+    folder = site.folder
+    named = [Path(name) for name in (site.config.broker.password_file, site.config.oidc.client_secret_file) if name]
+    kept = [path for place in (folder.keys, folder.identity, folder.devices) for path in place.rglob("*")]
+    secret = [path for path in kept if path.suffix in {".pem", ".key"} and b"PRIVATE KEY" in path.read_bytes()]
+    return [*named, *secret, folder.root / FIRST_TOKEN_NAME, folder.broker / "broker.json"]
 
 
 def _children(site: Site, config: Path | None, ingest_workers: int) -> list[ChildSpec]:
@@ -133,7 +151,7 @@ def _check_broker_port(site: Site) -> None:
         )
 
 
-def _say_what_was_chosen(site: Site, endpoint: WebEndpoint) -> None:
+def _say_what_was_chosen(site: Site, endpoint: WebEndpoint, token: str | None) -> None:
     address = server_address(site)
     own = "of its own" if broker_of(site) is not None else "yours"
     tell(f"data       {site.folder.root}")
@@ -141,7 +159,15 @@ def _say_what_was_chosen(site: Site, endpoint: WebEndpoint) -> None:
     if uses_certificates(site):
         claims_at = listener_address(site)
         tell(f"claims     {claims_at.host}:{claims_at.port}, for {', '.join(claims_at.names)}")
-    tell(f"dashboard  {endpoint.url}/login#token={endpoint.token}")
+    if token is None:
+        tell(f"dashboard  {endpoint.url}")
+    elif sys.stderr.isatty():
+        tell(f"dashboard  {endpoint.url}/login#token={token}")
+        tell(
+            "           an administrator's token, shown this once; make accounts with it: bowerbird users add NAME --role administrator"
+        )
+    else:
+        tell(f"dashboard  {endpoint.url}; an administrator's first token is in {keep_first_token(site.folder, token)}")
     tell(f"devices    bowerbird devices add cam-01 --data {site.folder.root}")
 
 
@@ -192,28 +218,12 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
 
 def web(data: Data = DATA, config: Config = None) -> None:
     """Serve the dashboard, the review page and the JSON API."""
-    import uvicorn
-
-    from bowerbird_server.web.app import create_app
+    from bowerbird_server import web_server
 
     configure_logging()
     with open_site(data, config) as site:
-        endpoint, folder = WebEndpoint.load(site.folder), site.folder
-        _check_port(endpoint)
-    # uvicorn handles SIGTERM and SIGINT itself.
-    uvicorn.run(
-        create_app(folder, endpoint.token),
-        host=endpoint.host,
-        port=endpoint.port,
-        log_level="warning",
-        server_header=False,
-        timeout_graceful_shutdown=2,
-    )
-
-
-def _check_port(endpoint: WebEndpoint) -> None:
-    if not endpoint.token:
-        raise ConfigError("web.json holds no token; delete it and start `bowerbird serve` again")
+        endpoint, folder, chosen = WebEndpoint.load(site.folder), site.folder, site.config
+    web_server.run(folder, endpoint, chosen)
 
 
 def scheduler(data: Data = DATA, config: Config = None) -> None:

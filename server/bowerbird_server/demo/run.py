@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol
 
 from bowerbird_server.batch import build_batch
-from bowerbird_server.catalogue import Row, fleet, frames, rollouts
+from bowerbird_server.catalogue import Row, accounts, fleet, frames, rollouts
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.catalogue.classes import add_classes
@@ -45,6 +45,7 @@ from bowerbird_server.labelling.simulated import run_annotator
 from bowerbird_server.provision import add_device
 from bowerbird_server.recipes import FILM_RECIPE, SYNTHETIC_RECIPE, Recipe
 from bowerbird_server.registry import publish
+from bowerbird_server.roles import Role, Sites
 from bowerbird_server.site import Site
 from bowerbird_server.supervisor import ChildSpec, Supervisor
 
@@ -286,7 +287,10 @@ def _annotate(options: DemoOptions, data: Path, stop: threading.Event) -> None:
         except NotFound:
             stop.wait(0.2)
             continue
-        run_annotator(endpoint.url, endpoint.token, world.truth, stop, class_names=world.class_names)
+        with Site.open(data) as site:
+            name, role = "simulated-annotator", Role.LABELLER
+            _, token = accounts.add_token(site.catalogue, name, role, Sites(), ACTOR, days=7, only_one=True)
+        run_annotator(endpoint.url, token, world.truth, stop, class_names=world.class_names)
         return
 
 

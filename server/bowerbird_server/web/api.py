@@ -7,44 +7,67 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response, Security
+from fastapi import APIRouter, Depends, Query, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 
 from bowerbird_server import batch as batch_rules
-from bowerbird_server.catalogue import batches, classes, frames, overview
+from bowerbird_server.catalogue import accounts, audit, batches, classes, frames, overview
 from bowerbird_server.catalogue.core import Row
-from bowerbird_server.errors import Conflict, NotFound
+from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.web import api_types as t
-from bowerbird_server.web.auth import Session
 from bowerbird_server.web.shapes import frame_detail, frame_shape, queue_item
-from bowerbird_server.web.stores import catalogue, stores
+from bowerbird_server.web.stores import catalogue, principal_of, stores, whole_catalogue
 
 # Only so that the OpenAPI description says how to come in; the checking is AccessGate's.
-_bearer = HTTPBearer(auto_error=False, description="The token that the server printed at its start")
+_bearer = HTTPBearer(auto_error=False, description="A token of `bowerbird tokens add`")
 _errors: dict[int | str, dict[str, Any]] = {
     status: {"model": t.ErrorAnswer, "description": words}
     for status, words in (
         (400, "The request cannot be carried out as it is"),
         (401, "No token, no session"),
+        (403, "The role does not suffice"),
         (404, "No such thing"),
         (409, "Not in this state"),
         (422, "The request's fields are malformed"),
     )
 }
-router = APIRouter(prefix="/api/v1", dependencies=[Security(_bearer)], responses=_errors)
+
+
+def new_router() -> APIRouter:
+    """A router below /api/v1 whose description says how to come in and what an error looks like."""
+    return APIRouter(prefix="/api/v1", dependencies=[Security(_bearer), Depends(_known_parameters)], responses=_errors)
+
+
+def _known_parameters(request: Request) -> None:
+    """A misspelt filter must not be taken for none at all, nor one of two for both."""
+    known = {field.alias for field in request.scope["route"].dependant.query_params}
+    given = [name for name, _ in request.query_params.multi_items()]
+    faults = [(name, f"unknown; known here: {', '.join(sorted(known)) or 'none'}") for name in sorted(set(given) - known)]
+    faults += [(name, "given more than once") for name in sorted(known) if given.count(name) > 1]
+    if faults:
+        raise RequestValidationError([{"loc": ("query", name[:80]), "msg": words} for name, words in faults])
+
+
+router = new_router()
+open_router = APIRouter(prefix="/api/v1")  # what nobody needs a token for
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="Rows at most")]
 After = Annotated[str | None, Query(max_length=200, description="`next` of the previous page")]
+AfterFrame = Annotated[str | None, Query(max_length=200, pattern=r"^[^~]+~[^~]+$", description="`next` of the previous page")]
+AfterQueued = Annotated[
+    str | None, Query(max_length=200, pattern=r"^[^~]+~[^~]+~[0-9]{1,9}$", description="`next` of the previous page")
+]
 State = Literal["received", "queued", "in_review", "labelled", "rejected", "deleted"]
 
 _MEDIA_TYPES = {"jpeg": "image/jpeg", "jpg": "image/jpeg", "png": "image/png", "webp": "image/webp"}
 
 
-@router.get("/health", response_model=t.Health, summary="Is the web process alive?")
+@open_router.get("/health", response_model=t.Health, summary="Is the web process alive?")
 def health(request: Request) -> Row:
-    catalogue(request).value("SELECT 1")
+    whole_catalogue(request).value("SELECT 1")
     return {"status": "ok"}
 
 
@@ -66,7 +89,7 @@ def list_frames(
     device: str | None = None,
     camera: str | None = None,
     scene: str | None = None,
-    after: After = None,
+    after: AfterFrame = None,
     limit: Limit = 100,
 ) -> Row:
     page = frames.list_frames(
@@ -88,9 +111,10 @@ def get_frame(request: Request, frame_id: str) -> Row:
 def get_image(request: Request, frame_id: str) -> Response:
     cat, blobs = stores(request)
     row = frames.get(cat, frame_id)
-    # The content belongs to the digest for ever, so a browser need never ask again.
-    headers = {"ETag": f'"{row["blob"]}"', "Cache-Control": "private, max-age=31536000, immutable"}
+    # The content belongs to the digest for ever; a browser asks once a day all the same, so that who saw what is known by the day.
+    headers = {"ETag": f'"{row["blob"]}"', "Cache-Control": "private, max-age=86400, immutable"}
     known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    audit.note_sight(whole_catalogue(request), principal_of(request).name, frame_id)
     if headers["ETag"] in known:
         return Response(status_code=304, headers=headers)
     if row["state"] == "deleted" or not blobs.exists(row["blob"]):
@@ -103,7 +127,7 @@ def get_image(request: Request, frame_id: str) -> Response:
 
 
 @router.get("/queue", response_model=t.QueuePage, summary="Frames that wait for a label, in the order to label them")
-def list_queue(request: Request, after: After = None, limit: Limit = 50) -> Row:
+def list_queue(request: Request, after: AfterQueued = None, limit: Limit = 50) -> Row:
     cat = catalogue(request)
     rows = batches.queue(cat, limit + 1, after=after)
     items = [queue_item(cat, row) for row in rows[:limit]]
@@ -118,15 +142,16 @@ def list_queue(request: Request, after: After = None, limit: Limit = 50) -> Row:
 def open_frame(request: Request, frame_id: str) -> Row:
     cat = catalogue(request)
     if frames.get(cat, frame_id)["state"] == "queued":
-        frames.change_state(cat, [frame_id], "in_review", _author(request, None), {"queued"})
+        frames.change_state(whole_catalogue(request), [frame_id], "in_review", _author(request, None), {"queued"})
     return frame_detail(cat, frame_id)
 
 
 @router.post("/frames/{frame_id}/label", response_model=t.LabelTaken, summary="Take a label; a later one corrects it")
 def post_label(request: Request, frame_id: str, label: t.LabelIn) -> Row:
     cat, blobs = stores(request)
+    frames.get(cat, frame_id)  # a frame of another site is none
     revision = submit_label(
-        cat,
+        whole_catalogue(request),
         blobs,
         frame_id,
         _author(request, label.author),
@@ -152,7 +177,7 @@ def list_classes(request: Request) -> Row:
 
 @router.post("/classes", response_model=t.Classes, summary="Append classes to the list")
 def post_classes(request: Request, body: t.ClassesIn) -> Row:
-    classes.add_classes(catalogue(request), body.names, _author(request, None))
+    classes.add_classes(whole_catalogue(request), body.names, _author(request, None))
     return list_classes(request)
 
 
@@ -165,7 +190,9 @@ def list_batches(request: Request, state: Literal["open", "done"] | None = None,
 def post_batch(request: Request, body: t.BatchIn) -> Row:
     cat = catalogue(request)
     policy = batch_rules.BatchPolicy(min_gap_s=body.min_gap_s)
-    batch = batch_rules.build_batch(cat, frames=body.frames, policy=policy, actor=_author(request, None))
+    batch = batch_rules.build_batch(
+        whole_catalogue(request), frames=body.frames, policy=policy, actor=_author(request, None), among=cat
+    )
     if batch is None:
         raise Conflict("no received frame waits to be queued; wait until devices have sent some, or import frames")
     return batches.progress(cat, batch)
@@ -203,6 +230,9 @@ def list_events(request: Request, subject: str | None = None, after: After = Non
 
 
 def _author(request: Request, named: str | None) -> str:
-    """A session acts in its own name; a program with the token may name whom it acts for."""
-    session: Session | None = request.state.session
-    return session.author if session is not None else (named or "api")
+    """A session acts in its own name; a program with a token may name whom it acts for, but for somebody with an account."""
+    if request.state.session is None and named:
+        if accounts.is_user(whole_catalogue(request), named):
+            raise BadInput(f"{named!r} has an account; a program labels in its own name, or in one that is no account's")
+        return named
+    return principal_of(request).name

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+# A bool is no number, though Python takes it for one.
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 
 
 class _Out(BaseModel):
@@ -248,6 +249,13 @@ class Rollout(_Out):
     executions: list[Execution]
 
 
+class RolloutIn(_In):
+    """A rollout to start; all active devices when none are named."""
+
+    model: str = Field(max_length=64, description="Digest of a published model, or the beginning of it")
+    devices: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, min_length=1, max_length=10_000)
+
+
 class Event(_Out):
     """Who did what to what, and why."""
 
@@ -257,6 +265,23 @@ class Event(_Out):
     kind: str
     subject: str
     why: Any
+
+
+class AuditEvent(Event):
+    """An event as evidence: from where it was asked for, its place in the log and its digest."""
+
+    origin: str
+    position: int
+    digest: str
+
+
+class Sight(_Out):
+    """Somebody was shown a frame; the first time of that day."""
+
+    at: str
+    person: str
+    frame: str
+    origin: str
 
 
 class ClassName(_Out):
@@ -314,6 +339,14 @@ class Rollouts(_Out):
 class Events(_Out):
     items: list[Event]
     next: str | None
+
+
+class AuditEvents(_Out):
+    items: list[AuditEvent]
+
+
+class Sights(_Out):
+    items: list[Sight]
 
 
 class Classes(_Out):

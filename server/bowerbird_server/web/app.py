@@ -1,6 +1,6 @@
 """Builds the web application: the gate, the JSON API, the pages, and errors in words.
 
-In: the data folder and the token printed at start. Out: an ASGI application for uvicorn. Where it listens is the caller's business.
+In: the data folder, and how long sessions last. Out: an ASGI application for uvicorn. Where it listens is the caller's business.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.catalogue import Catalogue
+from bowerbird_server.catalogue import Catalogue, accounts
+from bowerbird_server.catalogue.sessions import Ages
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.web import api, metrics, pages
-from bowerbird_server.web.auth import AccessGate, Sessions, error_answer
+from bowerbird_server.oidc import Provider
+from bowerbird_server.throttle import Throttle
+from bowerbird_server.web import api, api_people, api_rollouts, login, login_oidc, metrics, pages
+from bowerbird_server.web.auth import AccessGate, error_answer
 from bowerbird_server.web.stores import Stores
 
 log = logging.getLogger(__name__)
@@ -37,12 +40,24 @@ _STATUS: tuple[tuple[type[ServerError], int, str], ...] = (
 )
 
 
-def create_app(folder: DataFolder, token: str) -> FastAPI:
+def create_app(
+    folder: DataFolder,
+    token: str | None = None,
+    *,
+    ages: Ages | None = None,
+    failed_login_delay_s: float = 0.0,
+    approval_is_manual: bool = False,
+    oidc: Provider | None = None,
+) -> FastAPI:
     """The web application.
 
     Args:
         folder: the server's data folder.
-        token: the secret that lets people and programs in; at least 16 characters.
+        token: one that counts as an administrator's from now on; None where the catalogue knows who may come in.
+        ages: how long sessions last.
+        failed_login_delay_s: how long the answer to a wrong log-in is held back.
+        oidc: who else may say who somebody is.
+        approval_is_manual: a rollout that is started here waits for somebody else's approval.
 
     Raises:
         EnvironmentFault: the catalogue or the blob store cannot be opened.
@@ -50,9 +65,12 @@ def create_app(folder: DataFolder, token: str) -> FastAPI:
     """
     # Said now, at the start, instead of at the first request.
     folder.make()
-    Catalogue(folder.catalogue).close()
+    with Catalogue(folder.catalogue) as cat:
+        if token is not None:
+            accounts.ensure_administrator_token(cat, token, "given-at-start", "web")
     LocalBlobs(folder.blobs)
-    sessions = Sessions(token)
+    ages = ages or Ages()
+    held = Stores(folder)
     app = FastAPI(
         title="Bowerbird",
         summary="Frames that cameras chose, their labels, and the models trained on them.",
@@ -62,13 +80,18 @@ def create_app(folder: DataFolder, token: str) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.stores = Stores(folder)
-    app.state.sessions = sessions
-    app.include_router(api.router, tags=["v1"])
+    app.state.stores = held
+    app.state.ages, app.state.throttle, app.state.failed_login_delay_s = ages, Throttle(), failed_login_delay_s
+    app.state.oidc = oidc
+    app.state.approval_is_manual = approval_is_manual
+    for router in (api.open_router, api.router, api_rollouts.router, api_people.router):
+        app.include_router(router, tags=["v1"])
     app.include_router(metrics.router, include_in_schema=False)
+    app.include_router(login.router, include_in_schema=False)
+    app.include_router(login_oidc.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC_DIR), name="static")
-    app.add_middleware(AccessGate, sessions=sessions)
+    app.add_middleware(AccessGate, stores=held, ages=ages, error_page=pages.error_page)
     app.add_exception_handler(ServerError, _server_error)
     app.add_exception_handler(sqlite3.OperationalError, _busy)
     app.add_exception_handler(RequestValidationError, _malformed)

@@ -1,31 +1,38 @@
-"""Who may come in: one token, sessions signed with a key derived from it, and protection of posts that ride on a cookie.
+"""Who may come in: tokens, sessions, roles, and protection of posts that ride on a cookie.
 
-In: the token printed at start, requests. Out: yes or no, and the headers every answer carries. Sessions are HMACs, so that a restart of
-the server with the same token does not throw an annotator out in the middle of a frame. It keeps no users.
+In: requests, the catalogue's accounts, the table of `permissions.py`. Out: yes or no, `request.state.principal` and `.session`, and the
+headers every answer carries. Logging in is in `login.py`; which rows somebody sees is in `catalogue/scope.py`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
+import asyncio
 import hmac
-import secrets
+import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
 from urllib.parse import quote, urlsplit
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bowerbird_server.catalogue import accounts, sessions
+from bowerbird_server.catalogue.core import ORIGIN
+from bowerbird_server.catalogue.sessions import Ages, Session
+from bowerbird_server.web.permissions import needs_of
+from bowerbird_server.web.stores import Stores
+
+log = logging.getLogger(__name__)
+
 COOKIE = "bowerbird_session"
 CSRF_HEADER = "X-CSRF-Token"
-SESSION_S = 7 * 24 * 3600
 _LARGEST_BODY_BYTES = 4 * 1024 * 1024
+_LARGEST_LOGIN_BYTES = 16 * 1024
+_BODY_WAIT_S = 30.0
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
-_OPEN_PATHS = frozenset({"/login", "/api/v1/health", "/favicon.ico"})
 
 # Everything comes from this server; nothing inline; nothing may frame it.
 CONTENT_SECURITY_POLICY = (
@@ -35,68 +42,13 @@ CONTENT_SECURITY_POLICY = (
 _HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=(), payment=(), usb=()",
 }
-
-
-@dataclass(frozen=True)
-class Session:
-    """A person who has logged in; `csrf_token` must come with every post of theirs."""
-
-    author: str
-    csrf_token: str
-
-
-class Sessions:
-    """Makes and checks session cookies.
-
-    Args:
-        token: the secret that gives access; at least 16 characters.
-
-    Raises:
-        ValueError: the token is too short to be a secret.
-    """
-
-    def __init__(self, token: str) -> None:
-        if len(token) < 16:
-            raise ValueError("the web token must have at least 16 characters")
-        self._token = token.encode()
-        self._key = hmac.digest(self._token, b"bowerbird session key", "sha256")
-        self._ended: set[str] = set()
-
-    def knows(self, token: str) -> bool:
-        """Whether this is the token, compared in constant time."""
-        return hmac.compare_digest(self._token, token.encode())
-
-    def begin(self, author: str) -> str:
-        """A cookie value for a new session."""
-        name = base64.urlsafe_b64encode(author.encode()).decode().rstrip("=")
-        body = f"{int(time.time()) + SESSION_S}.{secrets.token_urlsafe(18)}.{name}"
-        return f"{body}.{self._sign(body)}"
-
-    def session(self, cookie: str | None) -> Session | None:
-        """The session of a cookie value, or None when it is forged, expired or ended."""
-        body, _, mark = (cookie or "").rpartition(".")
-        if not body or not hmac.compare_digest(self._sign(body).encode(), mark.encode()) or cookie in self._ended:
-            return None
-        try:
-            expires, _, name = body.split(".")
-            author = base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)).decode()
-            if int(expires) < time.time():
-                return None
-        except (ValueError, binascii.Error):
-            return None
-        return Session(author, self._sign("csrf " + body))
-
-    def end(self, cookie: str) -> None:
-        """Log out: the cookie is worth nothing any more, as long as this process lives."""
-        if len(self._ended) < 10_000 and self.session(cookie):
-            self._ended.add(cookie)
-
-    def _sign(self, text: str) -> str:
-        return base64.urlsafe_b64encode(hmac.digest(self._key, text.encode(), hashlib.sha256)).decode().rstrip("=")
+_ON_TLS = {"Strict-Transport-Security": "max-age=31536000"}
 
 
 def error_answer(status: int, code: str, message: str, details: list[str] | None = None) -> JSONResponse:
@@ -105,10 +57,10 @@ def error_answer(status: int, code: str, message: str, details: list[str] | None
 
 
 class AccessGate:
-    """ASGI middleware: nothing but the login page, its assets and the health check is reached without the token or a session."""
+    """ASGI middleware: nothing but what the table calls open is reached without a token or a session whose role suffices."""
 
-    def __init__(self, app: ASGIApp, sessions: Sessions) -> None:
-        self._app, self._sessions = app, sessions
+    def __init__(self, app: ASGIApp, stores: Stores, ages: Ages, error_page: Callable[[Request, int, str], Response]) -> None:
+        self._app, self._stores, self._ages, self._error_page = app, stores, ages, error_page
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -121,46 +73,65 @@ class AccessGate:
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in {**_HEADERS, **(_ON_TLS if scope["scheme"] == "https" else {})}.items():
                     headers.setdefault(name, value)
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        refusal = self._refusal(HTTPConnection(scope), str(scope["method"]))
-        await (refusal or self._app)(scope, receive, send_with_headers)
+        request, method = HTTPConnection(scope), str(scope["method"])
+        request.state.principal = request.state.session = None
+        refusal = _body_fault(request, method)
+        if refusal is None and not _path(request).startswith("/static/"):
+            # The catalogue may be busy, and the loop must not wait for it.
+            refusal = await run_in_threadpool(self._refusal, request, method)
+        principal = request.state.principal
+        address = request.client.host if request.client else "unknown"
+        ORIGIN.set(f"{address} {principal.credential}" if principal else address)
+        await (refusal or self._app)(scope, _bounded(receive), send_with_headers)
 
     def _refusal(self, request: HTTPConnection, method: str) -> Response | None:
-        """The answer to a request that may not pass, or None; leaves author and session in `request.state`."""
-        path, unsafe = request.url.path, method not in _SAFE_METHODS
-        is_api = path.startswith("/api/") or path == "/metrics"
-        if unsafe and (fault := _body_fault(request.headers)):
-            return fault
+        """The answer to a request that may not pass, or None; leaves principal and session in `request.state`."""
+        path, unsafe = _path(request), method not in _SAFE_METHODS
+        needs = needs_of(path)
+        need = needs.get(method)
         scheme, _, presented = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() == "bearer" and presented:
-            if not self._sessions.knows(presented.strip()):
+        bearer = presented.strip() if scheme.lower() == "bearer" else ""
+        if bearer:
+            request.state.principal = accounts.principal_of_token(self._stores.open()[0], bearer)
+            if request.state.principal is None:
                 return error_answer(
-                    401, "unauthorized", "this is not the server's token; use the one it printed when it started"
+                    401, "unauthorized", "this token is unknown, expired or revoked; `bowerbird tokens add` makes one"
                 )
-            request.state.session = None
+        else:
+            if unsafe and not _same_origin(request.headers):
+                return error_answer(403, "cross_site", "posts from other sites are refused; open this server's own page")
+            session = sessions.session(self._stores.open()[0], request.cookies.get(COOKIE, ""), self._ages, time.time())
+            if session is not None:
+                request.state.session, request.state.principal = session, session.principal
+        if need is not None and need.role is None:
             return None
-        if unsafe and not _same_origin(request.headers):
-            return error_answer(403, "cross_site", "posts from other sites are refused; open this server's own page")
-        session = self._sessions.session(request.cookies.get(COOKIE))
-        request.state.session = session
-        if path in _OPEN_PATHS or path.startswith("/static/"):
-            return None
-        if session is None:
-            if is_api or unsafe or path.startswith("/fragments/") or path == "/session":
-                return error_answer(
-                    401,
-                    "unauthorized",
-                    "log in at /login, or send the header `Authorization: Bearer TOKEN` with the printed token",
-                )
-            where = path + (f"?{request.url.query}" if request.url.query else "")
-            return RedirectResponse(f"/login?next={quote(where, safe='')}", status_code=303)
-        if unsafe and path != "/logout" and not csrf_matches(session, request.headers.get(CSRF_HEADER, "")):
+        if request.state.principal is None:
+            return _who_are_you(request, unsafe)
+        if need is None:  # said only to those inside; a route without a line in the table is nowhere too
+            if not needs:
+                return self._refuse(request, unsafe, 404, "http", "there is nothing at this address")
+            takes = ", ".join(sorted(needs))
+            answer = self._refuse(request, unsafe, 405, "http", f"this address takes {takes}")
+            answer.headers["Allow"] = takes
+            return answer
+        session = request.state.session
+        if unsafe and session and path != "/logout" and not csrf_matches(session, request.headers.get(CSRF_HEADER, "")):
             return error_answer(403, "csrf", f"the header {CSRF_HEADER} is missing or stale; reload the page")
-        return None
+        why_not = need.refusal(request.state.principal)
+        if not why_not:
+            return None
+        log.warning("refused %s %s to %s", method, path[:200], request.state.principal.credential)
+        return self._refuse(request, unsafe, 403, "forbidden", why_not)
+
+    def _refuse(self, request: HTTPConnection, unsafe: bool, status: int, code: str, message: str) -> Response:
+        if unsafe or _is_for_programs(_path(request)):
+            return error_answer(status, code, message)
+        return self._error_page(Request(request.scope), status, message)
 
 
 def csrf_matches(session: Session, given: str) -> bool:
@@ -174,6 +145,23 @@ def safe_next(path: str) -> str:
     return path if inside else "/"
 
 
+def _path(request: HTTPConnection) -> str:
+    """What the routes will match; not that of `request.url`, in which an encoded question mark ends the path."""
+    return str(request.scope["path"])
+
+
+def _who_are_you(request: HTTPConnection, unsafe: bool) -> Response:
+    path = _path(request)
+    if unsafe or _is_for_programs(path):
+        return error_answer(401, "unauthorized", "log in at /login, or send the header `Authorization: Bearer TOKEN`")
+    where = path + (f"?{request.url.query}" if request.url.query else "")
+    return RedirectResponse(f"/login?next={quote(where, safe='')}", status_code=303)
+
+
+def _is_for_programs(path: str) -> bool:
+    return path.startswith(("/api/", "/fragments/")) or path in {"/session", "/metrics"}
+
+
 def _same_origin(headers: Headers) -> bool:
     if headers.get("sec-fetch-site", "same-origin") not in {"same-origin", "none"}:
         return False
@@ -184,10 +172,30 @@ def _same_origin(headers: Headers) -> bool:
     )
 
 
-def _body_fault(headers: Headers) -> Response | None:
+def _body_fault(request: HTTPConnection, method: str) -> Response | None:
+    headers = request.headers
     length = headers.get("content-length")
     if "transfer-encoding" in headers:
         return error_answer(411, "length_required", "send the body with a Content-Length")
-    if length is not None and (not length.isdigit() or int(length) > _LARGEST_BODY_BYTES):
-        return error_answer(413, "too_large", f"at most {_LARGEST_BODY_BYTES} bytes are taken in one request")
+    most = _LARGEST_LOGIN_BYTES if _path(request) in {"/login", "/logout"} or method in _SAFE_METHODS else _LARGEST_BODY_BYTES
+    if length is not None and (not (length.isascii() and length.isdigit()) or int(length[:20]) > most):
+        return error_answer(413, "too_large", f"at most {most} bytes are taken in this request")
     return None
+
+
+def _bounded(receive: Receive) -> Receive:
+    """A body that trickles in is not waited for: each piece has to come in time."""
+    whole = False
+
+    async def bounded() -> Message:
+        nonlocal whole
+        if whole:  # what comes now is the end of the connection, which may take as long as the answer
+            return await receive()
+        try:
+            message = await asyncio.wait_for(receive(), _BODY_WAIT_S)
+        except TimeoutError:
+            return {"type": "http.disconnect"}
+        whole = not message.get("more_body", False)
+        return message
+
+    return bounded

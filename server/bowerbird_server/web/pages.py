@@ -1,4 +1,4 @@
-"""The pages people look at: login, dashboard, frames, models, review. Small scripts in `static/` keep them fresh.
+"""The pages people look at: dashboard, frames, models, review. Small scripts in `static/` keep them fresh; logging in is in `login.py`.
 
 In: requests that `auth.py` let through. Out: HTML from `templates/`, escaped by default, without inline script or style.
 """
@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Form, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
 from fastapi.templating import Jinja2Templates
 from markupsafe import Markup
 
-from bowerbird_server.catalogue import batches, frames, labels, overview
+from bowerbird_server.catalogue import audit, batches, frames, labels, overview
+from bowerbird_server.catalogue.sessions import Session
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
-from bowerbird_server.web.auth import COOKIE, SESSION_S, Session, Sessions, csrf_matches, error_answer, safe_next
+from bowerbird_server.roles import Principal
+from bowerbird_server.web.permissions import NEEDS
 from bowerbird_server.web.shapes import frame_detail, frame_shape, label_shape
 from bowerbird_server.web.spending import Spent, spent
-from bowerbird_server.web.stores import catalogue
+from bowerbird_server.web.stores import catalogue, principal_of, whole_catalogue
 from bowerbird_server.web.why import strategy_rows
 
 router = APIRouter()
@@ -75,64 +77,22 @@ _templates.env.filters.update(size=_size, when=_when, short=_short, number=_numb
 _templates.env.globals["prelabel_confidence"] = PRELABEL_CONFIDENCE
 
 
-def _render(request: Request, name: str, http_status: int = 200, **context: Any) -> Response:
+def render(request: Request, name: str, http_status: int = 200, **context: Any) -> Response:
+    """A page from its template, with the session of whoever asks."""
     session: Session | None = getattr(request.state, "session", None)
-    return _templates.TemplateResponse(request, name, {"session": session, **context}, status_code=http_status)
+    may = _may(getattr(request.state, "principal", None))
+    return _templates.TemplateResponse(request, name, {"session": session, "may": may, **context}, status_code=http_status)
+
+
+def _may(principal: Principal | None) -> dict[str, bool]:
+    """What pages offer to somebody: whatever they could not do is not shown to them."""
+    asked = {"label": "/api/v1/frames/{frame_id}/label", "add_classes": "/api/v1/classes"}
+    return {name: principal is not None and not NEEDS["POST", path].refusal(principal) for name, path in asked.items()}
 
 
 def error_page(request: Request, status: int, message: str) -> Response:
     """A page that says what went wrong and what to do."""
-    return _render(request, "error.html", status, status=status, message=message)
-
-
-@router.get("/login")
-def login_page(request: Request, next: str = "/") -> Response:  # noqa: A002 - the name in the address
-    if request.state.session is not None:
-        return RedirectResponse(safe_next(next), status_code=303)
-    return _render(request, "login.html", next=safe_next(next), fault="")
-
-
-@router.post("/login")
-def login(
-    request: Request,
-    token: Annotated[str, Form(max_length=500)] = "",
-    author: Annotated[str, Form(max_length=80)] = "",
-    next: Annotated[str, Form(max_length=2000)] = "/",  # noqa: A002 - the name of the field
-) -> Response:
-    sessions: Sessions = request.app.state.sessions
-    if not sessions.knows(token.strip()):
-        fault = "This is not the token. It was printed in the terminal when the server started; copy all of it."
-        return _render(request, "login.html", 401, next=safe_next(next), fault=fault, author=author)
-    answer = RedirectResponse(safe_next(next), status_code=303)
-    answer.set_cookie(
-        COOKIE,
-        sessions.begin(author.strip() or "reviewer"),
-        max_age=SESSION_S,
-        httponly=True,
-        samesite="strict",
-        secure=request.url.scheme == "https",
-    )
-    return answer
-
-
-@router.post("/logout")
-def logout(request: Request, csrf_token: Annotated[str, Form()] = "") -> Response:
-    session: Session | None = request.state.session
-    if session is None or not csrf_matches(session, csrf_token):
-        return error_answer(403, "csrf", "reload the page and log out again")
-    request.app.state.sessions.end(request.cookies[COOKIE])
-    answer = RedirectResponse("/login", status_code=303)
-    answer.delete_cookie(COOKIE, httponly=True, samesite="strict")
-    return answer
-
-
-@router.get("/session")
-def session_facts(request: Request) -> Response:
-    """For a page that outlived its session: after a new login in another tab it fetches the new token here."""
-    session: Session | None = request.state.session
-    if session is None:
-        return error_answer(400, "no_session", "this address is for pages; programs send the token")
-    return JSONResponse({"author": session.author, "csrf_token": session.csrf_token})
+    return render(request, "error.html", status, status=status, message=message)
 
 
 def _dashboard(request: Request) -> dict[str, Any]:
@@ -153,12 +113,12 @@ def _dashboard(request: Request) -> dict[str, Any]:
 
 @router.get("/")
 def dashboard(request: Request) -> Response:
-    return _render(request, "dashboard.html", **_dashboard(request))
+    return render(request, "dashboard.html", **_dashboard(request))
 
 
 @router.get("/fragments/dashboard")
 def dashboard_fragment(request: Request) -> Response:
-    return _render(request, "_dashboard.html", **_dashboard(request))
+    return render(request, "_dashboard.html", **_dashboard(request))
 
 
 @router.get("/frames")
@@ -176,7 +136,7 @@ def frames_page(
     page = frames.list_frames(
         cat, **{key: value or None for key, value in wanted.items()}, after=after or None, limit=_FRAMES_A_PAGE
     )
-    return _render(
+    return render(
         request,
         "frames.html",
         frames=[frame_shape(row) for row in page.rows],
@@ -192,7 +152,8 @@ def frames_page(
 def frame_page(request: Request, frame_id: str) -> Response:
     cat = catalogue(request)
     frame = frame_detail(cat, frame_id)
-    return _render(
+    audit.note_sight(whole_catalogue(request), principal_of(request).name, frame_id)
+    return render(
         request,
         "frame.html",
         frame=frame,
@@ -207,7 +168,7 @@ def model_page(request: Request, digest: str) -> Response:
     cat = catalogue(request)
     model = overview.model(cat, digest)
     parent = overview.model(cat, model["parent"]) if model["parent"] else None
-    return _render(
+    return render(
         request,
         "model.html",
         model=model,
@@ -219,4 +180,4 @@ def model_page(request: Request, digest: str) -> Response:
 
 @router.get("/review")
 def review_page(request: Request) -> Response:
-    return _render(request, "review.html")
+    return render(request, "review.html")
