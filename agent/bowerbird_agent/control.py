@@ -30,6 +30,7 @@ from bowerbird_wire.topics import (
     DesiredTopic,
     HealthTopic,
     JobTopic,
+    ReportedTopic,
     ReportTopic,
     StatusTopic,
 )
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_agent.mqtt_link import MqttLink
     from bowerbird_agent.publish import LocalPublisher
+    from bowerbird_agent.remote_report import RemoteReports
     from bowerbird_agent.spool import Spool
     from bowerbird_agent.uplink_budget import UplinkBudget
     from bowerbird_agent.upload_runner import UploadRunner
@@ -107,6 +109,7 @@ class Control:
         publisher: what waits there is sent last, None for nothing.
         account_every_s: how old `account`, the spool's account for other threads, may become; infinity leaves it empty.
         pulse: this thread's heartbeat.
+        remote: takes up what is set from afar and says what became of it; None for nothing.
     """
 
     def __init__(
@@ -122,7 +125,9 @@ class Control:
         publisher: LocalPublisher | None = None,
         account_every_s: float = math.inf,
         pulse: Pulse | None = None,
+        remote: RemoteReports | None = None,
     ) -> None:
+        self._remote = remote
         self._publisher, self._pulse = publisher, pulse or no_pulse()
         self._link, self._events, self._spool, self._uploads, self._vitals = link, events, spool, uploads, vitals
         self._budget = budget
@@ -178,6 +183,7 @@ class Control:
             for event in self._next_events(wait_s):
                 self._handle(event)
             now_s = time.monotonic()
+            self._report_remote(now_s)
             # Control first: on a thin link it would wait for seconds behind frames.
             self._outbox.pump()
             if now_s >= self._health_due_s and self._link.connected:
@@ -225,6 +231,8 @@ class Control:
             logger.info("connected to the broker")
             self._health_due_s = now_s
             self._held_bytes = 0
+            if self._remote is not None:
+                self._remote.connected()
             if self.updates is not None:
                 self.updates.link_up()
         elif isinstance(event, LinkDown):
@@ -256,6 +264,8 @@ class Control:
                 if self._vitals.inference.set_desired(desired.version, desired.frames_total):
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
                     self._health_due_s = time.monotonic() + 0.2
+                if self._remote is not None:
+                    self._remote.desired(desired)
             elif isinstance(event.topic, JobTopic) and event.payload:
                 self._job(codec.decode(Job, event.payload))
             elif isinstance(event.topic, BlocksTopic) and self.updates is not None:
@@ -274,6 +284,11 @@ class Control:
         logger.warning("job %s is refused: %s", job.job_id, detail)
         running = self._vitals.inference.model_digest
         self.send(Report(job.job_id, "refused", running, model_digest=job.model_digest, code="no_root", detail=detail))
+
+    def _report_remote(self, now_s: float) -> None:
+        reported = None if self._remote is None or not self._link.connected else self._remote.due(now_s)
+        if reported is not None:
+            self._outbox.put("reported", ReportedTopic(*self._names), codec.encode(reported), retain=True)
 
     def _send_health(self, now_s: float) -> None:
         try:
