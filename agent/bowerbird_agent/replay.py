@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bowerbird_agent.budget import DAY_S, ByteLimits, TokenBucket
-from bowerbird_agent.config import BudgetConfig, ImageConfig
 from bowerbird_agent.campaign_book import CampaignBook
+from bowerbird_agent.config import BudgetConfig, ImageConfig
 from bowerbird_agent.counters import DESIRED_FRAMES, Counters
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import SourceError

@@ -18,8 +18,8 @@ from bowerbird_testing.frames import make_frame
 from bowerbird_wire import codec
 from bowerbird_wire.errors import DigestError, LengthError, MessageError, TopicError, VersionError, WireError
 from bowerbird_wire.messages import (
-    Campaign,
     Block,
+    Campaign,
     Desired,
     FrameHeader,
     FrameMessage,

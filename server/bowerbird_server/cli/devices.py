@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from bowerbird_server.catalogue import fleet
+from bowerbird_server.cli import device_config
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput, Conflict
 from bowerbird_server.provision import add_device, broker_of, check_device_name
@@ -16,6 +17,7 @@ from bowerbird_server.record_keeping import keep_records
 app = typer.Typer(
     no_args_is_help=True, help="Devices of this site. Example: bowerbird devices add cam-01 --camera rtsp://10.0.0.7/1"
 )
+device_config.add_to(app)
 
 
 @app.command()
