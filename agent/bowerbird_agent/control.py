@@ -138,6 +138,7 @@ class Control:
         self._outbox = Outbox(lambda topic, payload, retain: link.publish(topic, payload, retain=retain))
         self._names = (link.site, link.device)
         self._health_due_s = 0.0
+        self.connections = 0  # since the process began
         self.account = Ledger()
         self._account_every_s, self._account_due_s = account_every_s, -math.inf
         self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
@@ -146,6 +147,11 @@ class Control:
         self._held_bytes = 0  # of the download that waits for the budget
         self._stop = threading.Event()
         self._complained: set[str] = set()
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Round trip to the broker without a queue, None before it was measured."""
+        return self._uploads.link_estimate.measured_rtt_s
 
     # --- other threads -------------------------------------------------------------------------------------------------
 
@@ -229,6 +235,7 @@ class Control:
             self._uploads.handle(event, now_s)
         if isinstance(event, LinkUp):
             logger.info("connected to the broker")
+            self.connections += 1
             self._health_due_s = now_s
             self._held_bytes = 0
             if self._remote is not None:

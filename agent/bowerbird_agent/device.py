@@ -53,6 +53,7 @@ from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
 from bowerbird_agent.tariff import Tariff
+from bowerbird_agent.telemetry import Readings
 from bowerbird_agent.update_runner import machine_boot_id
 from bowerbird_agent.upload_runner import UploadRunner, restore_budget
 from bowerbird_models.errors import ModelError
@@ -185,6 +186,7 @@ class Device:
             version,
             lambda: self._guard.state,
             uplink=lambda: self._control.uplink,
+            readings=lambda: Readings(self._control.rtt_s, max(0, self._control.connections - 1), self._guard.hottest_c),
         )
         self._link = MqttLink(
             BrokerSettings(

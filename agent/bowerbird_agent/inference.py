@@ -24,6 +24,7 @@ from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
 from bowerbird_agent.storing import HOLD_AT, CountBytes, Promote, StoreFrame
+from bowerbird_agent.telemetry import count_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -391,6 +392,7 @@ class Inference:
         took_ms = (time.perf_counter() - started_s) * 1000
         self._is_failing = False
         self._latencies_ms.append(took_ms)
+        count_frame(self._counters, took_ms, float(detections.scores.max()) if len(detections) else 0.0)
         if self.audience is not None:
             self.audience.offer(frame, detections, model.detector.class_names, model.digest)
         self.observer.observe(True, took_ms, len(detections))

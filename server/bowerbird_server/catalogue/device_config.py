@@ -397,6 +397,19 @@ def _parsed(text: str) -> Mapping[str, Any]:
     return found
 
 
+def states(cat: Catalogue) -> dict[str, int]:
+    """State of the newest wish -> active devices, of those that were ever wished something."""
+    found: dict[str, int] = {}
+    rows = cat.rows(
+        "SELECT version, reported FROM device_config JOIN device ON device.id = device_config.device "
+        "WHERE device.state = 'active' AND version > 0"
+    )
+    for row in rows:
+        state = state_of(row["version"], json.loads(row["reported"]))
+        found[state] = found.get(state, 0) + 1
+    return found
+
+
 def bump_campaigns(cat: Catalogue, device: str) -> int:
     """The device's shares of campaigns are said anew; returns under which version."""
     cat.execute(
@@ -410,9 +423,9 @@ def bump_campaigns(cat: Catalogue, device: str) -> int:
 
 def record(cat: Catalogue, device: str, reported: Reported) -> bool:
     """Note what a device made of its wish; returns whether that is news. Campaigns are noted by `campaigns.record`."""
-    text = json.dumps(
-        {**dataclasses.asdict(reported), "digest": reported.digest.hex(), "at_ms": 0}, sort_keys=True, default=str
-    )
+    if max(reported.config_version, reported.campaigns_version) > _MOST_VERSIONS:
+        return False  # no device comes by such a number honestly, and one more would not fit a column
+    text = json.dumps(_kept(reported), sort_keys=True)
     with cat.transaction():
         row = standing(cat, device)
         if row["reported"] == text and row["reported_at"] is not None:

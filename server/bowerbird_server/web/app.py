@@ -19,7 +19,7 @@ from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.web import api, metrics, pages
+from bowerbird_server.web import api, metrics, pages, remote_api, remote_pages
 from bowerbird_server.web.auth import AccessGate, Sessions, error_answer
 from bowerbird_server.web.stores import Stores
 
@@ -65,8 +65,10 @@ def create_app(folder: DataFolder, token: str) -> FastAPI:
     app.state.stores = Stores(folder)
     app.state.sessions = sessions
     app.include_router(api.router, tags=["v1"])
+    app.include_router(remote_api.router, tags=["v1"])
     app.include_router(metrics.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
+    app.include_router(remote_pages.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC_DIR), name="static")
     app.add_middleware(AccessGate, sessions=sessions)
     app.add_exception_handler(ServerError, _server_error)
