@@ -65,6 +65,8 @@ class RemoteWishes:
             self._fall_back(f"the agent ended {self._standing.starts} times in the time of trial")
         self.config = self._lay_over(text)
         self._keep_or_go_on()
+        if self._standing.document:
+            logger.info("configuration %d of the server is laid over %s", self._standing.version, path.name)
         self._trial_since_s: float | None = None
         self._camera_well_s = -math.inf
         self._was_connected = False

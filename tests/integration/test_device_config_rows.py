@@ -266,6 +266,16 @@ def test_after_a_restore_wishes_count_as_new_and_campaigns_are_over(cat: Catalog
     assert wanted_of(cat, names)[names[0]].config_version == 5001
 
 
+def test_a_catalogue_that_was_built_again_takes_nothing_away_from_devices(cat: Catalogue) -> None:
+    (device,) = add(cat, 1)
+    device_config.record(cat, device, Reported(5, 5, "in_force"))
+    assert device_config.show(cat, device)["state"] == "unknown"
+    assert wanted_of(cat, [device]) == {}
+    device_config.change(cat, [device], DEBUG, "anna")
+    device_config.advance(cat)
+    assert wanted_of(cat, [device])[device].config_version == 6
+
+
 def test_a_repeated_report_is_no_news(cat: Catalogue) -> None:
     (device,) = add(cat, 1)
     reported = Reported(0, 0, "none", campaigns_version=1, at_ms=5)

@@ -283,7 +283,7 @@ def _wish(cat: Catalogue, device: str, patch: Mapping[str, Any], actor: str, cha
     """Apply a patch to a device's document; returns the new version."""
     row = standing(cat, device)
     new = rules.merged(json.loads(row["document"]), patch)
-    version: int = row["version"] + 1
+    version: int = max(row["version"], int(json.loads(row["reported"]).get("config_version", 0))) + 1
     text = json.dumps(new, sort_keys=True)
     cat.execute(
         "INSERT INTO device_config (device, version, document) VALUES (?1, ?2, ?3) "
@@ -360,9 +360,10 @@ def reported_of(cat: Catalogue, device: str) -> dict[str, Any]:
 
 
 def state_of(version: int, reported: Mapping[str, Any]) -> str:
-    """none, waiting (the device has not answered to this version), or what it says: trial, in_force, refused, fell_back."""
+    """none, unknown (the device holds a wish that this catalogue knows nothing of), waiting (it has not answered to this version), or
+    what it says: trial, in_force, refused, fell_back."""
     if version == 0:
-        return "none"
+        return "unknown" if reported.get("config_version", 0) else "none"
     return str(reported.get("state", "waiting")) if reported.get("config_version", 0) >= version else "waiting"
 
 
@@ -431,8 +432,10 @@ def record(cat: Catalogue, device: str, reported: Reported) -> bool:
         if row["reported"] == text and row["reported_at"] is not None:
             return False
         before = json.loads(row["reported"])
-        # The catalogue is older than the device (it was restored): what it wishes must count as newer there.
-        version = max(row["version"], reported.config_version + 1 if reported.config_version > row["version"] else 0)
+        # The catalogue is older than the device (it was restored): what it wishes must count as newer there. One that was built
+        # again knows of no wish, and must not take away what it has forgotten.
+        is_older = 0 < row["version"] < reported.config_version
+        version = reported.config_version + 1 if is_older else row["version"]
         campaigns_version = max(
             row["campaigns_version"],
             reported.campaigns_version + 1 if reported.campaigns_version > row["campaigns_version"] else 0,
