@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bowerbird_server.broker import BrokerAddress
-from bowerbird_server.catalogue import campaigns, device_config, fleet, rollouts
+from bowerbird_server.catalogue import campaigns, config_changes, device_config, fleet, rollouts
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
 from bowerbird_server.errors import ServerError
@@ -143,7 +143,7 @@ class Delivery:
 
     def _reported(self, topic: ReportedTopic, reported: Reported) -> None:
         campaigns.record(self._cat, topic.device, reported)
-        if device_config.record(self._cat, topic.device, reported) and reported.faults:
+        if config_changes.record(self._cat, topic.device, reported) and reported.faults:
             log.warning(
                 "device %s, configuration %d: %s: %s",
                 topic.device,
@@ -159,7 +159,7 @@ class Delivery:
         """
         for rollout in rollouts.advance(self._cat):
             log.info("rollout %s moved on", rollout)
-        for change in device_config.advance(self._cat):
+        for change in config_changes.advance(self._cat):
             log.info("configuration change %s moved on", change)
         campaigns.advance(self._cat, turn=self._is_turn())
         sites = fleet.active_devices(self._cat)

@@ -14,7 +14,7 @@ import pytest
 
 from bowerbird_server import delivery, ingest
 from bowerbird_server.broker import BrokerAddress
-from bowerbird_server.catalogue import Catalogue, campaigns, device_config, fleet
+from bowerbird_server.catalogue import Catalogue, campaigns, config_changes, device_config, fleet
 from bowerbird_server.catalogue.campaigns import Condition
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.repository import Repository
@@ -176,12 +176,12 @@ def test_a_change_goes_from_the_catalogue_to_the_device_and_its_answer_comes_bac
     overrides = {"remote": {"probation_s": 5}}
     config = write_config(tmp_path / "a", port=broker.port, cameras=camera("gate"), overrides=overrides)
     with servers(tmp_path / "data", broker, ("cam-01",)) as server, AgentProcess(config) as agent:
-        change = device_config.change(server.cat, ["cam-01"], {"set": {"log": {"level": "debug"}}}, "anna")
+        change = config_changes.change(server.cat, ["cam-01"], {"set": {"log": {"level": "debug"}}}, "anna")
         wait_until(lambda: device_config.show(server.cat, "cam-01")["state"] == "in_force", "the change", 60)
-        wait_until(lambda: device_config.get_change(server.cat, change)["state"] == "completed", "the change to be over", 20)
-        bad = device_config.change(server.cat, ["cam-01"], {"set": {"log": {"level": "loud"}}}, "anna")
+        wait_until(lambda: config_changes.get_change(server.cat, change)["state"] == "completed", "the change to be over", 20)
+        bad = config_changes.change(server.cat, ["cam-01"], {"set": {"log": {"level": "loud"}}}, "anna")
         wait_until(
-            lambda: device_config.get_change(server.cat, bad)["state"] == "paused", "the refusal to pause the change", 20
+            lambda: config_changes.get_change(server.cat, bad)["state"] == "paused", "the refusal to pause the change", 20
         )
         shown = device_config.show(server.cat, "cam-01")
         assert (shown["state"], shown["version"], shown["in_force"]) == ("refused", 2, 1)

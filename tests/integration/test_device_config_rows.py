@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bowerbird_server.catalogue import Catalogue, campaigns, device_config, fleet
+from bowerbird_server.catalogue import Catalogue, campaigns, config_changes, device_config, device_groups, fleet
 from bowerbird_server.catalogue.campaigns import Condition
 from bowerbird_server.cli.app import app
 from bowerbird_server.delivery import DESIRED_AT_ONCE, Delivery, wanted_of
@@ -51,89 +51,89 @@ def answer(cat: Catalogue, device: str, state: str, version: int | None = None, 
     row = device_config.standing(cat, device)
     judged = row["version"] if version is None else version
     in_force = judged if state in ("in_force", "trial") else 0
-    device_config.record(cat, device, Reported(judged, in_force, state, faults=faults))
+    config_changes.record(cat, device, Reported(judged, in_force, state, faults=faults))
 
 
 def offered(cat: Catalogue, change: str) -> set[str]:
-    return {m["device"] for m in device_config.get_change(cat, change)["devices"] if m["state"] != "waiting"}
+    return {m["device"] for m in config_changes.get_change(cat, change)["devices"] if m["state"] != "waiting"}
 
 
 def test_a_change_for_many_goes_in_waves_and_the_next_waits_for_the_one_before(cat: Catalogue) -> None:
     names = add(cat, 100)
-    change = device_config.change(cat, names, DEBUG, "anna")
-    device_config.advance(cat)
+    change = config_changes.change(cat, names, DEBUG, "anna")
+    config_changes.advance(cat)
     first = offered(cat, change)
     assert len(first) == 2
-    device_config.advance(cat)
+    config_changes.advance(cat)
     assert offered(cat, change) == first
     for device in first:
         answer(cat, device, "trial")
-    device_config.advance(cat)
+    config_changes.advance(cat)
     assert offered(cat, change) == first, "a wish on trial has not succeeded yet"
     for device in first:
         answer(cat, device, "in_force")
-    device_config.advance(cat)
+    config_changes.advance(cat)
     assert len(offered(cat, change)) == 20
     for device in offered(cat, change) - first:
         answer(cat, device, "in_force")
-    device_config.advance(cat)
+    config_changes.advance(cat)
     assert len(offered(cat, change)) == 100
     for device in names:
         answer(cat, device, "in_force")
-    device_config.advance(cat)
-    assert device_config.get_change(cat, change)["state"] == "completed"
+    config_changes.advance(cat)
+    assert config_changes.get_change(cat, change)["state"] == "completed"
     assert all(device_config.document(cat, device) == DEBUG["set"] for device in names)
 
 
 def test_refusals_in_the_first_wave_pause_a_change_and_the_others_never_hear_of_it(cat: Catalogue) -> None:
     names = add(cat, 100)
-    change = device_config.change(cat, names, LOUD, "anna")
-    device_config.advance(cat)
+    change = config_changes.change(cat, names, LOUD, "anna")
+    config_changes.advance(cat)
     for device in offered(cat, change):
         answer(cat, device, "refused", None, "log: level is 'loud'")
-    device_config.advance(cat)
-    device_config.advance(cat)
-    row = device_config.get_change(cat, change)
+    config_changes.advance(cat)
+    config_changes.advance(cat)
+    row = config_changes.get_change(cat, change)
     assert (row["state"], len(offered(cat, change))) == ("paused", 2)
     assert {m["detail"] for m in row["devices"] if m["state"] == "failed"} == {"log: level is 'loud'"}
-    device_config.move(cat, change, Event.ABORT, "anna")
-    assert {m["state"] for m in device_config.get_change(cat, change)["devices"]} == {"failed", "cancelled"}
+    config_changes.move(cat, change, Event.ABORT, "anna")
+    assert {m["state"] for m in config_changes.get_change(cat, change)["devices"]} == {"failed", "cancelled"}
     with pytest.raises(Conflict):
-        device_config.move(cat, change, Event.RESUME, "anna")
+        config_changes.move(cat, change, Event.RESUME, "anna")
 
 
 def test_of_two_changes_in_a_row_the_older_one_waits_for_no_answer_any_more(cat: Catalogue) -> None:
     (device,) = add(cat, 1)
-    older = device_config.change(cat, [device], DEBUG, "anna")
-    device_config.advance(cat)
-    newer = device_config.change(cat, [device], {"set": {"health": {"interval_s": 60}}}, "ben")
-    device_config.advance(cat)
+    older = config_changes.change(cat, [device], DEBUG, "anna")
+    config_changes.advance(cat)
+    newer = config_changes.change(cat, [device], {"set": {"health": {"interval_s": 60}}}, "ben")
+    config_changes.advance(cat)
     answer(cat, device, "in_force")
-    device_config.advance(cat)
-    assert device_config.get_change(cat, older)["devices"][0]["state"] == "cancelled"
-    assert device_config.get_change(cat, newer)["state"] == "completed"
+    config_changes.advance(cat)
+    assert config_changes.get_change(cat, older)["devices"][0]["state"] == "cancelled"
+    assert config_changes.get_change(cat, newer)["state"] == "completed"
     assert device_config.document(cat, device) == {"log": {"level": "debug"}, "health": {"interval_s": 60}}
     assert [(row["version"], row["actor"]) for row in device_config.history(cat, device)] == [(2, "ben"), (1, "anna")]
 
 
 def test_groups_are_sites_tags_and_everybody(cat: Catalogue) -> None:
     north, south = add(cat, 2, "north"), add(cat, 2, "south")
-    device_config.tag(cat, north[0], ["gates", "new"], "anna")
-    device_config.tag(cat, south[1], ["gates"], "anna")
-    assert device_config.resolve(cat, site="north") == north
-    assert device_config.resolve(cat, tagged="gates") == [north[0], south[1]]
-    assert device_config.resolve(cat, site="south", tagged="gates") == [south[1]]
-    assert device_config.resolve(cat, everyone=True) == north + south
+    device_groups.tag(cat, north[0], ["gates", "new"], "anna")
+    device_groups.tag(cat, south[1], ["gates"], "anna")
+    assert device_groups.resolve(cat, site="north") == north
+    assert device_groups.resolve(cat, tagged="gates") == [north[0], south[1]]
+    assert device_groups.resolve(cat, site="south", tagged="gates") == [south[1]]
+    assert device_groups.resolve(cat, everyone=True) == north + south
     fleet.retire_device(cat, south[1], "anna")
-    assert device_config.resolve(cat, tagged="gates") == [north[0]]
-    assert device_config.tag(cat, north[0], ["gates"], "anna", remove=True) == ["new"]
+    assert device_groups.resolve(cat, tagged="gates") == [north[0]]
+    assert device_groups.tag(cat, north[0], ["gates"], "anna", remove=True) == ["new"]
     for wrong in ({}, {"names": ["north-000"], "everyone": True}):
         with pytest.raises(BadInput):
-            device_config.resolve(cat, **wrong)  # type: ignore[arg-type]
+            device_groups.resolve(cat, **wrong)  # type: ignore[arg-type]
     with pytest.raises(NotFound):
-        device_config.resolve(cat, ["nobody"])
+        device_groups.resolve(cat, ["nobody"])
     with pytest.raises(BadInput):
-        device_config.tag(cat, north[0], ["Not A Tag"], "anna")
+        device_groups.tag(cat, north[0], ["Not A Tag"], "anna")
 
 
 class Postbox:
@@ -156,7 +156,7 @@ def delivery_of(cat: Catalogue, folder: DataFolder) -> tuple[Delivery, Postbox]:
 
 def test_wishes_for_a_large_fleet_go_out_a_hundred_at_a_time(cat: Catalogue, folder: DataFolder) -> None:
     names = add(cat, DESIRED_AT_ONCE + 20)
-    device_config.change(cat, names, DEBUG, "anna", at_once=True)
+    config_changes.change(cat, names, DEBUG, "anna", at_once=True)
     delivery, postbox = delivery_of(cat, folder)
     delivery.publish_wishes()
     assert len(postbox.sent) == DESIRED_AT_ONCE
@@ -250,8 +250,8 @@ def test_a_campaign_that_makes_no_sense_does_not_begin(cat: Catalogue, changes: 
 
 def test_after_a_restore_wishes_count_as_new_and_campaigns_are_over(cat: Catalogue) -> None:
     names = add(cat, 2)
-    device_config.change(cat, names, DEBUG, "anna")
-    device_config.advance(cat)
+    config_changes.change(cat, names, DEBUG, "anna")
+    config_changes.advance(cat)
     identity = begin(cat)
     campaigns.advance(cat)
     before = wanted_of(cat, names)[names[0]]
@@ -262,25 +262,25 @@ def test_after_a_restore_wishes_count_as_new_and_campaigns_are_over(cat: Catalog
     assert after.config_version == before.config_version + 1000
     assert after.campaigns_version > before.campaigns_version + 999
     # And one that holds something newer still is told again.
-    device_config.record(cat, names[0], Reported(5000, 5000, "in_force"))
+    config_changes.record(cat, names[0], Reported(5000, 5000, "in_force"))
     assert wanted_of(cat, names)[names[0]].config_version == 5001
 
 
 def test_a_catalogue_that_was_built_again_takes_nothing_away_from_devices(cat: Catalogue) -> None:
     (device,) = add(cat, 1)
-    device_config.record(cat, device, Reported(5, 5, "in_force"))
+    config_changes.record(cat, device, Reported(5, 5, "in_force"))
     assert device_config.show(cat, device)["state"] == "unknown"
     assert wanted_of(cat, [device]) == {}
-    device_config.change(cat, [device], DEBUG, "anna")
-    device_config.advance(cat)
+    config_changes.change(cat, [device], DEBUG, "anna")
+    config_changes.advance(cat)
     assert wanted_of(cat, [device])[device].config_version == 6
 
 
 def test_a_repeated_report_is_no_news(cat: Catalogue) -> None:
     (device,) = add(cat, 1)
     reported = Reported(0, 0, "none", campaigns_version=1, at_ms=5)
-    assert device_config.record(cat, device, reported)
-    assert not device_config.record(cat, device, replace(reported, at_ms=99))
+    assert config_changes.record(cat, device, reported)
+    assert not config_changes.record(cat, device, replace(reported, at_ms=99))
 
 
 def run(folder: DataFolder, *words: str) -> str:
@@ -293,7 +293,7 @@ def test_the_commands_wish_show_compare_and_take_back(cat: Catalogue, folder: Da
     north = add(cat, 2, "north")
     run(folder, "devices", "tag", north[0], "gates")
     run(folder, "devices", "config", "set", "--tag", "gates", "log.level=debug", "cameras.gate.fps=5")
-    device_config.advance(cat)
+    config_changes.advance(cat)
     assert "waiting" in run(folder, "devices", "config", "show", north[0])
     shown = json.loads(run(folder, "devices", "config", "show", north[0], "--json"))
     assert shown["document"] == {"log": {"level": "debug"}, "cameras": {"gate": {"fps": 5}}}
@@ -301,7 +301,7 @@ def test_the_commands_wish_show_compare_and_take_back(cat: Catalogue, folder: Da
     answer(cat, north[0], "in_force")
     assert "nothing differs" in run(folder, "devices", "config", "diff", north[0])
     run(folder, "devices", "config", "unset", north[0], "--key", "log.level")
-    device_config.advance(cat)
+    config_changes.advance(cat)
     assert device_config.document(cat, north[0]) == {"cameras": {"gate": {"fps": 5}}}
     assert len(json.loads(run(folder, "devices", "config", "history", north[0], "--json"))) == 2
     listed = json.loads(run(folder, "devices", "config", "changes", "--json"))

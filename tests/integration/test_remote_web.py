@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from bowerbird_server.catalogue import device_config
+from bowerbird_server.catalogue import config_changes
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.lived_in_site import live_in
@@ -36,7 +36,7 @@ def test_a_change_is_made_watched_and_ended_over_the_api(web: TestClient, site: 
     made = web.post("/api/v1/config-changes", json={"all": True, "set": {"log": {"level": "debug"}}})
     assert made.status_code == 201
     change = made.json()["id"]
-    device_config.advance(site.catalogue)
+    config_changes.advance(site.catalogue)
     shown = web.get("/api/v1/devices/cam-01/config").json()
     assert (shown["version"], shown["state"], shown["document"]) == (1, "waiting", {"log": {"level": "debug"}})
     assert len(web.get("/api/v1/devices/cam-01/config/history").json()["items"]) == 1
@@ -77,10 +77,10 @@ def test_a_campaign_is_begun_shown_and_stopped_over_the_api(web: TestClient) -> 
 
 
 def test_the_page_of_a_device_says_what_is_wished_and_why_it_is_not_in_force(web: TestClient, site: Site) -> None:
-    device_config.change(site.catalogue, ["cam-01"], {"set": {"log": {"level": "loud"}}}, "anna")
-    device_config.advance(site.catalogue)
+    config_changes.change(site.catalogue, ["cam-01"], {"set": {"log": {"level": "loud"}}}, "anna")
+    config_changes.advance(site.catalogue)
     fault = "log: level is 'loud' <script>"
-    device_config.record(site.catalogue, "cam-01", Reported(1, 0, "refused", faults=(fault,)))
+    config_changes.record(site.catalogue, "cam-01", Reported(1, 0, "refused", faults=(fault,)))
     page = web.get("/devices/cam-01/config")
     assert page.status_code == 200
     assert "log.level" in page.text

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bowerbird_server.campaign_shares import Holder, divide
-from bowerbird_server.catalogue import classes, device_config, fleet
+from bowerbird_server.catalogue import classes, device_config, device_groups, fleet
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_wire.messages import Campaign, Reported
@@ -60,7 +60,7 @@ def start(
     faults = _faults(cat, frames, size_bytes, until, condition)
     if faults:
         raise BadInput("the campaign cannot begin: " + "; ".join(faults))
-    device_config.resolve(cat, devices, site=site, tagged=tagged, everyone=everyone)
+    device_groups.resolve(cat, devices, site=site, tagged=tagged, everyone=everyone)
     identity = f"c{secrets.token_hex(4)}"
     scope = {"devices": sorted(set(devices)), "site": site, "tag": tagged, "all": everyone}
     with cat.transaction():
@@ -200,7 +200,7 @@ def advance(cat: Catalogue, *, turn: bool = False) -> list[str]:
 def _divide(cat: Catalogue, row: Row, *, turn: bool) -> set[str]:
     scope = json.loads(row["scope"])
     try:
-        devices = device_config.resolve(cat, scope["devices"], site=scope["site"], tagged=scope["tag"], everyone=scope["all"])
+        devices = device_groups.resolve(cat, scope["devices"], site=scope["site"], tagged=scope["tag"], everyone=scope["all"])
     except NotFound:  # all retired by now, or one of those named
         active = fleet.active_devices(cat)
         devices = [device for device in scope["devices"] if device in active]

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from bowerbird_server import device_config as rules
+from bowerbird_server.catalogue import config_changes, device_groups, fleet
 from bowerbird_server.catalogue import device_config as rows
-from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput
 from bowerbird_server.rollout import Event
@@ -41,7 +41,7 @@ def tag(
 ) -> None:
     """Give a device tags, so that --tag can mean a group of devices; without tags, show them."""
     with open_site(data) as site:
-        now = rows.tag(site.catalogue, device, tags or [], actor(), remove=remove)
+        now = device_groups.tag(site.catalogue, device, tags or [], actor(), remove=remove)
     if as_json:
         show_json({"device": device, "tags": now})
     else:
@@ -133,7 +133,7 @@ def history(device: str, data: Data = DATA, as_json: AsJson = False) -> None:
 def changes(data: Data = DATA, as_json: AsJson = False) -> None:
     """Changes and how far each has come, the newest first."""
     with open_site(data) as site:
-        found = rows.changes(site.catalogue)
+        found = config_changes.changes(site.catalogue)
     if not as_json:
         for row in found:
             states = [member["state"] for member in row["devices"]]
@@ -172,9 +172,9 @@ def abort(change: Change, data: Data = DATA) -> None:
 
 def _move(data: Any, change: str, event: Event) -> None:
     with open_site(data) as site:
-        identity = rows.get_change(site.catalogue, change)["id"]
-        rows.move(site.catalogue, identity, event, actor())
-        state = rows.get_change(site.catalogue, identity)["state"]
+        identity = config_changes.get_change(site.catalogue, change)["id"]
+        config_changes.move(site.catalogue, identity, event, actor())
+        state = config_changes.get_change(site.catalogue, identity)["state"]
     say(f"change {identity} is {state}")
 
 
@@ -190,9 +190,9 @@ def _change(
     as_json: bool,
 ) -> None:
     with open_site(data, config) as site:
-        devices = rows.resolve(site.catalogue, names, site=of_site, tagged=tagged, everyone=everyone)
-        identity = rows.change(site.catalogue, devices, patch, actor(), at_once=at_once)
-        waves = len({member["wave"] for member in rows.get_change(site.catalogue, identity)["devices"]})
+        devices = device_groups.resolve(site.catalogue, names, site=of_site, tagged=tagged, everyone=everyone)
+        identity = config_changes.change(site.catalogue, devices, patch, actor(), at_once=at_once)
+        waves = len({member["wave"] for member in config_changes.get_change(site.catalogue, identity)["devices"]})
         offline = sum(not fleet.get(site.catalogue, device)["online"] for device in devices[:1000])
     if as_json:
         show_json({"change": identity, "devices": devices, "waves": waves})

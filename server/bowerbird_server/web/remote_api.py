@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
-from bowerbird_server.catalogue import campaigns, device_config
+from bowerbird_server.catalogue import campaigns, config_changes, device_config, device_groups
 from bowerbird_server.catalogue.core import Row
 from bowerbird_server.errors import BadInput
 from bowerbird_server.rollout import Event
@@ -171,7 +171,7 @@ def get_history(request: Request, device: str, limit: Limit = 50) -> Row:
 
 @router.get("/config-changes", response_model=Changes)
 def list_changes(request: Request, limit: Limit = 50) -> Row:
-    return {"items": device_config.changes(catalogue(request), limit)}
+    return {"items": config_changes.changes(catalogue(request), limit)}
 
 
 @router.post("/config-changes", response_model=Change, status_code=201, summary="Wish settings of devices, in waves")
@@ -179,17 +179,17 @@ def post_change(request: Request, body: ChangeIn) -> Row:
     cat = catalogue(request)
     if not body.set and not body.unset:
         raise BadInput("nothing to change; give set or unset")
-    devices = device_config.resolve(cat, body.devices, site=body.site, tagged=body.tag, everyone=body.all)
+    devices = device_groups.resolve(cat, body.devices, site=body.site, tagged=body.tag, everyone=body.all)
     patch = {"set": body.set, "unset": body.unset}
-    identity = device_config.change(cat, devices, patch, author(request, None), at_once=body.at_once)
-    return device_config.get_change(cat, identity)
+    identity = config_changes.change(cat, devices, patch, author(request, None), at_once=body.at_once)
+    return config_changes.get_change(cat, identity)
 
 
 @router.post("/config-changes/{change}/{step}", response_model=Change, summary="Pause, resume or abort a change")
 def post_step(request: Request, change: str, step: Literal["pause", "resume", "abort"]) -> Row:
     cat = catalogue(request)
-    device_config.move(cat, change, _EVENTS[step], author(request, None))
-    return device_config.get_change(cat, change)
+    config_changes.move(cat, change, _EVENTS[step], author(request, None))
+    return config_changes.get_change(cat, change)
 
 
 @router.get("/campaigns", response_model=Campaigns)

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from bowerbird_server import device_config as rules
-from bowerbird_server.catalogue import campaigns, device_config, overview
+from bowerbird_server.catalogue import campaigns, config_changes, device_config, overview
 from bowerbird_server.web.pages import _render as render
 from bowerbird_server.web.stores import catalogue
 
@@ -40,5 +40,5 @@ def config_page(request: Request, device: str) -> Response:
 def campaigns_page(request: Request) -> Response:
     cat = catalogue(request)
     return render(
-        request, "campaigns.html", campaigns=campaigns.list_campaigns(cat, 50), changes=device_config.changes(cat, 20)
+        request, "campaigns.html", campaigns=campaigns.list_campaigns(cat, 50), changes=config_changes.changes(cat, 20)
     )
