@@ -1,16 +1,18 @@
 """The whole agent process: memory, time to the first result, growth; the peer's process beside it.
 
-    python benchmarks/agent_footprint.py [--quick] [--precision int8|fp32] [--video film.avi]
+    python benchmarks/agent_footprint.py [--quick] [--precision int8|fp32] [--runtime openvino-cpu|onnxruntime-cpu] [--video film.avi]
 
 In: nothing; a yolo11n at 640 pixels is made for the run (extra `train`; random weights unless `benchmarks/detector.py` has trained
 one on this machine), and a film of synthetic scenes of 768x576 is written unless `--video` names one. Out: the figure as a last line of
 JSON: the most resident memory of `bowerbird-agent run`, in MB of 10^6 bytes, read from the kernel twice a second (goal: at most 200
-with int8 on ONNX Runtime, 250 with fp32). The agent does all that it does in the field: capture, detection, scores, choice, spool on
-disk, MQTT to a real broker behind which a server sends receipts. For `ok` also: the first result, seen at the broker as a published
-detection, within 1.5 s of the start of the process (median of several starts), and growth below 1 MB per 10,000 frames (a line
-through the later half of the readings; the full form runs until 10,000 frames are judged, the quick form only shows what it saw).
-Children of the agent are told apart. The peer is a process that does nothing but `YOLO("model.onnx").predict(frame)` on the same film
-with the fp32 file, one thread.
+with int8, 250 with fp32). It runs what `benchmarks/detector.py --figure speedup` finds fastest here: int8 on OpenVINO with huge pages,
+what is left in floats in bf16 where the processor computes in it; without OpenVINO, and with fp32, ONNX Runtime. `--runtime` asks for
+one. The agent does all that it does in the field: capture, detection, scores, choice, spool on disk, MQTT to a real broker behind
+which a server sends receipts. For `ok` also: the first result, seen at the broker as a published detection, within 1.5 s of the start
+of the process (median of several starts; the device has run before, as after every boot but the first), and growth below 1 MB per
+10,000 frames (a line through the later half of the readings; the full form runs until 10,000 frames are judged, the quick form only
+shows what it saw). Children of the agent are told apart. The peer is a process that does nothing but
+`YOLO("model.onnx").predict(frame)` on the same film with the fp32 file, one thread.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="under a minute instead of a quarter of an hour")
     parser.add_argument("--precision", choices=sorted(MEMORY_GOALS_MB), default="int8")
+    parser.add_argument("--runtime", choices=["openvino-cpu", "onnxruntime-cpu"], help="instead of the fastest one here")
     parser.add_argument("--video", type=Path, help="film to show instead of synthetic scenes")
     parser.add_argument("--peer", nargs=2, metavar=("ONNX", "FILM"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -54,9 +58,10 @@ def main() -> int:
         folder = Path(name)
         film = options.video.resolve() if options.video else write_film(folder / "street.avi")
         package, fp32 = make_package(folder)
+        model = {"factory": str(package), "threads": 1, **fastest(options.precision, options.runtime)}
         with Mosquitto(folder / "broker") as broker, ReceiptServer(broker.host, broker.port) as server:
-            starts = [first_result_s(folder / f"start-{n}", broker.port, package, film, options.precision) for n in range(3)]
-            seen = watch(folder / "run", broker.port, package, film, options.precision, quick=options.quick)
+            starts = [first_result_s(folder / f"start-{n}", broker.port, model, film) for n in range(3)]
+            seen = watch(folder / "run", broker.port, model, film, quick=options.quick)
             received = len(server.committed)
         command = [sys.executable, __file__, "--peer", str(fp32), str(film)]
         started_s = time.monotonic()
@@ -71,6 +76,7 @@ def main() -> int:
     ok = statistics.median(starts) <= FIRST_RESULT_GOAL_S and (options.quick or growth < GROWTH_GOAL_MB)
     details = {
         "precision": options.precision,
+        "model": {name: value for name, value in model.items() if name != "factory"},
         "first_result_s": [round(each, 2) for each in starts],
         "first_result_goal_s": FIRST_RESULT_GOAL_S,
         **seen,
@@ -92,18 +98,34 @@ def main() -> int:
     )
 
 
-def configure(folder: Path, port: int, package: Path, film: Path, precision: str) -> Path:
+def fastest(precision: str, runtime: str | None) -> dict[str, Any]:
+    """Keys of `[model]`: what the speed figure ran with on this machine."""
+    from bowerbird_models.package import ONNX_FP32, ONNX_INT8_OPENVINO, ONNX_INT8_ORT
+    from bowerbird_models.runtimes import available_elsewhere
+
+    usable = {found.name: found.precisions for found in available_elsewhere() if found.usable}
+    chosen = runtime or ("openvino-cpu" if precision == "int8" and "openvino-cpu" in usable else "onnxruntime-cpu")
+    if chosen not in usable:
+        raise SystemExit(f"{chosen} is not installed here")
+    if precision == "fp32":
+        return {"runtime": chosen, "variant": ONNX_FP32}
+    if chosen == "onnxruntime-cpu":
+        return {"runtime": chosen, "variant": ONNX_INT8_ORT}
+    floats = "bf16" if "bf16" in usable[chosen] else "fp32"
+    return {"runtime": chosen, "variant": ONNX_INT8_OPENVINO, "precision": floats, "huge_pages": True}
+
+
+def configure(folder: Path, port: int, model: Mapping[str, Any], film: Path) -> Path:
     """agent.toml of a device in the field: everything on, nothing that only tests need."""
     from bowerbird_testing.agent_process import write_config
 
     camera = f'[[cameras]]\nname = "gate"\nsource = "{film}"\nfps = 30\nloop = true'
-    variant = {"int8": "onnx-int8-ort", "fp32": "onnx-fp32"}[precision]
     return write_config(
         folder,
         port=port,
         cameras=camera,
         overrides={
-            "model": {"factory": str(package), "runtime": "onnxruntime-cpu", "variant": variant, "threads": 1},
+            "model": model,
             "selection": {"window_frames": 100, "frames_per_window": 4, "min_gap_s": 0.5},
             "accounting": {"encode_everything": False},
             "health": {"interval_s": 1.0},
@@ -157,11 +179,11 @@ class Listener:
         self._client.loop_stop()
 
 
-def first_result_s(folder: Path, port: int, package: Path, film: Path, precision: str) -> float:
+def first_result_s(folder: Path, port: int, model: Mapping[str, Any], film: Path) -> float:
     """Seconds from the start of the process to its first published detection; the second start of a device, its package installed."""
     from bowerbird_testing.agent_process import AgentProcess
 
-    config = configure(folder, port, package, film, precision)
+    config = configure(folder, port, model, film)
     took_s = 0.0
     for _ in range(2):
         listener = Listener(port)
@@ -173,11 +195,11 @@ def first_result_s(folder: Path, port: int, package: Path, film: Path, precision
     return took_s
 
 
-def watch(folder: Path, port: int, package: Path, film: Path, precision: str, *, quick: bool) -> dict[str, Any]:
+def watch(folder: Path, port: int, model: Mapping[str, Any], film: Path, *, quick: bool) -> dict[str, Any]:
     """Memory over time, against frames judged."""
     from bowerbird_testing.agent_process import AgentProcess
 
-    config = configure(folder, port, package, film, precision)
+    config = configure(folder, port, model, film)
     listener = Listener(port)
     readings: list[tuple[int, float]] = []
     children: dict[int, float] = {}
@@ -222,10 +244,10 @@ def children_of(pid: int) -> list[int]:
 
 
 def make_package(folder: Path) -> tuple[Path, Path]:
-    """A package with the fp32 file and its int8 file for ONNX Runtime; and the fp32 file."""
+    """A package with the fp32 file and its int8 files; and the fp32 file."""
     import trained_model
 
-    from bowerbird_models.package import ONNX_INT8_ORT, build_package
+    from bowerbird_models.package import ONNX_INT8_OPENVINO, ONNX_INT8_ORT, build_package
     from bowerbird_server.quantise import quantise
     from bowerbird_testing.onnx_models import ExportCase, export_models
 
@@ -236,7 +258,7 @@ def make_package(folder: Path) -> tuple[Path, Path]:
     else:
         exported = export_models(folder, [ExportCase("yolo11n", "yolo11n.yaml", 640)])["yolo11n"]
         fp32, pictures = exported.path, [each.image_path for each in exported.predictions]
-    files = quantise(fp32, folder / "int8", [ONNX_INT8_ORT], pictures).files
+    files = quantise(fp32, folder / "int8", [ONNX_INT8_ORT, ONNX_INT8_OPENVINO], pictures).files
     package = build_package(
         folder / "package", fp32, created_at="2026-01-01T00:00:00Z", golden_images=pictures[:2], variants=dict(files)
     )

@@ -161,11 +161,13 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.config import read_config
+    from bowerbird_agent.memory import keep_little
     from bowerbird_agent.remote_runner import RemoteWishes
 
     if arguments.is_own_process:
         # Before the wishes are read: beginning again is no start that could count against one of them.
         _begin_again_on_huge_pages(read_config(arguments.config))
+        keep_little()
     remote = RemoteWishes(arguments.config)
     config = remote.config
     from bowerbird_agent.device import Device

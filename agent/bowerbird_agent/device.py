@@ -54,7 +54,7 @@ from bowerbird_agent.stages import Stages
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
 from bowerbird_agent.tariff import Tariff
 from bowerbird_agent.telemetry import Readings
-from bowerbird_agent.update_runner import machine_boot_id
+from bowerbird_agent.update_settings import machine_boot_id
 from bowerbird_agent.upload_runner import UploadRunner, restore_budget
 from bowerbird_models.errors import ModelError
 
@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 # A clock before the first release of this software has not been set yet.
 _CLOCK_OK_FROM_S = 1_767_225_600
 _POLL_S = 0.5
-_GIVE_BACK_EVERY_S = 300.0
+_GIVE_BACK_AFTER_S, _GIVE_BACK_EVERY_S = 2.0, 300.0  # what a start leaves behind, and what months do
 _EXTEND_EVERY_S = 10.0
 # Packets under way from which on detections for the site are dropped: a frame is on its way through a thin pipe.
 _MANY_IN_FLIGHT = 8
@@ -268,13 +268,13 @@ class Device:
                     self._models.updates.start()
                 self._cameras.start()
                 self._notifier.ready(self._vitals.line())
-                given_back_s = time.monotonic()
+                give_back_s = time.monotonic() + _GIVE_BACK_AFTER_S
                 while not self._stop_asked.is_set():
                     self._wait()
                     self._look_after()
-                    if time.monotonic() - given_back_s > _GIVE_BACK_EVERY_S:
-                        give_back(collect=False)
-                        given_back_s = time.monotonic()
+                    if time.monotonic() >= give_back_s:
+                        give_back(collect=False, code=True)
+                        give_back_s = time.monotonic() + _GIVE_BACK_EVERY_S
                     if self._models.updates is not None and not self._models.updates.is_alive:
                         raise StageDied("the update thread died; the log says why. The agent ends so that it is started again")
                     if self._reload_asked.is_set():

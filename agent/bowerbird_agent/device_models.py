@@ -13,7 +13,6 @@ from bowerbird_agent.errors import AgentError, NoModelError
 from bowerbird_agent.inference import Inference, LoadedModel
 from bowerbird_agent.memory import give_back
 from bowerbird_agent.model_tuning import ModelTuning
-from bowerbird_agent.update_runner import UpdateRunner
 from bowerbird_models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_agent.model_runtime import ModelRuntimes
     from bowerbird_agent.model_store import ModelSlot, ModelStore
+    from bowerbird_agent.update_runner import UpdateRunner
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +85,8 @@ class DeviceModels:
         """The updater, woken; None where no update repository is trusted."""
         if self._root is None:
             return None
+        from bowerbird_agent.update_runner import UpdateRunner  # with what verifies signatures 13 MB: for who trusts updates
+
         device = self._config.device
         updates = UpdateRunner(
             self._store,
@@ -106,7 +108,7 @@ class DeviceModels:
         logger.info("model %s: %s (%s: %s)", slot.digest[:12], runs.candidate, runs.origin, runs.why)
         self._file_digests[slot.digest] = detector.file_digest
         self._inference.swap_model(LoadedModel(detector, slot.digest, runs.to_plain(detector)))
-        give_back()
+        give_back(code=True)
 
     def _swap(self, slot: ModelSlot | None) -> None:
         """For the updater, in its thread: returns when the model answers frames."""

@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
 
+from bowerbird_models.processor import this_processor
+
 TUNABLES = "GLIBC_TUNABLES"
 BEGAN_AGAIN = "BOWERBIRD_BEGAN_AGAIN"  # ends a loop that would otherwise never reach the cameras
 _HUGE_PAGES = "glibc.malloc.hugetlb"
@@ -63,30 +65,17 @@ class Hardware:
 
 def this_machine() -> Hardware:
     """The machine that this process runs on."""
-    processor, flags = parse_cpuinfo(_read(Path("/proc/cpuinfo")))
+    processor, flags_digest = this_processor()
     return Hardware(
         machine=platform.machine(),
         board=_read(Path("/proc/device-tree/model")).strip("\0 \n"),
         processor=processor,
-        flags_digest=hashlib.sha256(flags.encode()).hexdigest()[:12],
+        flags_digest=flags_digest,
         cores=len(os.sched_getaffinity(0)),
         memory_gb=memory_class_gb(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
         gpu=_gpu(),
         stack=_stack(),
     )
-
-
-def parse_cpuinfo(text: str) -> tuple[str, str]:
-    """Model and sorted instruction sets from /proc/cpuinfo, of x86 or ARM; boards with two kinds of cores name both."""
-
-    def values(key: str) -> list[str]:
-        return sorted(set(re.findall(rf"^{key}[ \t]*: *(.+)$", text, re.MULTILINE)))
-
-    names = values("model name")
-    if not names:
-        names = [f"implementer {a} part {b}" for a in values("CPU implementer") for b in values("CPU part")]
-    flags = sorted({flag for line in values("flags") + values("Features") for flag in line.split()})
-    return " + ".join(names), " ".join(flags)
 
 
 def memory_class_gb(total_bytes: int) -> int:

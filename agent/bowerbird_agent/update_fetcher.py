@@ -23,6 +23,7 @@ from typing import IO
 from tuf.api.exceptions import DownloadError, DownloadHTTPError, DownloadLengthMismatchError
 from tuf.ngclient.fetcher import FetcherInterface
 
+from bowerbird_agent.update_settings import QUIET_S
 from bowerbird_wire.messages import Block, BlockRequest
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,6 @@ BLOCK_BYTES = 32 * 1024
 FIRST_WINDOW, MAX_WINDOW = 4, 16  # blocks in flight
 REORDER = 4  # a block that was asked for this many blocks before one that came is lost
 NOT_FOUND = "not_found"
-QUIET_S = 3.0
 
 
 class FetchStopped(DownloadError):

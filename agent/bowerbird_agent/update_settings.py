@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from bowerbird_agent.selftest import MEMORY_BYTES, TIMEOUT_S
-from bowerbird_agent.update_fetcher import QUIET_S
 from bowerbird_agent.updater import TrialLimits
 from bowerbird_models.manifest import Probation
 
+QUIET_S = 3.0  # silence after which blocks that were asked for count as lost
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

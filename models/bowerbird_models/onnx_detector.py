@@ -164,7 +164,7 @@ def _start_session(content: bytes, options: RuntimeOptions) -> Any:
 def _engine_folder(content: bytes, options: RuntimeOptions, engine_dir: Path) -> Path:
     """The folder for the engines of this very file on this GPU and this software."""
     from bowerbird_models.cuda import CudaError, find_gpu
-    from bowerbird_models.tensorrt_engines import provider_folder
+    from bowerbird_models.engines import provider_folder
 
     try:
         gpu = find_gpu()

@@ -1,7 +1,11 @@
 """OpenVINO on the processor: a network at a precision that was asked for, never one that OpenVINO picked.
 
-In: the bytes of one ONNX file. Out: a `Session`. The input tensor is the caller's own memory and the outputs are views of OpenVINO's:
-nothing is copied. It uses no other device of OpenVINO's and keeps no cache of compiled models.
+In: one ONNX file, and perhaps the folder where compiled networks are kept (`engines.py`). Out: a `Session`. The input tensor is the
+caller's own memory and the outputs are views of OpenVINO's: nothing is copied. It uses no other device of OpenVINO's, and not
+OpenVINO's own cache, which takes whatever file lies in its folder.
+
+A network that comes out of the folder starts in a third of the time and takes less memory: neither the ONNX file nor the graph that
+is compiled from it was ever in this process. So the first start, which compiles, goes on with what it has just put there.
 """
 
 from __future__ import annotations
@@ -10,8 +14,10 @@ import logging
 import sys
 from typing import TYPE_CHECKING, Any
 
+from bowerbird_models.engines import EngineCache, EngineKey, Stack, private_folder
 from bowerbird_models.errors import AcceleratorMissing, NotAModel, RuntimeMissing
 from bowerbird_models.onnx_file import output_names
+from bowerbird_models.processor import this_processor
 from bowerbird_models.runtime_options import OPENVINO_CPU, RuntimeOptions
 from bowerbird_models.session import TensorSpec
 from bowerbird_models.yolo import first_line
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from bowerbird_models.model_file import ModelFile
     from bowerbird_models.session import Run
 
 logger = logging.getLogger(__name__)
@@ -34,8 +41,8 @@ class OpenvinoSession:
     """A network on OpenVINO's CPU device; implements `Session`.
 
     Args:
-        content: a whole ONNX file, checked.
-        options: threads and precision.
+        file: a whole ONNX file, checked.
+        options: threads, precision, and where compiled networks are kept.
 
     Raises:
         NotAModel: OpenVINO cannot load it.
@@ -43,23 +50,14 @@ class OpenvinoSession:
         AcceleratorMissing: this processor does not compute in the precision asked for.
     """
 
-    def __init__(self, content: bytes, options: RuntimeOptions) -> None:
+    def __init__(self, file: ModelFile, options: RuntimeOptions) -> None:
         self._openvino = import_openvino()
-        version = release(self._openvino)
-        try:
-            core = self._openvino.Core()
-            self._compiled: Any = core.compile_model(core.read_model(content), "CPU", _properties(options))
-        except Exception as error:  # openvino's exceptions share no base below Exception
-            logger.debug("openvino refused a model: %s", error)
-            raise NotAModel(
-                f"OpenVINO {version} cannot load it ({_reason(error)}); export it again, with an opset that this version "
-                "knows, or update openvino"
-            ) from error
+        self._compiled: Any = _obtain(self._openvino, file, options)
         _check_precision(self._compiled, options.precision)
-        self.runtime = f"{OPENVINO_CPU} {version}"
+        self.runtime = f"{OPENVINO_CPU} {release(self._openvino)}"
         self.inputs = tuple(_spec(port.get_any_name(), port) for port in self._compiled.inputs)
         # A tensor may carry several names inside OpenVINO; the file's own is the one that everybody means.
-        self.outputs = tuple(_spec(name, self._compiled.output(name)) for name in output_names(content))
+        self.outputs = tuple(_spec(name, self._compiled.output(name)) for name in output_names(file.content))
 
     def bind(self, tensor: NDArray[Any], outputs: Sequence[str], *, fixed: bool) -> Run:  # noqa: ARG002 - views need no buffers
         """As `Session.bind`; one infer request that reads `tensor` in place."""
@@ -119,6 +117,59 @@ def _import() -> Any:
             "pip install --force-reinstall 'bowerbird[openvino]'"
         ) from error
     return openvino
+
+
+def _obtain(openvino: Any, file: ModelFile, options: RuntimeOptions) -> Any:
+    """The compiled network: out of the folder, or compiled now and, if it can be, put there and taken out again.
+
+    Raises:
+        NotAModel: OpenVINO cannot load it.
+    """
+    core, properties = openvino.Core(), _properties(options)
+    key = engine_key(openvino, file, options)
+    cache = _cache(options)
+    engine = None if cache is None else cache.load(key)
+    if engine is not None:
+        try:
+            return core.import_model(engine, "CPU", properties)
+        except Exception as error:  # built by this very version on this processor, yet refused: compile it again
+            logger.warning("OpenVINO does not take what it compiled for %s earlier: %s", file.digest[:12], _reason(error))
+    try:
+        compiled = core.compile_model(core.read_model(file.content), "CPU", properties)
+    except Exception as error:  # openvino's exceptions share no base below Exception
+        logger.debug("openvino refused a model: %s", error)
+        raise NotAModel(
+            f"OpenVINO {release(openvino)} cannot load it ({_reason(error)}); export it again, with an opset that this version "
+            "knows, or update openvino"
+        ) from error
+    if cache is None:
+        return compiled
+    try:
+        engine = compiled.export_model().getvalue()
+        with cache.building():
+            cache.sweep(key.stack)
+            cache.admit(key, engine)
+            cache.sweep(key.stack)
+        return core.import_model(engine, "CPU", properties)
+    except Exception as error:  # a full disk, or a network that cannot be exported: slower next time, and no less right
+        logger.warning("what OpenVINO compiled is not kept: %s", _reason(error))
+        return compiled
+
+
+def _cache(options: RuntimeOptions) -> EngineCache | None:
+    if options.engine_dir is None:
+        return None
+    try:
+        return EngineCache(private_folder(options.engine_dir) / "openvino")
+    except RuntimeMissing as error:
+        logger.warning("what OpenVINO compiles is not kept: %s", error)
+        return None
+
+
+def engine_key(openvino: Any, file: ModelFile, options: RuntimeOptions) -> EngineKey:
+    """What a compiled network is tied to."""
+    stack = Stack(*this_processor(), f"openvino {openvino.__version__}")
+    return EngineKey(file.digest, stack, options.precision, f"{options.threads} threads")
 
 
 def _properties(options: RuntimeOptions) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class RuntimeOptions:
         threads: threads it computes with on the processor, 1 or more.
         spinning: ONNX Runtime's intra-op threads spin while idle: faster on a machine of its own, slower on a shared one.
         precision: what it computes in ("fp32", "fp16", "bf16"; `PRECISIONS` has what each can); int8 lies in the file.
-        engine_dir: where TensorRT engines and timing caches are kept; without it an engine is built at every start.
+        engine_dir: where what TensorRT and OpenVINO compile for this machine is kept; without it they compile at every start.
 
     Raises:
         ValueError: an unknown runtime, a precision it does not compute in, or threads below 1.

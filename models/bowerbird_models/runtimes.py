@@ -87,7 +87,7 @@ def open_session(file: ModelFile, options: RuntimeOptions) -> Session:
     if options.runtime == OPENVINO_CPU:
         from bowerbird_models.openvino_detector import OpenvinoSession
 
-        return OpenvinoSession(file.content, options)
+        return OpenvinoSession(file, options)
     if options.runtime == TENSORRT:
         from bowerbird_models.tensorrt_detector import TensorrtSession
 

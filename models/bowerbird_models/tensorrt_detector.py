@@ -1,7 +1,7 @@
 """Native TensorRT: the engine of an ONNX file, built on this device, kept, and run.
 
 In: a checked ONNX file. Out: a `Session`. An engine is built the first time and whenever GPU, TensorRT, precision or file have changed
-(`tensorrt_build.py`, in a child process), otherwise it comes from this device's own folder (`tensorrt_engines.py`). Engines of
+(`tensorrt_build.py`, in a child process), otherwise it comes from this device's own folder (`engines.py`). Engines of
 others are not taken. No machine of ours has a GPU: this ran against a stand-in for TensorRT only (docs/runtimes.md).
 """
 
@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bowerbird_models.cuda import Cuda, CudaError
+from bowerbird_models.engines import EngineCache, EngineKey, Stack
 from bowerbird_models.errors import AcceleratorMissing, EngineNotBuilt, ModelOutputError, UnsupportedModel
 from bowerbird_models.runtime_options import TENSORRT, RuntimeOptions
 from bowerbird_models.session import TensorSpec
 from bowerbird_models.tensorrt_build import BuildOrder, Limits, import_tensorrt, make_logger, run_build
-from bowerbird_models.tensorrt_engines import EngineCache, EngineKey, Stack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Platform:
     def stack(self) -> Stack:
         """What engines are tied to."""
         gpu = self.cuda.gpu
-        return Stack(gpu.name, gpu.compute_capability, str(self.tensorrt.__version__))
+        return Stack(gpu.name, gpu.compute_capability, f"tensorrt {self.tensorrt.__version__}")
 
 
 class TensorrtSession:

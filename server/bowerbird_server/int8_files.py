@@ -1,9 +1,9 @@
 """A float detector as int8 files: one for ONNX Runtime and one for OpenVINO, because one does not serve both.
 
 In: an ONNX model and pictures of the site. Out: QDQ models, unsigned bytes for activations and signed bytes, one scale a channel, for
-weights. ONNX Runtime is fastest where every node runs on bytes (convolution, sigmoid, product, concatenation), and takes the
-camera's bytes directly. OpenVINO is fastest where only the convolutions' inputs and weights are bytes and it may fuse the rest
-itself. In both the decoding stays in floats. It measures nothing (`variants.py`); runs in `quantise_child.py` only.
+weights. ONNX Runtime is fastest where every node runs on bytes (convolution, sigmoid, product, concatenation). OpenVINO is fastest
+where only the convolutions' inputs and weights are bytes and it may fuse the rest itself. Both take the camera's bytes directly, and in
+both the decoding stays in floats. It measures nothing (`variants.py`); runs in `quantise_child.py` only.
 
 Weights have eight bits. Processors with AVX2 or AVX-512 but without VNNI add pairs of products in sixteen bits, which can saturate;
 seven-bit weights (`reduce_range`) would be safe there and were measured to cost half a point of mAP50-95 everywhere else. So the
@@ -75,14 +75,17 @@ def int8_for_onnxruntime(prepared: Any, ranges: Mapping[str, tuple[float, float]
     if dfl is not None:
         low, high = ranges.get(dfl.source, (-np.inf, np.inf))
         ratio_of_sums(model, max(abs(low), abs(high)))
-    if entry(source, "task") != "classify":  # a classifier's pictures are cut out in floats
-        model = uint8_input(model)
-    return _finish(model, source)
+    return _finish(_takes_bytes(model, source), source)
 
 
 def int8_for_openvino(prepared: Any, ranges: Mapping[str, tuple[float, float]], source: Any) -> Any:
-    """The file for OpenVINO: inputs and weights of the convolutions; arguments as `int8_for_onnxruntime`."""
-    return _finish(_quantise(prepared, ranges, only=("Conv",)), source)
+    """The file for OpenVINO: inputs and weights of the convolutions, uint8 pictures in; arguments as `int8_for_onnxruntime`."""
+    return _finish(_takes_bytes(_quantise(prepared, ranges, only=("Conv",)), source), source)
+
+
+def _takes_bytes(model: Any, source: Any) -> Any:
+    """The model with an input for the camera's bytes: a quarter of the memory of floats, and no pass over them."""
+    return model if entry(source, "task") == "classify" else uint8_input(model)  # a classifier's pictures are cut out in floats
 
 
 INT8 = {ONNX_INT8_ORT: int8_for_onnxruntime, ONNX_INT8_OPENVINO: int8_for_openvino}

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from numpy.typing import NDArray
 
+from bowerbird_models.engines import EngineCache
 from bowerbird_models.errors import AcceleratorMissing, NotAModel, RuntimeMissing
 from bowerbird_models.model_file import ModelFile
 from bowerbird_models.onnx_detector import OnnxDetector, OnnxSession
@@ -21,7 +23,7 @@ from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 
 pytest.importorskip("openvino", reason="the openvino extra is not installed: pip install -e '.[openvino]'")
 
-from bowerbird_models.openvino_detector import OpenvinoSession, import_openvino, precisions
+from bowerbird_models.openvino_detector import OpenvinoSession, engine_key, import_openvino, precisions
 
 WHITE = np.full((64, 64, 3), 255, np.uint8)
 BOXES = (
@@ -52,7 +54,7 @@ def test_the_same_detections_as_onnx_runtime(tmp_path: Path, kind: dict[str, Any
 def test_it_says_what_it_is_and_takes_the_names_of_the_file(tmp_path: Path) -> None:
     """A tensor has several names inside OpenVINO; the graph's are reported, in the graph's order."""
     file = ModelFile.read(write_tiny_yolo(tmp_path / "m.onnx", embedding_size=4))
-    session = OpenvinoSession(file.content, OPENVINO)
+    session = OpenvinoSession(file, OPENVINO)
     assert session.runtime.startswith("openvino-cpu 20")
     assert [str(spec) for spec in session.inputs] == ["images float32(1, 3, 64, 64)"]
     graph = onnx.load_from_string(file.content).graph
@@ -62,7 +64,7 @@ def test_it_says_what_it_is_and_takes_the_names_of_the_file(tmp_path: Path) -> N
 
 def test_the_input_is_read_where_it_lies(tmp_path: Path) -> None:
     """What is written into the bound array is what the next run sees, in the order of outputs that was asked for."""
-    session = OpenvinoSession(write_tiny_yolo(tmp_path / "m.onnx", embedding_size=4).read_bytes(), OPENVINO)
+    session = OpenvinoSession(ModelFile.read(write_tiny_yolo(tmp_path / "m.onnx", embedding_size=4)), OPENVINO)
     tensor = np.zeros((1, 3, 64, 64), np.float32)
     run = session.bind(tensor, ["embedding", "output0"], fixed=True)
     seen = [float(run()[0][0, 0])]
@@ -74,10 +76,10 @@ def test_the_input_is_read_where_it_lies(tmp_path: Path) -> None:
 
 def test_a_picture_of_bytes_goes_in_as_bytes(tmp_path: Path) -> None:
     """The uint8 input of a package, on both runtimes."""
-    content = take_bytes(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES), tmp_path / "bytes.onnx").read_bytes()
+    file = ModelFile.read(take_bytes(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES), tmp_path / "bytes.onnx"))
     pixels = np.random.default_rng(1).integers(0, 256, (1, 64, 64, 3), np.uint8)
     found = []
-    for session in (OpenvinoSession(content, OPENVINO), OnnxSession(content)):
+    for session in (OpenvinoSession(file, OPENVINO), OnnxSession(file.content)):
         assert str(session.inputs[0]) == "pixels uint8(1, 64, 64, 3)"
         run = session.bind(pixels, ["output0"], fixed=True)
         found.append([run()[0].copy(), run()[0].copy()])
@@ -95,7 +97,7 @@ def test_sizes_left_open_are_bound_one_by_one(tmp_path: Path) -> None:
     graph.node.insert(0, onnx.helper.make_node("Cast", ["images"], ["real"], to=onnx.TensorProto.FLOAT))
     graph.node[1].input[0] = "real"
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
-    session = OpenvinoSession(model.SerializeToString(), OPENVINO)
+    session = OpenvinoSession(ModelFile(model.SerializeToString(), "00" * 32), OPENVINO)
     assert str(session.inputs[0]) == "images uint8(?, 3, ?, ?)"
     small, wide = np.full((1, 3, 4, 4), 7, np.uint8), np.full((1, 3, 2, 8), 9, np.uint8)
     runs = [session.bind(tensor, ["output0"], fixed=False) for tensor in (small, wide)]
@@ -120,7 +122,7 @@ def test_a_precision_is_used_or_refused(tmp_path: Path, precision: str) -> None:
 
 def test_threads_streams_and_precision_are_what_was_asked(tmp_path: Path) -> None:
     """Read back from the compiled model; no thread is tied to a core."""
-    session = OpenvinoSession(write_tiny_yolo(tmp_path / "m.onnx").read_bytes(), RuntimeOptions("openvino-cpu", threads=2))
+    session = OpenvinoSession(ModelFile.read(write_tiny_yolo(tmp_path / "m.onnx")), RuntimeOptions("openvino-cpu", threads=2))
     asked = ("INFERENCE_NUM_THREADS", "NUM_STREAMS", "ENABLE_CPU_PINNING", "PERFORMANCE_HINT")
     assert [str(session._compiled.get_property(name)) for name in asked[:3]] == ["2", "1", "False"]
     assert "LATENCY" in str(session._compiled.get_property(asked[3]))
@@ -169,3 +171,85 @@ def test_without_openvino_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(RuntimeMissing, match=r"pip install 'bowerbird\[openvino\]'"):
         import_openvino()
+
+
+# --- what was compiled is kept --------------------------------------------------------------------------------------------
+
+
+def outputs_of(file: ModelFile, options: RuntimeOptions) -> list[NDArray[Any]]:
+    """Every output for one picture of noise."""
+    session = OpenvinoSession(file, options)
+    tensor = np.random.default_rng(3).random((1, 3, 64, 64), np.float32)
+    run = session.bind(tensor, [spec.name for spec in session.outputs], fixed=True)
+    found = [each.copy() for each in run()]
+    session.close()
+    return found
+
+
+def kept_in(folder: Path) -> list[Path]:
+    """The compiled networks of an engine folder."""
+    return sorted((folder / "openvino").glob("*.engine"))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_network_is_kept_and_says_the_same_bit_for_bit(tmp_path: Path, precision: str) -> None:
+    if precision not in precisions(import_openvino()):
+        pytest.skip(f"this processor does not compute in {precision}")
+    file = ModelFile.read(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES, embedding_size=4))
+    bare = RuntimeOptions("openvino-cpu", precision=precision)
+    keeping = RuntimeOptions("openvino-cpu", precision=precision, engine_dir=tmp_path / "engines")
+    expected = outputs_of(file, bare)
+    for _ in range(2):  # compiled, and taken from the folder
+        for ours, theirs in zip(outputs_of(file, keeping), expected, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+    assert len(kept_in(tmp_path / "engines")) == 1
+
+
+def test_the_second_start_compiles_nothing(tmp_path: Path) -> None:
+    """The file's content is not even looked at: its digest names what was compiled from it."""
+    file = ModelFile.read(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES))
+    options = RuntimeOptions("openvino-cpu", engine_dir=tmp_path / "engines")
+    expected = outputs_of(file, options)
+    again = OpenvinoSession(ModelFile(write_tiny_yolo(tmp_path / "other.onnx").read_bytes(), file.digest), options)
+    assert [spec.name for spec in again.outputs] == ["output0"]
+    run = again.bind(np.random.default_rng(3).random((1, 3, 64, 64), np.float32), ["output0"], fixed=True)
+    np.testing.assert_array_equal(run()[0], expected[0])
+
+
+def test_another_model_precision_or_thread_count_is_compiled_for_itself(tmp_path: Path) -> None:
+    engines = tmp_path / "engines"
+    first = ModelFile.read(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES))
+    second = ModelFile.read(write_tiny_yolo(tmp_path / "n.onnx", boxes=BOXES[:1]))
+    assert not np.array_equal(
+        outputs_of(first, RuntimeOptions("openvino-cpu", engine_dir=engines))[0],
+        outputs_of(second, RuntimeOptions("openvino-cpu", engine_dir=engines))[0],
+    )
+    outputs_of(first, RuntimeOptions("openvino-cpu", threads=2, engine_dir=engines))
+    assert len(kept_in(engines)) == 3
+
+
+def test_a_damaged_or_refused_compiled_network_is_compiled_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Damaged: its digest is not the index's. Refused: the index vouches for it and OpenVINO does not take it."""
+    file = ModelFile.read(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES))
+    options = RuntimeOptions("openvino-cpu", engine_dir=tmp_path / "engines")
+    expected = outputs_of(file, options)
+    (path,) = kept_in(tmp_path / "engines")
+    cache, key = EngineCache(path.parent), engine_key(import_openvino(), file, options)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert cache.load(key) is None
+    np.testing.assert_array_equal(outputs_of(file, options)[0], expected[0])
+    assert cache.load(key) is not None
+
+    with cache.building():
+        cache.admit(key, b"not what OpenVINO exports")
+    np.testing.assert_array_equal(outputs_of(file, options)[0], expected[0])
+    assert "does not take what it compiled" in caplog.text
+    assert cache.load(key) != b"not what OpenVINO exports"
+
+
+def test_without_a_place_for_it_the_model_runs_all_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = ModelFile.read(write_tiny_yolo(tmp_path / "m.onnx", boxes=BOXES))
+    (tmp_path / "taken").write_text("a file where the folder should be")
+    options = RuntimeOptions("openvino-cpu", engine_dir=tmp_path / "taken")
+    np.testing.assert_array_equal(outputs_of(file, options)[0], outputs_of(file, OPENVINO)[0])
+    assert "is not kept" in caplog.text

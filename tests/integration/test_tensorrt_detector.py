@@ -23,6 +23,7 @@ import onnx
 import pytest
 
 from bowerbird_models.cuda import Cuda, CudaError
+from bowerbird_models.engines import Stack
 from bowerbird_models.errors import (
     AcceleratorMissing,
     EngineNotBuilt,
@@ -36,7 +37,6 @@ from bowerbird_models.onnx_detector import OnnxDetector
 from bowerbird_models.runtimes import RuntimeOptions
 from bowerbird_models.tensorrt_build import BuildOrder, Limits, build, run_build
 from bowerbird_models.tensorrt_detector import Platform, TensorrtSession, obtain_engine
-from bowerbird_models.tensorrt_engines import Stack
 from bowerbird_models.yolo import YoloDetector
 from bowerbird_testing.byte_input import take_bytes
 from bowerbird_testing.fake_cuda import compile_libcuda, compiler, load_libcuda
@@ -49,7 +49,7 @@ TESTS = Path(__file__).parents[1]
 WHITE = np.full((64, 64, 3), 255, np.uint8)
 BOXES = (TinyBox((8, 8, 40, 40), 0, 0.9), TinyBox((50, 50, 60, 60), 1, 0.8, "bright"), TinyBox((2, 50, 12, 60), 1, 0.7, "dark"))
 V10, V11 = "10.3.0", "11.4.0.106"
-STACK = Stack("Stand-in GPU", "8.7", V10)
+STACK = Stack("Stand-in GPU", "8.7", f"tensorrt {V10}")
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +196,7 @@ def test_an_engine_is_built_once_and_again_when_anything_changes(tmp_path: Path,
     for changed in (
         lambda: obtain_engine(other, options(here), STACK),
         lambda: obtain_engine(file, options(here, "fp16"), STACK),
-        lambda: obtain_engine(file, options(here), replace(STACK, tensorrt="10.7.0")),
+        lambda: obtain_engine(file, options(here), replace(STACK, runtime="tensorrt 10.7.0")),
         lambda: obtain_engine(file, options(None), STACK),
     ):
         with pytest.raises(ModelError, match="nothing may be built now"):
@@ -327,10 +327,10 @@ def test_killed_in_a_build_leaves_no_engine_that_loads(
         )
     else:
         script = (
-            "from bowerbird_models import tensorrt_engines\n"
+            "from bowerbird_models import engines\n"
             f"def admit(self, key, engine):\n    self._folder.joinpath(key.digest() + '.engine').write_bytes(engine)\n"
             f"    {reached}; {WAIT}\n"
-            "tensorrt_engines.EngineCache.admit = admit\n"
+            "engines.EngineCache.admit = admit\n"
         ) + BUILDER
     agent = subprocess.Popen([sys.executable, "-c", script, str(path), str(engines)])
     try:

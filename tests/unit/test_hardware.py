@@ -13,9 +13,9 @@ from bowerbird_agent.hardware import (
     environment_to_begin_again,
     has_huge_pages,
     memory_class_gb,
-    parse_cpuinfo,
     with_huge_pages,
 )
+from bowerbird_models.processor import parse_cpuinfo
 
 X86 = """processor\t: 0
 model name\t: AMD EPYC 9B14

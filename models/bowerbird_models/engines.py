@@ -1,8 +1,9 @@
 """The engines that this device has built: a folder that gives back only what was put in here, for the stack that runs now.
 
-In: keys and engines. Out: the bytes of an engine, or nothing. An engine is code for one GPU and one version of TensorRT: it is never
-taken from anybody. The folder is the owner's alone; an index of digests, written after the engine is safe on the disk, says which
-files count, so that a half-written, foreign or changed file is as good as absent. It builds nothing.
+In: keys and engines. Out: the bytes of an engine, or nothing. An engine is a network that a runtime compiled for one machine: code
+for one GPU and one TensorRT, a compiled model of OpenVINO for one processor. It is never taken from anybody. The folder is the owner's
+alone; an index of digests, written after the engine is safe on the disk, says which files count, so that a half-written, foreign or
+changed file is as good as absent. It builds nothing.
 
 A file is `MAGIC`, the length of a JSON text in four bytes, that text (the key, for people), then the engine.
 """
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAGIC = b"BOWERBIRD-ENGINE\n"
-RECIPE = 1  # of `tensorrt_build.build`; raised when it builds otherwise from the same key
+RECIPE = 2  # of the builds; raised when they build otherwise from the same key
 MAX_ENGINES = 8  # active, candidate, previous and factory, in two precisions while they are compared
 MAX_ENGINE_BYTES = 2**31
 _INDEX, _LOCK = "index.json", ".lock"
@@ -42,15 +43,15 @@ class Stack:
     """What an engine is tied to. Another value of any of these, and every engine is built again.
 
     Args:
-        gpu: the GPU's name.
-        compute_capability: such as "8.7".
-        tensorrt: TensorRT's version.
+        device: the GPU's or the processor's name.
+        capability: what it can compute: a GPU's compute capability, such as "8.7"; a digest of a processor's instruction sets.
+        runtime: name and full version of what compiled it.
         recipe: how we build.
     """
 
-    gpu: str
-    compute_capability: str
-    tensorrt: str
+    device: str
+    capability: str
+    runtime: str
     recipe: int = RECIPE
 
 
@@ -60,15 +61,15 @@ class EngineKey:
 
     Args:
         onnx_digest: SHA-256 of the ONNX file, 64 hex digits.
-        stack: GPU, TensorRT and recipe.
+        stack: device, runtime and recipe.
         precision: "fp32", "fp16" or "bf16".
-        shape: the largest input, as "height x width", and the stride of smaller ones.
+        form: whatever else it is tied to: the largest input and the stride of smaller ones for TensorRT, threads for OpenVINO.
     """
 
     onnx_digest: str
     stack: Stack
     precision: str
-    shape: str
+    form: str
 
     def digest(self) -> str:
         """SHA-256 over all of it, 64 hex digits."""

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from bowerbird_models.engines import MAGIC, MAX_ENGINES, EngineCache, EngineKey, Stack, provider_folder
 from bowerbird_models.errors import RuntimeMissing, UnsupportedModel
 from bowerbird_models.tensorrt_build import profile_shapes
-from bowerbird_models.tensorrt_engines import MAGIC, MAX_ENGINES, EngineCache, EngineKey, Stack, provider_folder
 
-ORIN = Stack("Orin", "8.7", "10.3.0")
+ORIN = Stack("Orin", "8.7", "tensorrt 10.3.0")
 KEY = EngineKey("ab" * 32, ORIN, "fp16", "640 x 640 by 32")
 
 
@@ -39,10 +39,10 @@ def test_what_was_admitted_is_given_back(tmp_path: Path) -> None:
     [
         replace(KEY, onnx_digest="cd" * 32),
         replace(KEY, precision="fp32"),
-        replace(KEY, shape="320 x 640 by 32"),
-        replace(KEY, stack=replace(ORIN, gpu="Thor")),
-        replace(KEY, stack=replace(ORIN, compute_capability="8.9")),
-        replace(KEY, stack=replace(ORIN, tensorrt="10.7.0")),
+        replace(KEY, form="320 x 640 by 32"),
+        replace(KEY, stack=replace(ORIN, device="Thor")),
+        replace(KEY, stack=replace(ORIN, capability="8.9")),
+        replace(KEY, stack=replace(ORIN, runtime="tensorrt 10.7.0")),
         replace(KEY, stack=replace(ORIN, recipe=ORIN.recipe + 1)),
     ],
 )
@@ -65,7 +65,7 @@ def test_the_file_says_what_it_is(tmp_path: Path) -> None:
     size = int.from_bytes(content[len(MAGIC) : len(MAGIC) + 4], "big")
     header = json.loads(content[len(MAGIC) + 4 : len(MAGIC) + 4 + size])
     assert content.startswith(MAGIC)
-    assert header["stack"] == {"gpu": "Orin", "compute_capability": "8.7", "tensorrt": "10.3.0", "recipe": ORIN.recipe}
+    assert header["stack"] == {"device": "Orin", "capability": "8.7", "runtime": "tensorrt 10.3.0", "recipe": ORIN.recipe}
 
 
 def test_a_changed_engine_is_not_loaded(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 def test_a_sweep_removes_other_stacks_unfinished_and_unknown_files(tmp_path: Path) -> None:
     cache = EngineCache(tmp_path)
-    before = replace(KEY, stack=replace(ORIN, tensorrt="10.2.0"))
+    before = replace(KEY, stack=replace(ORIN, runtime="tensorrt 10.2.0"))
     keep(cache, before, b"of the old TensorRT")
     keep(cache, KEY, b"the engine")
     (tmp_path / ".engine.part").write_bytes(b"half an eng")
