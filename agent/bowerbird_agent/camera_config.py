@@ -58,6 +58,7 @@ class CameraConfig:
         region: only this part of the picture is looked at, stored and sent; None for all of it.
         masks: polygons of at least three (x, y) points in shares of the whole picture, filled before anything looks at a frame.
         stall_s: a live camera that gives no picture for so long is left and connected to again.
+        enabled: false switches the camera off: it is not opened.
     """
 
     name: str
@@ -72,6 +73,7 @@ class CameraConfig:
     region: Region | None = None
     masks: tuple[tuple[tuple[float, ...], ...], ...] = ()
     stall_s: float = 10.0
+    enabled: bool = True
 
     def __post_init__(self) -> None:
         try:

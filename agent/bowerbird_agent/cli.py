@@ -163,21 +163,18 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from bowerbird_agent.config import check_files, read_config
+    from bowerbird_agent.config import read_config
     from bowerbird_agent.memory import keep_little
+    from bowerbird_agent.remote_runner import RemoteWishes
 
-    config = read_config(arguments.config)
-    check_files(config, str(arguments.config))
     if arguments.is_own_process:
-        _begin_again_on_huge_pages(config)
+        # Before the wishes are read: beginning again is no start that could count against one of them.
+        _begin_again_on_huge_pages(read_config(arguments.config))
         keep_little()
+    remote = RemoteWishes(arguments.config)
+    config = remote.config
     from bowerbird_agent.device import Device
     from bowerbird_agent.sd_notify import Notifier, NotifyAddress
-
-    def reread() -> AgentConfig:
-        changed = read_config(arguments.config)
-        check_files(changed, str(arguments.config))
-        return changed
 
     def set_level(level: str) -> None:
         if arguments.log_level is None:
@@ -189,7 +186,7 @@ def _run(arguments: argparse.Namespace) -> int:
     device = Device(
         config,
         version=_version(),
-        reread=reread,
+        remote=remote,
         on_log_level=set_level,
         notifier=Notifier(NotifyAddress.from_environment(found, pid=os.getpid())),
         give_up=os._exit,

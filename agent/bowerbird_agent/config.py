@@ -6,8 +6,10 @@ In: a TOML file. Out: `AgentConfig`, with every path absolute, or `ConfigError` 
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from bowerbird_agent.metrics_endpoint import MetricsConfig
 from bowerbird_agent.model_config import ModelConfig
 from bowerbird_agent.policy import TEMPLATES, Policy
 from bowerbird_agent.publish import PublishConfig
+from bowerbird_agent.remote_config import RemoteConfig, merge
 from bowerbird_agent.structuring import Faults, structure
 from bowerbird_agent.tariff import QuietHours
 from bowerbird_wire.errors import TopicError
@@ -276,12 +279,21 @@ class AgentConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
 
     def __post_init__(self) -> None:
         _require(bool(self.cameras), "there is no [[cameras]] section; add one with name and source")
         names = [camera.name for camera in self.cameras]
         doubled = sorted({name for name in names if names.count(name) > 1})
         _require(not doubled, f"two cameras are called {', '.join(doubled)}; each needs its own name")
+        _require(
+            bool(self.running_cameras), "every camera is switched off; leave one on, or send no picture with template = 'off'"
+        )
+
+    @property
+    def running_cameras(self) -> tuple[CameraConfig, ...]:
+        """The cameras that are switched on."""
+        return tuple(camera for camera in self.cameras if camera.enabled)
 
 
 def parse_config(text: str, folder: Path, source: str = "agent.toml") -> AgentConfig:
@@ -302,18 +314,53 @@ def parse_config(text: str, folder: Path, source: str = "agent.toml") -> AgentCo
     return _absolute(config, folder)
 
 
+def parse_wished(
+    text: str, folder: Path, wish: Mapping[str, Any], source: str = "the wish"
+) -> tuple[AgentConfig, tuple[str, ...]]:
+    """The configuration of a TOML text without faults, with a wish of the server laid over it.
+
+    Args:
+        wish: section -> key -> value; `cameras` by name. See `remote_config.py`.
+
+    Returns:
+        The configuration, and the key paths in which the file adds to what was wished.
+
+    Raises:
+        ConfigError: the wish asks for what agent.toml does not allow, or what no file could say; all faults are listed.
+    """
+    own = parse_config(text, folder)
+    plain = tomllib.loads(text)
+    merged = merge(plain, wish, own.remote, is_off=own.selection.frames_per_window == 0)
+    faults = Faults()
+    faults.found += merged.faults
+    both = copy.deepcopy(merged.plain)
+    _apply_template(both.get("selection"), faults)
+    config = structure(both, AgentConfig, "", faults)
+    if config is None or faults.found:
+        raise ConfigError(source, [f"{path}: {message}" for path, message in faults.found])
+    return _absolute(config, folder), merged.differs
+
+
 def read_config(path: Path) -> AgentConfig:
     """The configuration in a file.
 
     Raises:
         ConfigError: the file cannot be read, or as `parse_config`.
     """
+    return parse_config(read_text(path), path.resolve().parent, str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(str(path), [f"cannot be read ({reason}); name the file with --config FILE"]) from error
-    return parse_config(text, path.resolve().parent, str(path))
 
 
 def check_files(config: AgentConfig, source: str) -> None:

@@ -30,6 +30,7 @@ from bowerbird_wire.topics import (
     DesiredTopic,
     HealthTopic,
     JobTopic,
+    ReportedTopic,
     ReportTopic,
     StatusTopic,
 )
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_agent.mqtt_link import MqttLink
     from bowerbird_agent.publish import LocalPublisher
+    from bowerbird_agent.remote_report import RemoteReports
     from bowerbird_agent.spool import Spool
     from bowerbird_agent.uplink_budget import UplinkBudget
     from bowerbird_agent.upload_runner import UploadRunner
@@ -107,6 +109,7 @@ class Control:
         publisher: what waits there is sent last, None for nothing.
         account_every_s: how old `account`, the spool's account for other threads, may become; infinity leaves it empty.
         pulse: this thread's heartbeat.
+        remote: takes up what is set from afar and says what became of it; None for nothing.
     """
 
     def __init__(
@@ -122,7 +125,9 @@ class Control:
         publisher: LocalPublisher | None = None,
         account_every_s: float = math.inf,
         pulse: Pulse | None = None,
+        remote: RemoteReports | None = None,
     ) -> None:
+        self._remote = remote
         self._publisher, self._pulse = publisher, pulse or no_pulse()
         self._link, self._events, self._spool, self._uploads, self._vitals = link, events, spool, uploads, vitals
         self._budget = budget
@@ -133,6 +138,7 @@ class Control:
         self._outbox = Outbox(lambda topic, payload, retain: link.publish(topic, payload, retain=retain))
         self._names = (link.site, link.device)
         self._health_due_s = 0.0
+        self.connections = 0  # since the process began
         self.account = Ledger()
         self._account_every_s, self._account_due_s = account_every_s, -math.inf
         self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
@@ -141,6 +147,11 @@ class Control:
         self._held_bytes = 0  # of the download that waits for the budget
         self._stop = threading.Event()
         self._complained: set[str] = set()
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Round trip to the broker without a queue, None before it was measured."""
+        return self._uploads.link_estimate.measured_rtt_s
 
     # --- other threads -------------------------------------------------------------------------------------------------
 
@@ -178,6 +189,7 @@ class Control:
             for event in self._next_events(wait_s):
                 self._handle(event)
             now_s = time.monotonic()
+            self._report_remote(now_s)
             # Control first: on a thin link it would wait for seconds behind frames.
             self._outbox.pump()
             if now_s >= self._health_due_s and self._link.connected:
@@ -223,8 +235,11 @@ class Control:
             self._uploads.handle(event, now_s)
         if isinstance(event, LinkUp):
             logger.info("connected to the broker")
+            self.connections += 1
             self._health_due_s = now_s
             self._held_bytes = 0
+            if self._remote is not None:
+                self._remote.connected()
             if self.updates is not None:
                 self.updates.link_up()
         elif isinstance(event, LinkDown):
@@ -256,6 +271,8 @@ class Control:
                 if self._vitals.inference.set_desired(desired.version, desired.frames_total):
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
                     self._health_due_s = time.monotonic() + 0.2
+                if self._remote is not None:
+                    self._remote.desired(desired)
             elif isinstance(event.topic, JobTopic) and event.payload:
                 self._job(codec.decode(Job, event.payload))
             elif isinstance(event.topic, BlocksTopic) and self.updates is not None:
@@ -274,6 +291,11 @@ class Control:
         logger.warning("job %s is refused: %s", job.job_id, detail)
         running = self._vitals.inference.model_digest
         self.send(Report(job.job_id, "refused", running, model_digest=job.model_digest, code="no_root", detail=detail))
+
+    def _report_remote(self, now_s: float) -> None:
+        reported = None if self._remote is None or not self._link.connected else self._remote.due(now_s)
+        if reported is not None:
+            self._outbox.put("reported", ReportedTopic(*self._names), codec.encode(reported), retain=True)
 
     def _send_health(self, now_s: float) -> None:
         try:

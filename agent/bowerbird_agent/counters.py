@@ -39,6 +39,9 @@ SCORING_FAILURES = "scoring_failures"
 FRAMES_SKIPPED = "frames_skipped_by_guard"
 DETECTIONS_PUBLISHED = "detections_published"
 DETECTIONS_UNPUBLISHED = "detections_unpublished"
+CAMPAIGN_FRAMES = "campaign_frames"
+# Of those, the ones taken before the newest `Desired`: what campaigns take is on top of what it allows.
+CAMPAIGN_FRAMES_BEFORE = "campaign_frames_before"
 DESIRED_VERSION = "desired_version"
 # frames_total + 1, so that 0 says "no limit known".
 DESIRED_FRAMES = "desired_frames_plus_1"

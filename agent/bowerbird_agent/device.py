@@ -22,6 +22,7 @@ from bowerbird_agent import counters as names
 from bowerbird_agent.attempt import cameras_hang
 from bowerbird_agent.broker_tls import tls_of
 from bowerbird_agent.cameras import Cameras
+from bowerbird_agent.campaign_book import CampaignBook
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
 from bowerbird_agent.counters import Counters
@@ -43,7 +44,9 @@ from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
 from bowerbird_agent.publish import LocalPublisher
-from bowerbird_agent.reload import reload_plan
+from bowerbird_agent.reload import ReloadPlan, reload_plan
+from bowerbird_agent.remote_report import RemoteReports
+from bowerbird_agent.remote_runner import FOLDER as REMOTE_FOLDER
 from bowerbird_agent.renewal import identity_facts, renewals_of
 from bowerbird_agent.sd_notify import Notifier
 from bowerbird_agent.select import Selector
@@ -52,6 +55,7 @@ from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
 from bowerbird_agent.tariff import Tariff
+from bowerbird_agent.telemetry import Readings
 from bowerbird_agent.update_settings import machine_boot_id
 from bowerbird_agent.upload_runner import UploadRunner, restore_budget
 from bowerbird_models.errors import ModelError
@@ -60,6 +64,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bowerbird_agent.config import AgentConfig
+    from bowerbird_agent.remote_runner import RemoteWishes
 
 logger = logging.getLogger(__name__)
 
@@ -72,13 +77,15 @@ _EXTEND_EVERY_S = 10.0
 _MANY_IN_FLIGHT = 8
 _OLD_CAMERAS_S = 1.0
 _ACCOUNT_EVERY_S = 10.0
+# States of a camera that gives pictures, or has given all it has.
+_WELL = frozenset({"ok", "dark", "blurred", "moved", "finished"})
 
 
 class Device:
     """All parts of one agent. Building it claims the state folder; `run` starts the threads.
 
     Args:
-        reread: reads the configuration again, for `ask_reload`; raises ConfigError. None: it cannot.
+        remote: reads the configuration again, for `ask_reload`, and keeps what the server wants of it. None: it stays as it is.
         on_log_level: told of another `log.level`.
         notifier: tells the supervisor how the agent is.
         give_up: ends the process at once with an exit code when its orderly end hangs; None waits for ever.
@@ -94,14 +101,14 @@ class Device:
         config: AgentConfig,
         *,
         version: str,
-        reread: Callable[[], AgentConfig] | None = None,
+        remote: RemoteWishes | None = None,
         on_log_level: Callable[[str], None] = lambda _level: None,
         notifier: Notifier | None = None,
         give_up: Callable[[int], None] | None = None,
         sensors: MachineSensors | None = None,
     ) -> None:
         self._config = config
-        self._reread, self._on_log_level = reread, on_log_level
+        self._remote, self._on_log_level = remote, on_log_level
         self._notifier = notifier or Notifier()
         self._last_resort = LastResort(give_up)
         self._hanging: list[str] = []
@@ -145,8 +152,14 @@ class Device:
         self._decisions = DecisionLog(
             device.state_dir / DECISIONS_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()
         )
-        self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions)
-        self._cameras = Cameras(config.cameras, self._exchange, self._counters, self._heartbeats, self._stages)
+        campaigns = CampaignBook(
+            device.state_dir / REMOTE_FOLDER,
+            self._spool.counters(),
+            clock_ok=_clock_ok,
+            allowed=lambda: "campaigns" in self._config.remote.allow,
+        )
+        self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions, campaigns)
+        self._cameras = Cameras(config.running_cameras, self._exchange, self._counters, self._heartbeats, self._stages)
         budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic(), metered=config.metered.to_limits())
         self._tariff = Tariff(config.budget.quiet_ranges(), config.metered.interfaces, clock_ok=_clock_ok)
         self._inference = Inference(
@@ -163,6 +176,7 @@ class Device:
             on_promoted=lambda: events.put(Wake()),
             witness=self._decisions.note,
             pulse=self._pulses["inference"],
+            campaigns=campaigns,
         )
         self._guard = GuardWatch(config.guard, sensors or MachineSensors(), self._inference, pulse=self._pulses["guard"])
         self._vitals = vitals = Vitals(
@@ -175,6 +189,7 @@ class Device:
             lambda: self._guard.state,
             uplink=lambda: self._control.uplink,
             identity=lambda: identity_facts(config, self._link.take_overs),
+            readings=lambda: Readings(self._control.rtt_s, max(0, self._control.connections - 1), self._guard.hottest_c),
         )
         self._link = MqttLink(
             BrokerSettings(
@@ -223,6 +238,7 @@ class Device:
             publisher=self._publisher,
             account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
             pulse=self._pulses["control"],
+            remote=RemoteReports(remote, campaigns, self._wake.set, now_ms),
         )
         address = config.metrics.address()
         self._metrics = None
@@ -271,6 +287,7 @@ class Device:
                     if self._reload_asked.is_set():
                         self._reload_asked.clear()
                         self._reload()
+                    self._look_at_wishes()
                     if until_done and self._is_done():
                         break
         except BaseException as error:
@@ -337,6 +354,8 @@ class Device:
                 self._storing.flush()
             if "control" not in self._hanging:
                 self._spool.close()
+        if self._remote is not None and self._exit_code == 0:
+            self._remote.close()
         self._last_resort.disarm()
         logger.info("stopped")
 
@@ -356,38 +375,59 @@ class Device:
 
     def _reload(self) -> None:
         """Read the configuration again and apply what has changed; with a fault in it everything stays as it is."""
-        if self._reread is None:
+        if self._remote is None:
             return
         self._notifier.reloading()
         news = self._vitals.reload
         try:
-            plan = reload_plan(self._config, self._reread())
+            plan = reload_plan(self._config, self._remote.reread())
         except (AgentError, OSError) as error:
             logger.error("the configuration stays as it was: %s", error)
             news.at_ms = now_ms()
             news.faults = error.faults if isinstance(error, ConfigError) else (str(error),)
         else:
-            before, self._config = self._config, plan.config
             news.at_ms, news.faults, news.restart_needed = now_ms(), (), plan.refused
             for refusal in plan.refused:
                 logger.warning("%s", refusal)
             logger.info("the configuration was read again: %s", plan)
-            config = self._config
-            if "log" in plan.live:
-                self._on_log_level(config.log.level)
-            self._encoder.image_config = config.image
-            self._guard.config = config.guard
-            self._publisher.config = config.publish
-            self._tariff.quiet_hours = config.budget.quiet_ranges()
-            self._tariff.metered_interfaces = config.metered.interfaces
-            self._inference.encode_everything = config.accounting.encode_everything
-            self._decisions.keep = config.accounting.keep_decisions
-            self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
-            if "selection" in plan.live or len(config.cameras) != len(before.cameras):
-                self._inference.set_policy(config.selection, device=config.device.id, cameras=len(config.cameras))
+            self._apply(plan)
+        self._tell_control()
+        self._notifier.ready(self._vitals.line())
+
+    def _look_at_wishes(self) -> None:
+        """Take up what the server wants of the configuration, or go back to what was before."""
+        if self._remote is None:
+            return
+        well = any(worker.state.partition(";")[0] in _WELL for worker in self._cameras.workers)
+        config = self._remote.step(time.monotonic(), camera_well=well, connected=self._link.connected)
+        if config is None:
+            return
+        plan = reload_plan(self._config, config)
+        logger.info("the configuration was changed from afar: %s", plan)
+        self._apply(plan)
+        self._tell_control()
+
+    def _apply(self, plan: ReloadPlan) -> None:
+        """Put a plan in force, as far as it goes without a restart."""
+        before, self._config = self._config, plan.config
+        config = self._config
+        if "log" in plan.live:
+            self._on_log_level(config.log.level)
+        self._encoder.image_config = config.image
+        self._guard.config = config.guard
+        self._publisher.config = config.publish
+        self._tariff.quiet_hours = config.budget.quiet_ranges()
+        self._tariff.metered_interfaces = config.metered.interfaces
+        self._inference.encode_everything = config.accounting.encode_everything
+        self._decisions.keep = config.accounting.keep_decisions
+        self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
+        cameras = len(config.running_cameras)
+        if "selection" in plan.live or cameras != len(before.running_cameras):
+            self._inference.set_policy(config.selection, device=config.device.id, cameras=cameras)
+
+    def _tell_control(self) -> None:
         limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
         self._control.reconfigure(limits, metered, self._config.health.interval_s)
-        self._notifier.ready(self._vitals.line())
 
     # --- models --------------------------------------------------------------------------------------------------------
 
@@ -437,7 +477,7 @@ class Device:
 
     def _make_selector(self) -> Selector:
         saved = self._spool.note(SELECTOR_NOTE)
-        cameras = len(self._config.cameras)
+        cameras = len(self._config.running_cameras)
         device = self._config.device.id
         if saved is not None:
             try:

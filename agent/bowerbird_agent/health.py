@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bowerbird_agent import counters as names
+from bowerbird_agent import telemetry
 from bowerbird_agent.model_runtime import FALLBACK
+from bowerbird_agent.telemetry import Readings
 from bowerbird_wire.messages import Health, Status
 from bowerbird_wire.spent import LETTERS
 
@@ -69,6 +71,7 @@ class Vitals:
     reload: ReloadNews = field(default_factory=ReloadNews)
     uplink: Callable[[], Mapping[str, object]] = dict
     identity: Callable[[], Mapping[str, object]] = dict
+    readings: Callable[[], Readings] = Readings
 
     def status(self) -> Status:
         """The retained presence while connected; `identity`: generation of the certificate, connections that were taken over."""
@@ -115,8 +118,8 @@ class Vitals:
 
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
         """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
-        runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`: see
-        `bowerbird_wire.spent`; the rest only when it says something."""
+        runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`, `tm`: see
+        `bowerbird_wire.spent` and `bowerbird_wire.telemetry`; the rest only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -142,6 +145,7 @@ class Vitals:
             ("config", self.reload.plain()),
             ("spent", self.spent()),
             ("uplink", dict(self.uplink())),
+            ("tm", telemetry.plain(self.counters, self.readings())),
             ("published", self._published()),
             ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),

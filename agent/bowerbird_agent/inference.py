@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.campaign import ARM, REASON
 from bowerbird_agent.decisions import Decision
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
 from bowerbird_agent.storing import HOLD_AT, CountBytes, Promote, StoreFrame
+from bowerbird_agent.telemetry import count_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from bowerbird_agent.campaign_book import CampaignBook
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.counters import Counters, SeenFrames
     from bowerbird_agent.encode import FrameEncoder
@@ -44,6 +47,8 @@ _SWAP_TIMEOUT_S = 60.0
 _RECENT = 256  # frames over which speed and latency are told
 _STALE_ROUND = "round_over"
 _NO_DETECTIONS_PAUSE_S = 0.05
+# What `select.py` refuses for a reason that holds for campaigns too.
+_NOT_FOR_CAMPAIGNS = frozenset({"already_chosen", "switched_off", "scoring_failed"})
 
 
 class Observer(Protocol):
@@ -94,6 +99,7 @@ class Inference:
         pulse: this thread's heartbeat.
         witness: told of every decision, for `explain` and `replay`; must not block. None for nobody.
         on_promoted: called in the spool thread when frames became ready to send.
+        campaigns: which frames are looked for beside the policy; None for none.
     """
 
     def __init__(
@@ -114,8 +120,10 @@ class Inference:
         witness: Callable[[Decision], None] | None = None,
         on_promoted: Callable[[], None] = lambda: None,
         pulse: Pulse | None = None,
+        campaigns: CampaignBook | None = None,
     ) -> None:
         self._pulse = pulse or no_pulse()
+        self._campaigns = campaigns
         # Allowed share of the frame rate, in (0, 1]: set by the guard.
         self.share = 1.0
         self._rest_until_s = 0.0
@@ -169,7 +177,10 @@ class Inference:
             return False
         frames = 0 if frames_total is None else frames_total + 1
         # The new version with the old round's counters would tell the server that the new round is over, after a kill as well.
-        self._counters.begin_round({names.DESIRED_VERSION: version, names.DESIRED_FRAMES: frames})
+        before = self._counters.value(names.CAMPAIGN_FRAMES)
+        self._counters.begin_round(
+            {names.DESIRED_VERSION: version, names.DESIRED_FRAMES: frames, names.CAMPAIGN_FRAMES_BEFORE: before}
+        )
         with self._lock:
             self._restart_why = f"desired version {version}"
         return True
@@ -292,7 +303,12 @@ class Inference:
             self._counters.add(names.RULE_FRAMES)
         counts = is_new and self.encode_everything
         frame_id = ""
-        if judgement is not None and judgement.admit:
+        sent = self._for_campaign(model, frame, detections, judgement)
+        if sent is not None:
+            judgement, frame_id, size_bytes = sent
+            if counts:
+                self._storing.count(size_bytes, rule_would_send=would_send)
+        elif judgement is not None and judgement.admit:
             frame_id, size_bytes = self._keep(model, frame, detections, judgement)
             if counts:
                 self._storing.count(size_bytes, rule_would_send=would_send)
@@ -313,6 +329,39 @@ class Inference:
                     selector.waiting,
                 )
             )
+
+    def _for_campaign(
+        self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement | None
+    ) -> tuple[Judgement, str, int] | None:
+        """Send a frame that a campaign looks for, whatever the policy thinks of it.
+
+        Not what chance took (the audit must stay whole), what was sent before, or anything while sending is switched off; and inside
+        the campaign's share and the byte budget. None: the frame goes its usual way.
+
+        Returns:
+            The judgement as it is recorded, the frame's id and the size of its JPEG.
+        """
+        campaigns = self._campaigns
+        if campaigns is None or campaigns.is_empty or detections is None or judgement is None or frame.repeat:
+            return None
+        if judgement.arm == "explore" or judgement.refused in _NOT_FOR_CAMPAIGNS:
+            return None
+        name = campaigns.match(frame.camera, frame.captured_at_ms, detections, model.detector.class_names)
+        if not name:
+            return None
+        reasons = (REASON + name, *judgement.reasons)
+        judgement = replace(judgement, admit=True, arm=ARM, reasons=reasons, refused="", bar=None)
+        header, jpeg = self._encoder.frame(
+            frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
+        )
+        bytes_left = self._bytes_left()
+        if (bytes_left is not None and len(jpeg) > bytes_left) or not campaigns.claim(name, len(jpeg)):
+            return None
+        if not self._storing.submit(StoreFrame(header, jpeg, name)):
+            campaigns.give_back(name, len(jpeg))
+            return None
+        self._selector.sent_otherwise(frame.camera, frame.captured_at_ms)
+        return judgement, header.frame_id, len(jpeg)
 
     def _keep(self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement) -> tuple[str, int]:
         """Make an admitted frame a candidate; returns its id, "" when the disk was behind, and the size of its JPEG."""
@@ -343,6 +392,7 @@ class Inference:
         took_ms = (time.perf_counter() - started_s) * 1000
         self._is_failing = False
         self._latencies_ms.append(took_ms)
+        count_frame(self._counters, took_ms, float(detections.scores.max()) if len(detections) else 0.0)
         if self.audience is not None:
             self.audience.offer(frame, detections, model.detector.class_names, model.digest)
         self.observer.observe(True, took_ms, len(detections))
@@ -409,7 +459,9 @@ class Inference:
         if limit == 0:
             return None
         with self._lock:
-            return max(0, limit - 1 - self._counters.value(names.FRAMES_SELECTED) - self._reserved)
+            # What campaigns took since then is not of this wish.
+            apart = self._counters.value(names.CAMPAIGN_FRAMES) - self._counters.value(names.CAMPAIGN_FRAMES_BEFORE)
+            return max(0, limit - 1 - (self._counters.value(names.FRAMES_SELECTED) - apart) - self._reserved)
 
     def _settle(self, wanted: int) -> None:
         """The spool thread has promoted a window's frames and counted those that were really there."""

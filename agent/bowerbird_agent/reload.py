@@ -46,6 +46,7 @@ SECTIONS: Mapping[str, Applies] = MappingProxyType(
         "metrics": Applies.RESTART,
         "watchdog": Applies.RESTART,
         "log": Applies.LIVE,
+        "remote": Applies.LIVE,
     }
 )
 
@@ -103,8 +104,8 @@ def reload_plan(old: AgentConfig, new: AgentConfig) -> ReloadPlan:
         kept[section] = before
         keys = [f"{section}.{f.name}" for f in fields(before) if getattr(before, f.name) != getattr(after, f.name)]
         refused.append(f"{', '.join(keys)} cannot change while the agent runs; restart it to take the new value")
-    were = {camera.name: camera for camera in old.cameras}
-    are = {camera.name: camera for camera in new.cameras}
+    were = {camera.name: camera for camera in old.running_cameras}
+    are = {camera.name: camera for camera in new.running_cameras}
     return ReloadPlan(
         config=replace(new, **kept),
         live=tuple(live),

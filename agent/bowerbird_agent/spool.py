@@ -305,9 +305,9 @@ class Spool:
         with self._reading():
             return self._index.counters()
 
-    def add_counters(self, deltas: Mapping[str, int]) -> None:
-        """Add to counters in one transaction. A power cut may take the last seconds back, kill -9 does not."""
-        with self._lock, self._index.transaction(durable=False):
+    def add_counters(self, deltas: Mapping[str, int], *, durable: bool = False) -> None:
+        """Add to counters in one transaction. Unless `durable`, a power cut may take the last seconds back; kill -9 does not."""
+        with self._lock, self._index.transaction(durable=durable):
             self._index.count(deltas)
 
     def set_counter(self, name: str, value: int) -> None:

@@ -62,7 +62,7 @@ def _worth_less(frame: SpooledFrame, policy: Iterable[Row], explore: Iterable[Ro
         for frame_id, score, other_density, size in policy:
             if other_density >= density:
                 return
-            yield Victim(frame_id, frame.arm, score, size)
+            yield Victim(frame_id, "policy", score, size)
         return
     if explore_may_grow:
         for frame_id, score, _, size in policy:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.campaign_book import counter_names
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.heartbeat import no_pulse
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from bowerbird_agent.campaign_book import CampaignBook
     from bowerbird_agent.counters import Counters
     from bowerbird_agent.decision_log import DecisionLog
     from bowerbird_agent.encode import FrameEncoder
@@ -46,16 +48,17 @@ class Store(Protocol):
     def put(self, header: FrameHeader, image: bytes, state: Literal["candidate", "new"] = "candidate") -> bool: ...
     def promote(self, frame_ids: Iterable[str]) -> tuple[str, ...]: ...
     def drop(self, frame_ids: Iterable[str], reason: str) -> int: ...
-    def add_counters(self, deltas: Mapping[str, int]) -> None: ...
+    def add_counters(self, deltas: Mapping[str, int], *, durable: bool = False) -> None: ...
     def set_note(self, name: str, value: str) -> None: ...
 
 
 @dataclass(frozen=True)
 class StoreFrame:
-    """Keep a frame as a candidate."""
+    """Keep a frame as a candidate, or at once as one to be sent, counted for a campaign."""
 
     header: FrameHeader
     jpeg: bytes
+    campaign: str = ""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,7 @@ class StoringThread:
         encoder: for frames that are only counted.
         pulse: this thread's heartbeat.
         decisions: the log that this thread writes; None for no log.
+        campaigns: told of what was claimed and did not come into the spool; None where nothing is claimed.
     """
 
     def __init__(
@@ -110,8 +114,9 @@ class StoringThread:
         encoder: FrameEncoder,
         pulse: Pulse | None = None,
         decisions: DecisionLog | None = None,
+        campaigns: CampaignBook | None = None,
     ) -> None:
-        self._decisions = decisions
+        self._decisions, self._campaigns = decisions, campaigns
         self._pulse = pulse or no_pulse()
         self._spool, self._counters, self._encoder = spool, counters, encoder
         self._tasks: deque[Task] = deque()
@@ -184,7 +189,9 @@ class StoringThread:
             self._counters.add(names.RULE_BYTES, size_bytes)
 
     def _work(self, task: Task | None) -> None:
-        if isinstance(task, StoreFrame):
+        if isinstance(task, StoreFrame) and task.campaign:
+            self._store_for_campaign(task)
+        elif isinstance(task, StoreFrame):
             self._store(task)
         elif isinstance(task, CountBytes):
             self.count(len(self._encoder.image(task.image_bgr).jpeg), rule_would_send=task.rule_would_send)
@@ -200,6 +207,33 @@ class StoringThread:
         except (OSError, sqlite3.Error, AgentError) as error:
             self._counters.add(names.STORE_REFUSED)
             self._failed(f"frame {header.sequence} of camera {header.camera} cannot be stored", error)
+
+    def _store_for_campaign(self, task: StoreFrame) -> None:
+        """Count first and durably, then store: a share may be used up by a frame that a crash took, but never exceeded."""
+        size = len(task.jpeg)
+        frames_name, bytes_name = counter_names(task.campaign)
+        is_counted = is_stored = False
+        try:
+            self._spool.add_counters({frames_name: 1, bytes_name: size}, durable=True)
+            is_counted = True
+            is_stored = self._spool.put(task.header, task.jpeg, "new")
+            self._is_failing, self.trouble = False, ""
+        except (OSError, sqlite3.Error, AgentError) as error:
+            self._counters.add(names.STORE_REFUSED)
+            self._failed(f"frame {task.header.sequence} of camera {task.header.camera} cannot be stored", error)
+        if is_stored:
+            self._counters.add(names.FRAMES_SELECTED)
+            self._counters.add(names.CAMPAIGN_FRAMES)
+            if self._decisions is not None:
+                self._decisions.window((task.header.frame_id,), {}, closed=False)
+            return
+        if self._campaigns is not None:
+            self._campaigns.give_back(task.campaign, size)
+        if is_counted:
+            try:
+                self._spool.add_counters({frames_name: -1, bytes_name: -size})
+            except (OSError, sqlite3.Error, AgentError) as error:
+                logger.debug("a campaign's count stays one too high: %s", error)
 
     def _promote(self, task: Promote) -> None:
         if self._decisions is not None:

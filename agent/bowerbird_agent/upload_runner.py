@@ -132,6 +132,7 @@ class UploadRunner:
             chunk=lambda size: packet_bytes(self._chunk_topic, size + CHUNK_HEADER_BYTES),
             offer=lambda first: packet_bytes(self._offer_topic, _OFFER_BYTES + (THUMBNAIL_BYTES if first else 0)),
         )
+        self.link_estimate = self._estimate
         self.uploader = Uploader(budget, limits, sizes=sizes, link=self._estimate, keepalive_s=keepalive_s)
         self._tokens: dict[int, str] = {}  # publish token -> frame, until the PUBACK; "" for a question
         self._messages: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()  # the frames of which parts are being sent

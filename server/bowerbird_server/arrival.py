@@ -88,8 +88,8 @@ def check_header(header: FrameHeader) -> None:
         MessageError: a value outside its range.
     """
     check_name(header.camera, "camera")
-    if header.arm not in ("policy", "explore"):
-        raise MessageError(f"header.a must be 'policy' or 'explore', not {header.arm[:40]!r}")
+    if header.arm not in ("policy", "explore", "campaign"):
+        raise MessageError(f"header.a must be 'policy', 'explore' or 'campaign', not {header.arm[:40]!r}")
     if not 0 <= header.captured_at_ms <= _LATEST_MS or header.sequence < 0:
         raise MessageError("header.t and header.n must be 0 or more, and before the year 9999")
     if not 0 <= header.score <= 1 or not 0 <= header.inclusion_probability <= 1:

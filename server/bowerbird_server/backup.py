@@ -22,7 +22,7 @@ from typing import Any
 
 from bowerbird_models.durable import write_durably
 from bowerbird_server.blobs import LocalBlobs, sync_folder
-from bowerbird_server.catalogue import accounts, fleet, frames, kept
+from bowerbird_server.catalogue import accounts, campaigns, device_config, fleet, frames, kept
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.catalogue.identity import forget_tokens
 from bowerbird_server.catalogue_rebuild import read_records
@@ -155,6 +155,8 @@ def restore(source: Path, data: Path, actor: str, on_progress: OnProgress = lamb
             fleet.raise_desired_versions(cat, RAISE_BY)
             forget_tokens(cat)
             accounts.forget_credentials(cat, actor)
+            campaigns.after_restore(cat)
+            device_config.after_restore(cat, RAISE_BY)
             cat.log(actor, "site restored", str(manifest["site"]), {"made_at": manifest["made_at"], "raised_by": RAISE_BY})
             broken = kept.faults(cat)
             missing = [fault.text for fault in verify_rows(cat, store, read=False).faults]

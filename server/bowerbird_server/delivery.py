@@ -14,14 +14,14 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.catalogue import fleet, rollouts
+from bowerbird_server.catalogue import campaigns, config_changes, device_config, fleet, rollouts
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
 from bowerbird_server.errors import ServerError
@@ -33,7 +33,7 @@ from bowerbird_server.offers import BlockQueue
 from bowerbird_server.repository import Repository
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.errors import WireError
-from bowerbird_wire.messages import BlockRequest, Credit, Desired, Health, Job, Report, Status
+from bowerbird_wire.messages import BlockRequest, Credit, Desired, Health, Job, Report, Reported, Status
 from bowerbird_wire.topics import (
     BlockRequestTopic,
     BlocksTopic,
@@ -42,6 +42,7 @@ from bowerbird_wire.topics import (
     DeviceTopic,
     HealthTopic,
     JobTopic,
+    ReportedTopic,
     ReportTopic,
     StatusTopic,
     parse_topic,
@@ -50,9 +51,13 @@ from bowerbird_wire.topics import (
 log = logging.getLogger(__name__)
 
 CLIENT_ID = "bowerbird-delivery"
-UP_TOPICS: tuple[type[DeviceTopic], ...] = (StatusTopic, HealthTopic, ReportTopic, BlockRequestTopic)
+UP_TOPICS: tuple[type[DeviceTopic], ...] = (StatusTopic, HealthTopic, ReportTopic, ReportedTopic, BlockRequestTopic)
 WISHES_EVERY_S = 0.5
 UPKEEP_EVERY_S = 600.0
+DESIRED_AT_ONCE = 100
+_LOOK_SHARE = 10.0  # time between two looks at the wishes, in times of what one takes
+# How often devices that found nothing for a campaign are given some of its quota again.
+CAMPAIGN_TURN_EVERY_S = 600.0
 # Every device that is there has a retained status, and retained messages follow the subscription at once.
 PRESENCE_AFTER_S = 5.0
 
@@ -93,6 +98,7 @@ class Delivery:
         self._credits: dict[str, int] = {}  # by site
         self._reported_at_ms: dict[str, int] = {}  # newest report of each device, by the device's own clock
         self._present: set[str] = set()  # devices whose status came on this connection
+        self._turn_at_s = time.monotonic() + CAMPAIGN_TURN_EVERY_S
         self._complained = False
 
     def connected(self) -> None:
@@ -116,6 +122,8 @@ class Delivery:
                 self._health(topic, decode(Health, payload))
             elif isinstance(topic, ReportTopic):
                 self._report(topic, decode(Report, payload))
+            elif isinstance(topic, ReportedTopic):
+                self._reported(topic, decode(Reported, payload))
             elif isinstance(topic, BlockRequestTopic):
                 self._blocks.ask(topic.site, topic.device, decode(BlockRequest, payload))
         except WireError as error:
@@ -146,15 +154,37 @@ class Delivery:
                 "device %s, job %s: %s (%s) %s", topic.device, report.job_id[:40], report.state, report.code, report.detail
             )
 
+    def _reported(self, topic: ReportedTopic, reported: Reported) -> None:
+        campaigns.record(self._cat, topic.device, reported)
+        if config_changes.record(self._cat, topic.device, reported) and reported.faults:
+            log.warning(
+                "device %s, configuration %d: %s: %s",
+                topic.device,
+                reported.config_version,
+                reported.state[:40],
+                "; ".join(reported.faults)[:500],
+            )
+
     def publish_wishes(self) -> None:
-        """Advance rollouts, and publish each Desired and Job that differs from what is published already."""
+        """Advance rollouts, changes and campaigns, and publish each Desired and Job that differs from what is published already.
+
+        At most `DESIRED_AT_ONCE` wishes go out at a time, so that a change for a large fleet is no burst.
+        """
         for rollout in rollouts.advance(self._cat):
             log.info("rollout %s moved on", rollout)
+        for change in config_changes.advance(self._cat):
+            log.info("configuration change %s moved on", change)
+        campaigns.advance(self._cat, turn=self._is_turn())
         sites = fleet.active_devices(self._cat)
-        for device, desired in fleet.desired(self._cat).items():
-            topic = str(DesiredTopic(sites[device], device))
-            if self._desired.get(device) != desired and self._publisher.publish(topic, encode(desired), retain=True):
+        published = 0
+        for device, desired in wanted_of(self._cat, sites).items():
+            if self._desired.get(device) == desired:
+                continue
+            if published >= DESIRED_AT_ONCE:
+                break
+            if self._publisher.publish(str(DesiredTopic(sites[device], device)), encode(desired), retain=True):
                 self._desired[device] = desired
+                published += 1
         for wanted in rollouts.jobs(self._cat):
             if self._jobs.get(wanted.device) == wanted.job:
                 continue
@@ -168,6 +198,13 @@ class Delivery:
             if self._publisher.publish(str(JobTopic(wanted.site, wanted.device)), encode(signed), retain=True):
                 self._jobs[wanted.device] = wanted.job
                 log.info("device %s: %s model %s", wanted.device, wanted.job.action, wanted.job.model_digest[:12])
+
+    def _is_turn(self) -> bool:
+        now_s = time.monotonic()
+        if now_s < self._turn_at_s:
+            return False
+        self._turn_at_s = now_s + CAMPAIGN_TURN_EVERY_S
+        return True
 
     def publish_credit(self, bytes_in_flight: int) -> None:
         """Tell each site how much its devices may have on their way, when it differs from what is published already."""
@@ -191,6 +228,26 @@ class Delivery:
         """Publish the blocks that are due."""
         for due in self._blocks.due(now_s):
             self._publisher.publish(str(BlocksTopic(due.site, due.device)), encode(due.block), qos=0)
+
+
+def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
+    """What each active device should hold: frames, configuration and campaigns in one message. Devices that nobody has asked for
+    anything are left out."""
+    totals, wishes, shares = fleet.desired(cat), device_config.wishes(cat), campaigns.wished(cat)
+    found = {}
+    for device in active:
+        total = totals.get(device, Desired(0))
+        version, document, campaigns_version = wishes.get(device, (0, {}, 0))
+        wanted = replace(
+            total,
+            config_version=version,
+            config=document,
+            campaigns_version=campaigns_version,
+            campaigns=shares.get(device, ()),
+        )
+        if wanted.version or version or campaigns_version:
+            found[device] = wanted
+    return found
 
 
 def run(
@@ -258,7 +315,8 @@ class _Conversation:
                 if now_s >= wishes_at_s:
                     self.delivery.publish_wishes()
                     self.delivery.publish_credit(self.gauge.read(shutil.disk_usage(self.disk).free))
-                    wishes_at_s = now_s + WISHES_EVERY_S
+                    # In a fleet of thousands a look takes a tenth of a second: not twice in each.
+                    wishes_at_s = now_s + max(WISHES_EVERY_S, _LOOK_SHARE * (time.monotonic() - now_s))
                 if now_s >= upkeep_at_s:
                     upkeep_at_s = now_s + UPKEEP_EVERY_S
                     _keep_up(self.repository, self.cat)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from bowerbird_server.access_tables import chain_events, make_accounts
+from bowerbird_server.migrations_remote import REMOTE_TABLES
 
 catalogue_migrations = Migrations("catalogue")
 
@@ -262,6 +263,14 @@ def m002_thumbnails(db: Database) -> None:
             at TEXT NOT NULL
         ) STRICT"""
     )
+
+
+@catalogue_migrations()
+def remote_configuration(db: Database) -> None:
+    """What is wished of each device's configuration, what became of it, and campaigns with their shares."""
+    for statement in REMOTE_TABLES.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
 
 
 @catalogue_migrations()

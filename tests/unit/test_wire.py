@@ -19,6 +19,7 @@ from bowerbird_wire import codec
 from bowerbird_wire.errors import DigestError, LengthError, MessageError, TopicError, VersionError, WireError
 from bowerbird_wire.messages import (
     Block,
+    Campaign,
     Desired,
     FrameHeader,
     FrameMessage,
@@ -67,6 +68,9 @@ def fields_of(kind: type[Message]) -> st.SearchStrategy[Any]:
         "bool": st.booleans(),
         "bytes": st.binary(max_size=50),
         "int | None": st.none() | int64,
+        "float | None": st.none() | numbers,
+        "Mapping[str, tuple[int, int]]": st.dictionaries(text, st.tuples(int64, int64), max_size=3),
+        "tuple[Campaign, ...]": st.deferred(lambda: st.lists(fields_of(Campaign), max_size=2).map(tuple)),
         "tuple[str, ...]": st.lists(text, max_size=3).map(tuple),
         "Mapping[str, int]": counts,
         "Mapping[str, str]": st.dictionaries(text, text, max_size=3),

@@ -64,7 +64,7 @@ class FrameHeader(Message):
     monotonic_ns: int = _opt("mono", 0)
     clock_ok: bool = _opt("ck", True)
     model_digest: str = _opt("m", "")
-    arm: str = _opt("a", "policy")  # "policy": chosen by score; "explore": the random audit
+    arm: str = _opt("a", "policy")  # "policy": chosen by score; "explore": the random audit; "campaign"
     reasons: tuple[str, ...] = _opt("r", ())  # the strategies that spoke for it
     score: float = _opt("s", 0.0)
     strategy_scores: Mapping[str, float] = field(default_factory=dict, metadata=_key("ss"))
@@ -194,15 +194,69 @@ class Health(Message):
 
 
 @dataclass(frozen=True)
+class Campaign(Message):
+    """One device's share of a search: the next `frames` frames, of `bytes` bytes together, in which the condition holds.
+
+    Both are totals since the campaign began, so that a repeated message changes nothing; a share below what was taken already stops
+    the device. The condition: at least `count_min` and at most `count_max` boxes of `class_name` ("" any) with
+    `at_least` <= score < `below` (None: no bound); one of `cameras` (() all); a time of day in `hours` (() always). After a frame the
+    same camera waits `gap_s`.
+    """
+
+    campaign: str = field(metadata=_key("i"))
+    frames: int = field(metadata=_key("f"))
+    bytes: int = field(metadata=_key("b"))
+    until_ms: int = field(metadata=_key("u"))
+    class_name: str = _opt("c", "")
+    at_least: float = _opt("lo", 0.25)
+    below: float | None = _opt("hi", None)
+    count_min: int = _opt("n1", 1)
+    count_max: int | None = _opt("n2", None)
+    cameras: tuple[str, ...] = _opt("cm", ())
+    hours: tuple[str, ...] = _opt("h", ())
+    gap_s: float = _opt("g", 1.0)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
 class Desired(Message):
     """What the server wants of a device, as totals so that a repeated or late message changes nothing.
 
     `frames_total` is how many frames the device may have sent since it was made, None for no limit: there is no use in paying
     for the transport of frames that nobody has time to label.
+    `config` is merged over the device's own agent.toml where that allows it (`docs/remote-configuration.md`); it and `campaigns` have
+    versions of their own, since a new `version` begins a new round and they do not. 0 says that nothing was ever wished.
     """
 
     version: int = field(metadata=_key("n"))
     frames_total: int | None = _opt("ft", None)
+    config_version: int = _opt("cn", 0)
+    config: Mapping[str, Any] = field(default_factory=dict, metadata=_key("c"))
+    campaigns_version: int = _opt("kn", 0)
+    campaigns: tuple[Campaign, ...] = _opt("k", ())
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Reported(Message):
+    """What a device made of the newest `config` and `campaigns`: retained, sent when it changes.
+
+    `config_version` is the newest wish it has judged, `in_force` the one it runs with (0: agent.toml alone), `state` one of "none",
+    "in_force", "trial", "refused" and "fell_back", which is about `config_version`. `digest` is that of the document in force
+    (`codec.config_digest`), `faults` why a wish is not in force, `differs` key paths in which the device's own file has its way.
+    `campaigns` says for each how many frames and bytes were taken for it, under `campaigns_version`.
+    """
+
+    config_version: int = _opt("n", 0)
+    in_force: int = _opt("f", 0)
+    state: str = _opt("s", "none")
+    digest: bytes = _opt("d", b"")
+    faults: tuple[str, ...] = _opt("r", ())
+    differs: tuple[str, ...] = _opt("df", ())
+    campaigns_version: int = _opt("kn", 0)
+    campaigns: Mapping[str, tuple[int, int]] = field(default_factory=dict, metadata=_key("k"))
+    campaign_faults: Mapping[str, str] = field(default_factory=dict, metadata=_key("kr"))
+    at_ms: int = _opt("t", 0)
     extra: Mapping[str, Any] = _extra()
 
 

@@ -107,6 +107,12 @@ class ReportTopic(DeviceTopic):
     DIRECTION, LEAF = "up", "report"
 
 
+class ReportedTopic(DeviceTopic):
+    """Retained; what the device made of the configuration and the campaigns that the server wants."""
+
+    DIRECTION, LEAF = "up", "reported"
+
+
 class BlockRequestTopic(DeviceTopic):
     """Which blocks of an update file the device still lacks."""
 
@@ -120,7 +126,7 @@ class ReceiptTopic(DeviceTopic):
 
 
 class DesiredTopic(DeviceTopic):
-    """Retained; what the server wants of the device: how many frames it has room for."""
+    """Retained; what the server wants of the device: how many frames it has room for, its configuration, its campaigns."""
 
     DIRECTION, LEAF = "down", "desired"
 
@@ -220,6 +226,7 @@ UP: tuple[type[DeviceTopic], ...] = (
     StatusTopic,
     HealthTopic,
     ReportTopic,
+    ReportedTopic,
     BlockRequestTopic,
 )
 DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)

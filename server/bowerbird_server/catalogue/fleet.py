@@ -221,7 +221,10 @@ def set_frames_total(cat: Catalogue, device: str, total: int | None, actor: str 
 
 
 def raise_desired_versions(cat: Catalogue, by: int) -> int:
-    """After a restore: every wish counts as newer than what its device may hold; returns for how many devices."""
+    """After a restore: every wish counts as newer than what its device may hold; returns for how many devices.
+
+    The configuration's and the campaigns' versions are raised by `device_config.after_restore`.
+    """
     return cat.execute("UPDATE device SET desired_version = desired_version + ? WHERE desired_version > 0", by)
 
 

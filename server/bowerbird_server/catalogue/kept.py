@@ -45,6 +45,13 @@ NOT_REBUILT = (
     "setting",
     "dead_letter",
     "thumbnail",
+    "device_tag",
+    "device_config",
+    "config_history",
+    "config_change",
+    "config_change_device",
+    "campaign",
+    "campaign_share",
 )
 
 

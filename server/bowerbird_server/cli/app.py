@@ -15,6 +15,7 @@ from bowerbird_server.cli import (
     audit,
     backup,
     broker,
+    campaigns,
     catalogue,
     dataset,
     demo,
@@ -63,6 +64,7 @@ demo.add_to(app)
 serve.add_to(app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(identity.app, name="identity")
+app.add_typer(campaigns.app, name="campaigns")
 app.add_typer(readers.app, name="readers")
 app.add_typer(broker.app, name="broker")
 app.add_typer(users.app, name="users")
