@@ -374,6 +374,20 @@ def test_a_token_is_good_until_it_expires_or_is_revoked(web: TestClient, site: T
     assert web.get("/api/v1/summary", headers=bearer).status_code == 401
 
 
+def test_when_nobody_can_be_looked_up_nobody_is_let_in_and_it_is_no_crash(web: TestClient, site: TwoSites) -> None:
+    bearer = site.token(Role.ADMINISTRATOR)
+    site.cat.execute("DROP TABLE api_token")
+    answer = web.get("/api/v1/summary", headers=bearer)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "environment")
+
+
+def test_a_catalogue_that_cannot_be_written_still_lets_in(site: TwoSites) -> None:
+    """When a token was last used is a convenience, and a full disk must not shut the door."""
+    token = site.token(Role.VIEWER)["Authorization"].removeprefix("Bearer ")
+    site.cat.connection.execute("PRAGMA query_only = ON")
+    assert accounts.principal_of_token(site.cat, token) is not None
+
+
 def test_a_token_for_metrics_reads_them_and_nothing_else(web: TestClient, site: TwoSites) -> None:
     bearer = site.token(Role.METRICS, "demo")
     answer = web.get("/metrics", headers=bearer)
