@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import APIRouter
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
@@ -87,8 +88,8 @@ def declared_routes() -> set[tuple[str, str]]:
     """(method, path) of every router of the package, found by looking into each module."""
     found = set()
     for module in pkgutil.iter_modules(bowerbird_server.web.__path__):
-        router = getattr(importlib.import_module(f"bowerbird_server.web.{module.name}"), "router", None)
-        for route in router.routes if router is not None else ():
+        values = vars(importlib.import_module(f"bowerbird_server.web.{module.name}")).values()
+        for route in [route for value in values if isinstance(value, APIRouter) for route in value.routes]:
             assert isinstance(route, APIRoute)
             found |= {(method, route.path) for method in route.methods}
     return found
@@ -168,6 +169,7 @@ def test_nothing_of_another_site_is_in_any_answer(web: TestClient, site: TwoSite
         assert not found, (path, found)
     assert web.get("/api/v1/summary", headers=bearer).json()["frames"]["queued"] == 3
     assert web.get("/api/v1/summary", headers=site.token(Role.VIEWER)).json()["frames"]["queued"] == 6
+    assert web.get("/api/v1/summary", headers=bearer).json()["labels"] == 1
     assert web.get("/api/v1/queue", headers=bearer).json()["length"] == 3
     assert {row["id"] for row in web.get("/api/v1/frames", headers=bearer).json()["items"]} == set(site.north)
     assert [row["device"] for row in web.get("/api/v1/rollouts", headers=bearer).json()["items"][0]["executions"]] == ["cam-01"]
@@ -370,6 +372,20 @@ def test_a_token_is_good_until_it_expires_or_is_revoked(web: TestClient, site: T
     assert web.get("/api/v1/summary", headers=bearer).status_code == 200
     accounts.revoke_token(site.cat, identity, "test")
     assert web.get("/api/v1/summary", headers=bearer).status_code == 401
+
+
+def test_when_nobody_can_be_looked_up_nobody_is_let_in_and_it_is_no_crash(web: TestClient, site: TwoSites) -> None:
+    bearer = site.token(Role.ADMINISTRATOR)
+    site.cat.execute("DROP TABLE api_token")
+    answer = web.get("/api/v1/summary", headers=bearer)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "environment")
+
+
+def test_a_catalogue_that_cannot_be_written_still_lets_in(site: TwoSites) -> None:
+    """When a token was last used is a convenience, and a full disk must not shut the door."""
+    token = site.token(Role.VIEWER)["Authorization"].removeprefix("Bearer ")
+    site.cat.connection.execute("PRAGMA query_only = ON")
+    assert accounts.principal_of_token(site.cat, token) is not None
 
 
 def test_a_token_for_metrics_reads_them_and_nothing_else(web: TestClient, site: TwoSites) -> None:
