@@ -87,7 +87,7 @@ def test_three_commands_lead_from_nothing_to_the_first_frame(served: Path) -> No
     with open(served / "board" / "agent.toml", "a") as config:  # noqa: PTH123 - so that a window closes within seconds
         config.write(
             '\n[model]\nruntime = "onnxruntime-cpu"\n'
-            '[selection]\nwindow_frames = 60\nframes_per_window = 5\nmin_gap_s = 0.1\n[health]\ninterval_s = 0.5\n'
+            "[selection]\nwindow_frames = 60\nframes_per_window = 5\nmin_gap_s = 0.1\n[health]\ninterval_s = 0.5\n"
         )
     with running("bowerbird-agent run --config board/agent.toml", served), Catalogue(served / "data" / "catalogue.db") as cat:
         until(lambda: sum(frames.count_by_state(cat).values()) > 0, served)
