@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import logging
 import random
+import secrets
 import threading
 from collections.abc import Callable
 from datetime import datetime, timezone
@@ -46,6 +47,7 @@ JITTER_SHARE = 1 / 12  # of its life: a fleet that was enrolled in one day does 
 LOOK_EVERY_S = 900.0
 FIRST_RETRY_S, LAST_RETRY_S = 60.0, 6 * 3600.0
 _UTC = timezone.utc
+_START = secrets.token_hex(6)
 
 
 def renewals_of(config: AgentConfig, on_renewed: Callable[[Identity], None]) -> Renewals | None:
@@ -57,12 +59,14 @@ def renewals_of(config: AgentConfig, on_renewed: Callable[[Identity], None]) -> 
 
 
 def identity_facts(config: AgentConfig, take_overs: int) -> dict[str, object]:
-    """What the status says of this device's identity; nothing without one."""
+    """What the status says of this device's identity, nothing without one; `start` is another one at each start of the agent, so that
+    two that run at once are told apart.
+    """
     try:
         generation = load_identity(config.device.state_dir / FOLDER).generation
     except (AgentError, OSError):
-        generation = 0
-    return {key: value for key, value in (("generation", generation), ("take_overs", take_overs)) if value}
+        return {}
+    return {"generation": generation, "start": _START, **({"take_overs": take_overs} if take_overs else {})}
 
 
 def due_at(identity: Identity) -> datetime:

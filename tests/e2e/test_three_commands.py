@@ -86,7 +86,8 @@ def test_three_commands_lead_from_nothing_to_the_first_frame(served: Path) -> No
     type_in("bowerbird-agent enrol SN-1.bundle.json --config board/agent.toml", prepared(served))
     with open(served / "board" / "agent.toml", "a") as config:  # noqa: PTH123 - so that a window closes within seconds
         config.write(
-            '\n[model]\nruntime = "onnxruntime-cpu"\n[selection]\nwindow_frames = 60\nframes_per_window = 5\nmin_gap_s = 0.1\n[health]\ninterval_s = 0.5\n'
+            '\n[model]\nruntime = "onnxruntime-cpu"\n'
+            "[selection]\nwindow_frames = 60\nframes_per_window = 5\nmin_gap_s = 0.1\n[health]\ninterval_s = 0.5\n"
         )
     with running("bowerbird-agent run --config board/agent.toml", served), Catalogue(served / "data" / "catalogue.db") as cat:
         until(lambda: sum(frames.count_by_state(cat).values()) > 0, served)
@@ -108,10 +109,9 @@ def test_a_copied_identity_on_a_second_machine_is_noticed_and_both_are_shut_out(
         until(lambda: fleet.get(cat, "cam-01")["online"] == 1, served)
         os.rename(served / "bowerbird-agent.log", served / "first.log")  # noqa: PTH104
         with running("bowerbird-agent run --config twin/agent.toml", served):
-            # On one machine both say the same boot: what tells is that each ends the other's connection.
             until(lambda: fleet.get(cat, "cam-01")["state"] == "suspended", served)
-        assert "taken over" in fleet.get(cat, "cam-01")["state_why"]
-    assert "taken over" in type_in("bowerbird devices alarms --data data", served)
+        assert "two agents" in fleet.get(cat, "cam-01")["state_why"]
+    assert "two agents" in type_in("bowerbird devices alarms --data data", served)
 
 
 def test_a_site_of_passwords_is_upgraded_device_by_device_and_each_keeps_its_id(served: Path) -> None:

@@ -43,9 +43,7 @@ def show(data: Data = DATA, config: Config = None, as_json: AsJson = False) -> N
 
 @app.command()
 def roll(
-    root_key: Annotated[
-        Path | None, typer.Option(help="The root's key, wherever it was carried; by default where it was made.")
-    ] = None,
+    root_key: Annotated[Path | None, typer.Option(help="The root's key; by default where it was made.")] = None,
     data: Data = DATA,
     config: Config = None,
 ) -> None:

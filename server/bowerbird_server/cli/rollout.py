@@ -37,9 +37,7 @@ def start(
         if as_json:
             show_json(rollouts.get(site.catalogue, rollout))
         else:
-            say(
-                f"rollout {rollout}: model {row['digest'][:12]}, release {release}, {len(devices)} devices; later ones get it as they are let in"
-            )
+            say(f"rollout {rollout}: model {row['digest'][:12]}, release {release}, {len(devices)} devices, and later ones")
 
 
 @app.command("list")

@@ -23,7 +23,8 @@ class Sighting:
 
     Args:
         at_s: when, seconds since 1970 by the server's clock.
-        boot_id: of the machine; a reboot gives a new one and the old never comes back.
+        boot_id: of the machine, and of the agent's start on it where that is told; a new one takes the place of the old, which never
+            comes back.
         generation: of its certificate; 0 from a device without one.
         take_overs: how often, since the agent's start, another connection with its name ended one of its own.
     """
@@ -114,5 +115,5 @@ def _boots(known: tuple[str, ...], boot_id: str) -> tuple[tuple[str, ...], str]:
         return known, ""
     if boot_id in known:
         others = tuple(each for each in known if each != boot_id)
-        return (*others, boot_id), f"boots {known[-1][:8]} and {boot_id[:8]} alternate: two machines use its identity"
+        return (*others, boot_id), f"boots {known[-1]} and {boot_id} alternate: two agents use its identity"
     return (*known, boot_id)[-_BOOTS_KEPT:], ""

@@ -18,7 +18,6 @@ from bowerbird_server.identity.issuer import CommandIssuer, Issuer, OwnIssuer
 from bowerbird_server.identity.listener import ClaimApp, ListenerAddress, serve
 from bowerbird_server.identity.place import listener_address, names_of
 from bowerbird_server.provision import refresh_access
-from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.site import Site
 from bowerbird_wire.claim import ClaimRequest, RenewRequest
 
@@ -52,7 +51,6 @@ class Deciding:
         if outcome.access_changed and (outcome.answer.state != "active" or device not in self._granted):
             refresh_access(site)
             self._granted = set(fleet.active_devices(site.catalogue))
-            keep_records(site.catalogue, site.blobs)
         return outcome
 
 

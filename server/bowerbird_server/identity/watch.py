@@ -41,7 +41,9 @@ class CloneWatch:
             return True  # the broker's word, as old as the connection that it ends
         facts = status.extra.get("identity")
         facts = facts if isinstance(facts, Mapping) else {}
-        seen = Sighting(self._clock_s(), status.boot_id, _count(facts, "generation"), _count(facts, "take_overs"))
+        start = facts.get("start")
+        where = f"{status.boot_id}/{start[:32]}" if isinstance(start, str) else status.boot_id
+        seen = Sighting(self._clock_s(), where, _count(facts, "generation"), _count(facts, "take_overs"))
         with self._cat.transaction():
             if fleet.get(self._cat, device)["state"] != State.ACTIVE:
                 return False
