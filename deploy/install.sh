@@ -26,7 +26,7 @@ usage: install.sh --wheel FILE | --wheelhouse FOLDER  [options]
   --config FOLDER          the folder that `bowerbird devices add` made: agent.toml, password, root.json
   --model FILE             or write a first agent.toml, which begins with this model (ONNX), and with
   --device ID --site NAME --broker HOST[:PORT] --camera SOURCE
-                           defaults: this machine's name, site, 127.0.0.1:1883, /dev/video0
+                           defaults: this machine's name, site, 127.0.0.1:8883, /dev/video0
 
   --no-start               do not start or restart the service
   --prefix FOLDER          put everything below FOLDER, as any user: no user is made, systemd is not told
