@@ -222,7 +222,7 @@ def test_doctor_finds_everything_well_and_the_broker_is_let_go(broker: Mosquitto
     done = agent("doctor", "--config", config, "--json")
     findings = json.loads(done.stdout)
     assert done.returncode == 0, findings
-    assert {"opencv", "model", "camera gate", "broker name", "broker port", "disk", "clock"} <= {
+    assert {"opencv", "model", "camera gate", "broker login", "broker echo", "disk", "clock"} <= {
         finding["name"] for finding in findings
     }
 
