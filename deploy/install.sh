@@ -23,10 +23,10 @@ usage: install.sh --wheel FILE | --wheelhouse FOLDER  [options]
   --system-site-packages   let the environment see the system's Python packages (Jetson: OpenCV with GStreamer, TensorRT)
   --python PROGRAM         default: python3; 3.10 or newer
 
-  --config FOLDER          the folder that `bowerbird devices add` made: agent.toml, password, root.json
+  --config FOLDER          the folder that `bowerbird devices add` made: agent.toml, bundle.json, root.json
   --model FILE             or write a first agent.toml, which begins with this model (ONNX), and with
-  --device ID --site NAME --broker HOST[:PORT] --camera SOURCE
-                           defaults: this machine's name, site, 127.0.0.1:1883, /dev/video0
+  --device ID --site NAME --broker [mqtt://]HOST[:PORT] --camera SOURCE
+                           defaults: this machine's name, site, 127.0.0.1:8883, /dev/video0
 
   --no-start               do not start or restart the service
   --prefix FOLDER          put everything below FOLDER, as any user: no user is made, systemd is not told
@@ -240,7 +240,10 @@ elif [ -n "$config" ]; then
   say "$etc/agent.toml is that of $config"
 elif [ -n "$model" ]; then
   : "${device:=$(uname -n | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9\n' - | sed 's/^-*//; s/-*$//')}"
-  port=8883
+  port=8883 plain=
+  if [[ $broker == mqtt://* ]]; then # without TLS
+    broker=${broker#mqtt://} port=1883 plain=$'\ntls = false'
+  fi
   if [[ $broker =~ ^(.*):([0-9]+)$ ]]; then
     broker=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]}
   fi
@@ -255,7 +258,7 @@ state_dir = "$state"
 
 [broker]
 host = "$broker"
-port = $port
+port = $port$plain
 
 [model]
 factory = "factory.onnx"
@@ -270,6 +273,18 @@ TOML
 else
   start=no
   say "there is no $etc/agent.toml yet: run this again with --config or --model"
+fi
+
+# --- identity ---
+# Also for a device that has an agent.toml already: the bundle of a new invitation.
+if [ -n "$config" ] && [ -f "$config/bundle.json" ]; then
+  install -m 0600 "$config/bundle.json" "$etc/bundle.json"
+  owned 0600 "$user" "$etc/bundle.json"
+  if as_agent "$venv/bin/python" -m bowerbird_agent enrol "$etc/bundle.json" --config "$etc/agent.toml"; then
+    rm -f "$etc/bundle.json"
+  else
+    say "not enrolled yet. When what stands above is put right: run this again, or bowerbird-agent enrol $etc/bundle.json as $user"
+  fi
 fi
 
 # --- unit and switch ---

@@ -19,7 +19,7 @@ from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
 from bowerbird_server.config import WebConfig
 from bowerbird_server.endpoint import WebEndpoint, is_free
-from bowerbird_server.errors import BadInput, EnvironmentFault
+from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
 from bowerbird_server.first_run import FIRST_TOKEN_NAME, first_token, keep_first_token
 from bowerbird_server.identity.place import check_port, listener_address
 from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
@@ -209,9 +209,14 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
         address = server_address(site, DELIVERY)
         folder, marks = site.folder, _disk_marks(site)
 
-    def shut_out(_device: str) -> None:
-        with open_site(data, config) as site:
-            refresh_access(site)
+    def shut_out(device: str) -> None:
+        try:
+            with open_site(data, config) as site:
+                refresh_access(site)
+        except ServerError as error:
+            logger.error(
+                "%s is suspended and the broker does not shut it out yet: %s; `devices suspend` tries again", device, error
+            )
 
     process.run(folder, address, stop, marks=marks, on_suspended=shut_out)
 
