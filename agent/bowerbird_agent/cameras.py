@@ -66,6 +66,11 @@ class Cameras:
         """Whether no camera will ever give another frame."""
         return all(worker.is_done for worker in self.workers)
 
+    def state_of(self, camera: str) -> str:
+        """A camera's state, as in health; "ok" for one that is not here any more."""
+        place = self._places.get(camera)
+        return "ok" if place is None else place.worker.state
+
     def start(self) -> None:
         """Begin with every camera that has not begun."""
         for name, place in self._places.items():

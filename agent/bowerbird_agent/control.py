@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from bowerbird_agent import counters as names
 from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.heartbeat import no_pulse
+from bowerbird_agent.histogram_book import HistogramSender
 from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published, packet_bytes
 from bowerbird_agent.outbox import Outbox
 from bowerbird_agent.spool_index import Ledger
@@ -29,6 +30,7 @@ from bowerbird_wire.topics import (
     BlocksTopic,
     DesiredTopic,
     HealthTopic,
+    HistogramsTopic,
     JobTopic,
     ReportedTopic,
     ReportTopic,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.budget import ByteLimits
     from bowerbird_agent.health import Vitals
     from bowerbird_agent.heartbeat import Pulse
+    from bowerbird_agent.histogram_book import HistogramBook
     from bowerbird_agent.mqtt_link import MqttLink
     from bowerbird_agent.publish import LocalPublisher
     from bowerbird_agent.remote_report import RemoteReports
@@ -110,6 +113,7 @@ class Control:
         account_every_s: how old `account`, the spool's account for other threads, may become; infinity leaves it empty.
         pulse: this thread's heartbeat.
         remote: takes up what is set from afar and says what became of it; None for nothing.
+        histograms: the hours to send; None for none.
     """
 
     def __init__(
@@ -126,6 +130,7 @@ class Control:
         account_every_s: float = math.inf,
         pulse: Pulse | None = None,
         remote: RemoteReports | None = None,
+        histograms: HistogramBook | None = None,
     ) -> None:
         self._remote = remote
         self._publisher, self._pulse = publisher, pulse or no_pulse()
@@ -137,6 +142,9 @@ class Control:
         self.updates: Updates | None = None
         self._outbox = Outbox(lambda topic, payload, retain: link.publish(topic, payload, retain=retain))
         self._names = (link.site, link.device)
+        self._histograms = (
+            None if histograms is None else HistogramSender(histograms, self._outbox, HistogramsTopic(*self._names))
+        )
         self._health_due_s = 0.0
         self.connections = 0  # since the process began
         self.account = Ledger()
@@ -190,6 +198,8 @@ class Control:
                 self._handle(event)
             now_s = time.monotonic()
             self._report_remote(now_s)
+            if self._histograms is not None:
+                self._histograms.pump(now_s, at_once=self._vitals.inference.is_flushed)
             # Control first: on a thin link it would wait for seconds behind frames.
             self._outbox.pump()
             if now_s >= self._health_due_s and self._link.connected:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.attempt import cameras_hang
+from bowerbird_agent.boost import BoostWatch
 from bowerbird_agent.broker_tls import tls_of
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.campaign_book import CampaignBook
@@ -35,6 +36,7 @@ from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.guard_watch import GuardWatch
 from bowerbird_agent.health import Vitals, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
+from bowerbird_agent.histogram_book import HistogramBook
 from bowerbird_agent.inference import Inference
 from bowerbird_agent.machine_sensors import MachineSensors
 from bowerbird_agent.memory import give_back
@@ -77,6 +79,7 @@ _EXTEND_EVERY_S = 10.0
 _MANY_IN_FLIGHT = 8
 _OLD_CAMERAS_S = 1.0
 _ACCOUNT_EVERY_S = 10.0
+_HISTOGRAMS_FOLDER = "histograms"
 # States of a camera that gives pictures, or has given all it has.
 _WELL = frozenset({"ok", "dark", "blurred", "moved", "finished"})
 
@@ -160,6 +163,10 @@ class Device:
         )
         self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions, campaigns)
         self._cameras = Cameras(config.running_cameras, self._exchange, self._counters, self._heartbeats, self._stages)
+        self._boost = BoostWatch()
+        self._histograms = HistogramBook(
+            device.state_dir / _HISTOGRAMS_FOLDER, state_of=self._cameras.state_of, clock_ok=_clock_ok
+        )
         budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic(), metered=config.metered.to_limits())
         self._tariff = Tariff(config.budget.quiet_ranges(), config.metered.interfaces, clock_ok=_clock_ok)
         self._inference = Inference(
@@ -177,6 +184,7 @@ class Device:
             witness=self._decisions.note,
             pulse=self._pulses["inference"],
             campaigns=campaigns,
+            histograms=self._histograms,
         )
         self._guard = GuardWatch(config.guard, sensors or MachineSensors(), self._inference, pulse=self._pulses["guard"])
         self._vitals = vitals = Vitals(
@@ -189,6 +197,7 @@ class Device:
             lambda: self._guard.state,
             uplink=lambda: self._control.uplink,
             identity=lambda: identity_facts(config, self._link.take_overs),
+            beside=self._beside,
             readings=lambda: Readings(self._control.rtt_s, max(0, self._control.connections - 1), self._guard.hottest_c),
         )
         self._link = MqttLink(
@@ -238,7 +247,8 @@ class Device:
             publisher=self._publisher,
             account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
             pulse=self._pulses["control"],
-            remote=RemoteReports(remote, campaigns, self._wake.set, now_ms),
+            remote=RemoteReports(remote, campaigns, self._wake.set, now_ms, self._boost),
+            histograms=self._histograms,
         )
         address = config.metrics.address()
         self._metrics = None
@@ -288,6 +298,7 @@ class Device:
                         self._reload_asked.clear()
                         self._reload()
                     self._look_at_wishes()
+                    self._look_at_boost()
                     if until_done and self._is_done():
                         break
         except BaseException as error:
@@ -349,6 +360,7 @@ class Device:
         self._hanging = self._stages.join(STAGE_S["threads"])
         if self._hanging:
             logger.info("not waiting for %s", ", ".join(self._hanging))
+        self._histograms.keep()
         if "spool" not in self._hanging:
             with contextlib.suppress(SpoolError):
                 self._storing.flush()
@@ -423,7 +435,24 @@ class Device:
         self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
         cameras = len(config.running_cameras)
         if "selection" in plan.live or cameras != len(before.running_cameras):
-            self._inference.set_policy(config.selection, device=config.device.id, cameras=cameras)
+            self._set_policy()
+
+    def _set_policy(self) -> None:
+        config = self._config
+        policy = self._boost.over(config.selection)
+        self._inference.set_policy(policy, device=config.device.id, cameras=len(config.running_cameras))
+
+    def _look_at_boost(self) -> None:
+        """More exploration begins or ends."""
+        allowed = "selection" in self._config.remote.allow
+        if self._boost.step(time.monotonic(), now_ms(), clock_ok=_clock_ok(), allowed=allowed):
+            logger.info("exploration and target rate are %s", "raised for a while" if self._boost.facts() else "as usual again")
+            self._set_policy()
+
+    def _beside(self) -> dict[str, object]:
+        """What health says of drift."""
+        facts = self._boost.facts()
+        return {"boost": facts} if facts else {}
 
     def _tell_control(self) -> None:
         limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()

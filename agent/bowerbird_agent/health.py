@@ -72,6 +72,7 @@ class Vitals:
     uplink: Callable[[], Mapping[str, object]] = dict
     identity: Callable[[], Mapping[str, object]] = dict
     readings: Callable[[], Readings] = Readings
+    beside: Callable[[], Mapping[str, object]] = dict
 
     def status(self) -> Status:
         """The retained presence while connected; `identity`: generation of the certificate, connections that were taken over."""
@@ -119,7 +120,8 @@ class Vitals:
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
         """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
         runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`, `tm`: see
-        `bowerbird_wire.spent` and `bowerbird_wire.telemetry`; the rest only when it says something."""
+        `bowerbird_wire.spent` and `bowerbird_wire.telemetry`; `boost`: the factor on exploration and its end; the rest only when it
+        says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -149,6 +151,7 @@ class Vitals:
             ("published", self._published()),
             ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),
+            *self.beside().items(),
             ("dropped", dict(ledger.dropped)),
         ):
             if value:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange
     from bowerbird_agent.heartbeat import Pulse
+    from bowerbird_agent.histogram_book import HistogramBook
     from bowerbird_agent.policy import Policy
     from bowerbird_agent.select import Judgement
     from bowerbird_agent.storing import StoringThread
@@ -100,6 +101,7 @@ class Inference:
         witness: told of every decision, for `explain` and `replay`; must not block. None for nobody.
         on_promoted: called in the spool thread when frames became ready to send.
         campaigns: which frames are looked for beside the policy; None for none.
+        histograms: counts every new frame; None for nobody.
     """
 
     def __init__(
@@ -121,7 +123,9 @@ class Inference:
         on_promoted: Callable[[], None] = lambda: None,
         pulse: Pulse | None = None,
         campaigns: CampaignBook | None = None,
+        histograms: HistogramBook | None = None,
     ) -> None:
+        self._histograms = histograms
         self._pulse = pulse or no_pulse()
         self._campaigns = campaigns
         # Allowed share of the frame rate, in (0, 1]: set by the guard.
@@ -295,6 +299,8 @@ class Inference:
             self._counters.add(names.FRAMES_SEEN)
             self._counters.add(names.ROUND_FRAMES_SEEN)
         detections = self._detect(model, frame)
+        if self._histograms is not None and is_new and detections is not None:
+            self._histograms.note(frame, detections, model_digest=model.digest, decode_confidence=self._decode_confidence)
         judgement = self._judge(frame, detections)
         self._window_frames += 1
         self._frame_times_s.append(time.monotonic())

@@ -66,5 +66,9 @@ class Outbox:
                 if letter.token == 0:
                     return
 
+    def has(self, key: str) -> bool:
+        """Whether the message of this key still waits for the broker's word."""
+        return key in self._letters
+
     def __len__(self) -> int:
         return len(self._letters)

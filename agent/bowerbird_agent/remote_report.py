@@ -16,6 +16,7 @@ from bowerbird_agent.remote_wish import Standing
 from bowerbird_wire.messages import Reported
 
 if TYPE_CHECKING:
+    from bowerbird_agent.boost import BoostWatch
     from bowerbird_agent.campaign_book import CampaignBook
     from bowerbird_agent.remote_runner import RemoteWishes
     from bowerbird_wire.messages import Desired
@@ -31,11 +32,18 @@ class RemoteReports:
         campaigns: of this device.
         on_wish: wakes the main thread, which judges a wish.
         now_ms: UTC.
+        boost: told of the wish for more exploration; None where nobody takes one.
     """
 
     def __init__(
-        self, wishes: RemoteWishes | None, campaigns: CampaignBook, on_wish: Callable[[], None], now_ms: Callable[[], int]
+        self,
+        wishes: RemoteWishes | None,
+        campaigns: CampaignBook,
+        on_wish: Callable[[], None],
+        now_ms: Callable[[], int],
+        boost: BoostWatch | None = None,
     ) -> None:
+        self._boost = boost
         self._wishes, self._campaigns, self._on_wish, self._now_ms = wishes, campaigns, on_wish, now_ms
         self._said: Reported | None = None
         self._said_s = -math.inf
@@ -45,6 +53,8 @@ class RemoteReports:
         if self._wishes is not None and self._wishes.offer(desired.config_version, desired.config):
             self._on_wish()
         self._campaigns.take_up(desired.campaigns_version, desired.campaigns)
+        if self._boost is not None:
+            self._boost.take(desired.boost)
 
     def connected(self) -> None:
         """The broker may have lost what it retained: say it again."""

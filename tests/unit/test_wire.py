@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from bowerbird_testing.frames import make_frame
 from bowerbird_wire import codec
 from bowerbird_wire.errors import DigestError, LengthError, MessageError, TopicError, VersionError, WireError
+from bowerbird_wire.histograms import CameraHour
 from bowerbird_wire.messages import (
     Block,
+    Boost,
     Campaign,
     Desired,
     FrameHeader,
@@ -70,6 +72,8 @@ def fields_of(kind: type[Message]) -> st.SearchStrategy[Any]:
         "int | None": st.none() | int64,
         "float | None": st.none() | numbers,
         "Mapping[str, tuple[int, int]]": st.dictionaries(text, st.tuples(int64, int64), max_size=3),
+        "Boost | None": st.none() | st.deferred(lambda: fields_of(Boost)),
+        "tuple[CameraHour, ...]": st.deferred(lambda: st.lists(fields_of(CameraHour), max_size=2).map(tuple)),
         "tuple[Campaign, ...]": st.deferred(lambda: st.lists(fields_of(Campaign), max_size=2).map(tuple)),
         "tuple[str, ...]": st.lists(text, max_size=3).map(tuple),
         "Mapping[str, int]": counts,

@@ -219,6 +219,18 @@ class Campaign(Message):
 
 
 @dataclass(frozen=True)
+class Boost(Message):
+    """More exploration and a higher target rate until then, inside the caps: what the server wants after a drift.
+
+    `factor` multiplies the audit's share and the frames of a window; 1 changes nothing.
+    """
+
+    until_ms: int = field(metadata=_key("u"))
+    factor: float = _opt("f", 2.0)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
 class Desired(Message):
     """What the server wants of a device, as totals so that a repeated or late message changes nothing.
 
@@ -234,6 +246,7 @@ class Desired(Message):
     config: Mapping[str, Any] = field(default_factory=dict, metadata=_key("c"))
     campaigns_version: int = _opt("kn", 0)
     campaigns: tuple[Campaign, ...] = _opt("k", ())
+    boost: Boost | None = field(default=None, metadata=_key("bo"))  # ends by itself
     extra: Mapping[str, Any] = _extra()
 
 

@@ -113,6 +113,12 @@ class ReportedTopic(DeviceTopic):
     DIRECTION, LEAF = "up", "reported"
 
 
+class HistogramsTopic(DeviceTopic):
+    """What the cameras saw in each hour, all frames counted."""
+
+    DIRECTION, LEAF = "up", "histograms"
+
+
 class BlockRequestTopic(DeviceTopic):
     """Which blocks of an update file the device still lacks."""
 
@@ -228,6 +234,7 @@ UP: tuple[type[DeviceTopic], ...] = (
     ReportTopic,
     ReportedTopic,
     BlockRequestTopic,
+    HistogramsTopic,
 )
 DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)
 LOCAL: tuple[type[CameraTopic], ...] = (DetectionsTopic,)

@@ -9,9 +9,11 @@ import hashlib
 from pathlib import Path
 
 from bowerbird_wire import codec
+from bowerbird_wire.histograms import CameraHour, Histograms, pack, pack_classes
 from bowerbird_wire.messages import (
     Block,
     BlockRequest,
+    Boost,
     Campaign,
     Chunk,
     Credit,
@@ -79,6 +81,25 @@ MESSAGES: dict[str, Message] = {
         (Campaign("c1", 20, 2_000_000, 1_790_000_000_123, "person", 0.25, 0.5, cameras=("gate",), hours=("22:00-06:00 UTC",)),),
     ),
     "reported": Reported(3, 2, "refused", b"\x01\x02", ("log.level: is 'loud'",), (), 2, {"c1": (4, 90_000)}, {}, 9),
+    "desired-boost": Desired(7, 40, boost=Boost(1_790_000_000_123)),
+    "histograms": Histograms(
+        (
+            CameraHour(
+                "gate",
+                1_790_000_000_123,
+                1_790_003_599_923,
+                36_000,
+                model=bytes(range(8)),
+                scores=pack([0, 900, 30, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 70, 800]),
+                counts=pack([35_000, 870]),
+                sizes=pack([0, 0, 0, 12, 860]),
+                brightness=pack([0, 0, 0, 0, 0, 0, 31_000, 4870]),
+                classes=pack_classes({0: 870, 56: 2}),
+                unwell={"blurred": 130},
+            ),
+            CameraHour("yard", 1_790_000_000_123, 1_790_000_000_123, 1, clock_ok=False),
+        )
+    ),
     "job": Job("j1", "cd" * 32, 3, created_at_ms=5, signature=b"\x01\x02", key_id="k"),
     "report": Report("j1", "committed", "cd" * 32, running_file_digest="ef" * 32, at_ms=9),
     "block-request": BlockRequest("metadata/timestamp.json", 2, 8, 4096),
