@@ -20,8 +20,9 @@ from bowerbird_agent.guard import GuardConfig
 from bowerbird_agent.heartbeat import WatchdogConfig
 from bowerbird_agent.metrics_endpoint import MetricsConfig
 from bowerbird_agent.model_config import ModelConfig
-from bowerbird_agent.policy import TEMPLATES, Policy
+from bowerbird_agent.policy import STRATEGIES, TEMPLATES, Policy
 from bowerbird_agent.publish import PublishConfig
+from bowerbird_agent.spool_eviction import FLOORS
 from bowerbird_agent.structuring import Faults, structure
 from bowerbird_agent.tariff import QuietHours
 from bowerbird_wire.errors import TopicError
@@ -184,14 +185,26 @@ def _control_bytes(bytes_per_day: int | None) -> int:
 
 @dataclass(frozen=True)
 class SpoolConfig:
-    """Bounds of the durable queue on disk."""
+    """Bounds of the durable queue on disk.
+
+    Args:
+        max_bytes: hard cap of frames, index and all.
+        min_free_bytes: the spool does not grow while the disk has less free than this.
+        floors: "explore" or a strategy -> the share of the spool that is its frames' own. Below it they make way for no others.
+    """
 
     max_bytes: int = 500_000_000
     min_free_bytes: int = 200_000_000
+    floors: dict[str, float] = field(default_factory=lambda: dict(FLOORS))
 
     def __post_init__(self) -> None:
         _require(self.max_bytes >= 3_000_000, f"max_bytes is {self.max_bytes}; it must be at least 3000000")
         _require(self.min_free_bytes >= 0, f"min_free_bytes is {self.min_free_bytes}; it must not be negative")
+        known = ("explore", *STRATEGIES)
+        unknown = sorted(set(self.floors) - set(known))
+        _require(not unknown, f"floors knows no {', '.join(unknown)}; known are {', '.join(known)}")
+        _require(all(0 <= share <= 1 for share in self.floors.values()), "a share in floors must be 0 to 1")
+        _require(sum(self.floors.values()) <= 1, f"floors add up to {sum(self.floors.values()):g}; together at most 1")
 
 
 @dataclass(frozen=True)

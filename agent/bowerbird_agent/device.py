@@ -113,7 +113,10 @@ class Device:
         store = ModelStore(device.state_dir / "models")
         root = None if config.update.trusted_root is None else _read_root(config)
         self._spool = Spool(
-            device.state_dir / "spool", max_bytes=config.spool.max_bytes, min_free_bytes=config.spool.min_free_bytes
+            device.state_dir / "spool",
+            max_bytes=config.spool.max_bytes,
+            min_free_bytes=config.spool.min_free_bytes,
+            floors=config.spool.floors,
         )
         self._counters = Counters(self._spool.counters())
         # What was promoted is the spool's to know; the counter only spares the inference thread a look at the disk.

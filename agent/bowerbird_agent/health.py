@@ -141,7 +141,7 @@ class Vitals:
             ("published", self._published()),
             ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),
-            ("dropped", dict(ledger.dropped)),
+            ("dropped", ledger.dropped_by_reason()),
         ):
             if value:
                 extra[key] = value

@@ -16,8 +16,11 @@ from enum import Enum
 from pathlib import Path
 
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
+from bowerbird_agent.send_order import Turn
+from bowerbird_agent.spool_eviction import EXPLORE, PLAIN, Row
+from bowerbird_wire.linked import FETCHED
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class FrameState(str, Enum):
@@ -52,7 +55,10 @@ PROMOTED = "spool.promoted"
 
 @dataclass(frozen=True)
 class SpooledFrame:
-    """A row: what is known of a frame without opening its file. `message_bytes` is the size of the payload to publish."""
+    """A row: what is known of a frame without opening its file. `message_bytes` is the size of the payload to publish.
+
+    `group` is what it counts as when the spool is full, see `spool_eviction.group_of`; "" for its arm.
+    """
 
     frame_id: str
     state: FrameState
@@ -62,6 +68,13 @@ class SpooledFrame:
     camera: str
     sequence: int
     captured_at_ms: int
+    group: str = ""
+    probability: float = 0.0
+
+
+def send_value(arm: str, score: float) -> float:
+    """What a frame is worth when the next one to send is chosen: the random sample first, then what a person asked for."""
+    return {EXPLORE: 3.0, FETCHED: 2.0}.get(arm, min(max(score, 0.0), 1.0))
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,14 @@ class Ledger:
     refused: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     in_spool: Mapping[str, int] = field(default_factory=dict)
+
+    def dropped_by_reason(self) -> dict[str, int]:
+        """`dropped` without groups and score bins."""
+        found: dict[str, int] = {}
+        for reason, count in self.dropped.items():
+            short = reason.partition(".")[0]
+            found[short] = found.get(short, 0) + count
+        return found
 
     @property
     def settled(self) -> int:
@@ -98,16 +119,46 @@ _SCHEMA = """
 CREATE TABLE frame (
     frame_id TEXT PRIMARY KEY, state TEXT NOT NULL, arm TEXT NOT NULL, score REAL NOT NULL, density REAL NOT NULL,
     message_bytes INTEGER NOT NULL, disk_bytes INTEGER NOT NULL, send_order INTEGER,
-    camera TEXT NOT NULL, sequence INTEGER NOT NULL, captured_at_ms INTEGER NOT NULL
+    camera TEXT NOT NULL, sequence INTEGER NOT NULL, captured_at_ms INTEGER NOT NULL,
+    eviction_group TEXT NOT NULL, send_value REAL NOT NULL, probability REAL NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX frame_by_state ON frame (state, send_order);
-CREATE INDEX frame_by_density ON frame (density);
+CREATE INDEX frame_by_value ON frame (state, send_value DESC, send_order);
+CREATE INDEX frame_by_time ON frame (state, captured_at_ms);
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE settled (number INTEGER PRIMARY KEY AUTOINCREMENT, frame_id TEXT NOT NULL UNIQUE, outcome TEXT NOT NULL);
+CREATE TABLE tombstone (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, frame_id TEXT NOT NULL, arm TEXT NOT NULL, why TEXT NOT NULL, score REAL NOT NULL,
+    probability REAL NOT NULL, camera TEXT NOT NULL, captured_at_ms INTEGER NOT NULL
+);
 """
 
-_COLUMNS = "frame_id, state, arm, score, message_bytes, camera, sequence, captured_at_ms"
+# An index of the first version becomes one of the second without being made again: what was sent stays sent.
+_FROM_1 = f"""
+DROP INDEX frame_by_state;
+DROP INDEX frame_by_density;
+ALTER TABLE frame ADD COLUMN eviction_group TEXT NOT NULL DEFAULT '{PLAIN}';
+ALTER TABLE frame ADD COLUMN send_value REAL NOT NULL DEFAULT 0;
+ALTER TABLE frame ADD COLUMN probability REAL NOT NULL DEFAULT 0;
+UPDATE frame SET eviction_group = arm, send_value = CASE WHEN arm = '{EXPLORE}' THEN 3.0 ELSE score END;
+CREATE INDEX frame_by_value ON frame (state, send_value DESC, send_order);
+CREATE INDEX frame_by_time ON frame (state, captured_at_ms);
+CREATE TABLE tombstone (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, frame_id TEXT NOT NULL, arm TEXT NOT NULL, why TEXT NOT NULL, score REAL NOT NULL,
+    probability REAL NOT NULL, camera TEXT NOT NULL, captured_at_ms INTEGER NOT NULL
+);
+"""
+# Named tombstones that nobody fetches; the oldest go first, and the counters know of all.
+_MOST_TOMBSTONES = 5000
+
+_COLUMNS = (
+    "frame_id, state, arm, score, message_bytes, camera, sequence, captured_at_ms, eviction_group AS \"group\", probability"
+)
+_TURNS = {
+    Turn.VALUE: "send_value DESC, send_order",
+    Turn.FRESHEST: "captured_at_ms DESC, send_order",
+    Turn.OLDEST: "captured_at_ms, send_order",
+}
 
 
 def disk_fault(error: OSError | sqlite3.Error, path: Path) -> SpoolError:
@@ -151,6 +202,8 @@ class SpoolIndex:
             if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
                 self.fresh = True
                 self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            elif version == 1 and self._db.execute("PRAGMA quick_check").fetchone()[0] == "ok":
+                self._db.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             elif version != SCHEMA_VERSION or self._db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise SpoolIndex.Damaged(f"index {path}: damaged, or of schema version {version}")
         except sqlite3.OperationalError as error:
@@ -202,7 +255,7 @@ class SpoolIndex:
         promoted = frame.state is not FrameState.CANDIDATE
         self._db.execute(
             "INSERT INTO frame (frame_id, state, arm, score, density, message_bytes, disk_bytes, send_order, camera, "
-            "sequence, captured_at_ms) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+            "sequence, captured_at_ms, eviction_group, send_value, probability) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 frame.frame_id,
                 frame.state.value,
@@ -215,10 +268,14 @@ class SpoolIndex:
                 frame.camera,
                 frame.sequence,
                 frame.captured_at_ms,
+                frame.group or frame.arm,
+                send_value(frame.arm, frame.score),
+                frame.probability,
             ),
         )
         self._db.execute("DELETE FROM settled WHERE frame_id = ?", (frame.frame_id,))
-        self.count({SPOOLED: 1, PROMOTED: int(promoted and count_promoted)})
+        # What a person asked for is not the selection's, and no part of what `Desired.frames_total` counts.
+        self.count({SPOOLED: 1, PROMOTED: int(promoted and count_promoted and frame.arm != FETCHED)})
 
     def _next_order(self) -> int:
         self._last_order += 1
@@ -283,29 +340,49 @@ class SpoolIndex:
         """All rows of a state in send order."""
         return tuple(self._frames("WHERE state = ? ORDER BY send_order, captured_at_ms, frame_id", (state.value,)))
 
-    def first_new(self, skip: Callable[[str], bool]) -> SpooledFrame | None:
-        """The first row in send order that is NEW and not skipped."""
-        rows = self._frames("WHERE state = ? ORDER BY send_order", (FrameState.NEW.value,))
+    def first_new(self, skip: Callable[[str], bool], turn: Turn = Turn.VALUE) -> SpooledFrame | None:
+        """The first row that is NEW and not skipped, in the order of the turn."""
+        rows = self._frames(f"WHERE state = ? ORDER BY {_TURNS[turn]}", (FrameState.NEW.value,))
         return next((frame for frame in rows if not skip(frame.frame_id)), None)
 
-    def evictable(self, *, arm_is_explore: bool) -> Iterator[tuple[str, float, float, int]]:
-        """(frame id, score, score per byte, bytes on disk) of what may be given up, worst first.
+    def evictable(self, *, explore: bool) -> Iterator[Row]:
+        """What may be given up of the random sample, or of everything else, worst first.
 
         The explore arm is a random sample: its order is that of the ids, which are hashes, so what remains stays a random sample.
         """
         # Read at once: an open cursor would hold up the transaction that evicts.
-        yield from self._db.execute(
-            "SELECT frame_id, score, density, disk_bytes FROM frame WHERE state IN (?, ?) AND (arm = 'explore') = ? "
-            "ORDER BY CASE WHEN arm = 'explore' THEN 0 ELSE density END, frame_id",
-            (FrameState.CANDIDATE.value, FrameState.NEW.value, int(arm_is_explore)),
+        rows = self._db.execute(
+            "SELECT frame_id, eviction_group, score, density, disk_bytes FROM frame WHERE state IN (?, ?) "
+            f"AND eviction_group {'=' if explore else '<>'} '{EXPLORE}' "  # noqa: S608 - constants of ours
+            f"ORDER BY {'frame_id' if explore else 'density, frame_id'}",
+            (FrameState.CANDIDATE.value, FrameState.NEW.value),
         ).fetchall()
+        return (Row(*row) for row in rows)
 
-    def disk_bytes(self) -> tuple[int, int]:
-        """(all frames, those of the explore arm) in bytes on disk."""
-        row = self._db.execute(
-            "SELECT coalesce(sum(disk_bytes), 0), coalesce(sum(CASE WHEN arm = 'explore' THEN disk_bytes END), 0) FROM frame"
-        ).fetchone()
-        return int(row[0]), int(row[1])
+    def disk_bytes(self) -> dict[str, int]:
+        """Bytes on disk by eviction group."""
+        return dict(self._db.execute("SELECT eviction_group, sum(disk_bytes) FROM frame GROUP BY eviction_group"))
+
+    # -- tombstones
+
+    def bury(self, frame_id: str, why: str) -> None:
+        """Name a frame that is about to go unsent, with what an unbiased estimate needs to allow for it."""
+        self._db.execute(
+            "INSERT INTO tombstone (frame_id, arm, why, score, probability, camera, captured_at_ms) "
+            "SELECT frame_id, arm, ?, score, probability, camera, captured_at_ms FROM frame WHERE frame_id = ?",
+            (why, frame_id),
+        )
+        self._db.execute(
+            "DELETE FROM tombstone WHERE number <= (SELECT max(number) FROM tombstone) - ?", (_MOST_TOMBSTONES,)
+        )
+
+    def tombstones(self, limit: int) -> list[tuple[int, str, str, str, float, float, str, int]]:
+        """The oldest named tombstones: number, frame id, arm, why, score, probability, camera, captured at (ms)."""
+        return self._db.execute("SELECT * FROM tombstone ORDER BY number LIMIT ?", (limit,)).fetchall()
+
+    def forget_tombstones(self, up_to: int) -> int:
+        """The server has them; returns how many went."""
+        return self._db.execute("DELETE FROM tombstone WHERE number <= ?", (up_to,)).rowcount
 
     def states(self) -> dict[str, str]:
         """Frame id -> state of all rows."""

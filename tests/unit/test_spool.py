@@ -116,7 +116,7 @@ def test_a_dropped_frame_may_come_again_but_a_refused_one_may_not(spool: Spool) 
     assert spool.put(*dropped)
     assert not spool.put(*refused)
     ledger = spool.ledger()
-    assert (ledger.spooled, ledger.dropped, ledger.refused) == (3, {"not_chosen": 1}, {"bad_image": 1})
+    assert (ledger.spooled, ledger.dropped, ledger.refused) == (3, {"not_chosen.policy.0.0": 1}, {"bad_image": 1})
     assert ledger.balanced
 
 

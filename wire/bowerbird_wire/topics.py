@@ -107,6 +107,18 @@ class ReportTopic(DeviceTopic):
     DIRECTION, LEAF = "up", "report"
 
 
+class TombstonesTopic(DeviceTopic):
+    """What left the spool unsent."""
+
+    DIRECTION, LEAF = "up", "tombstones"
+
+
+class FetchAnswerTopic(DeviceTopic):
+    """What the device does about a wish for more of a frame."""
+
+    DIRECTION, LEAF = "up", "fetched"
+
+
 class BlockRequestTopic(DeviceTopic):
     """Which blocks of an update file the device still lacks."""
 
@@ -213,6 +225,8 @@ UP: tuple[type[DeviceTopic], ...] = (
     HealthTopic,
     ReportTopic,
     BlockRequestTopic,
+    TombstonesTopic,
+    FetchAnswerTopic,
 )
 DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)
 LOCAL: tuple[type[CameraTopic], ...] = (DetectionsTopic,)
