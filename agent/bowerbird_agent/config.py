@@ -16,6 +16,7 @@ from bowerbird_agent.budget import ByteLimits
 from bowerbird_agent.camera_config import CameraConfig
 from bowerbird_agent.capture import kind_of, without_password
 from bowerbird_agent.errors import ConfigError
+from bowerbird_agent.fetch_config import FetchConfig
 from bowerbird_agent.guard import GuardConfig
 from bowerbird_agent.heartbeat import WatchdogConfig
 from bowerbird_agent.metrics_endpoint import MetricsConfig
@@ -73,14 +74,15 @@ class BrokerConfig:
         host, port: where it listens.
         username: None for the device's id.
         password_file: first line is the password; None for no password.
-        keepalive_s: seconds without traffic after which both sides ask whether the other still lives.
+        keepalive_s: seconds without traffic after which the device asks whether the broker still lives; half as long again until
+            the broker calls a silent device offline. While packets wait for their acknowledgement 90 s without a byte are enough.
     """
 
     host: str
     port: int = 1883
     username: str | None = None
     password_file: Path | None = None
-    keepalive_s: int = 30
+    keepalive_s: int = 300
 
     def __post_init__(self) -> None:
         _require(bool(self.host), "host is empty; name the broker's address")
@@ -239,12 +241,19 @@ class AccountingConfig:
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """How often counters go to the server, in seconds."""
+    """How often counters go to the server, in seconds.
+
+    Args:
+        interval_s: while there is news: frames chosen or sent, a camera that fails, another model.
+        idle_interval_s: while there is none; at most 120 times `interval_s`.
+    """
 
     interval_s: float = 30.0
+    idle_interval_s: float = 3600.0
 
     def __post_init__(self) -> None:
         _require(0.2 <= self.interval_s <= 3600, f"interval_s is {self.interval_s}; it must be 0.2 to 3600")
+        _require(1 <= self.idle_interval_s <= 86_400, f"idle_interval_s is {self.idle_interval_s}; it must be 1 to 86400")
 
 
 @dataclass(frozen=True)
@@ -271,6 +280,7 @@ class AgentConfig:
     metered: MeteredConfig = field(default_factory=MeteredConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
+    fetch: FetchConfig = field(default_factory=FetchConfig)
     accounting: AccountingConfig = field(default_factory=AccountingConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -30,8 +30,9 @@ from bowerbird_agent.device_models import DeviceModels
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import AgentError, ConfigError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
+from bowerbird_agent.fetching import Fetching
 from bowerbird_agent.guard_watch import GuardWatch
-from bowerbird_agent.health import Vitals, now_ms
+from bowerbird_agent.health import Vitals, idle_interval_s, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.inference import Inference
 from bowerbird_agent.machine_sensors import MachineSensors
@@ -41,6 +42,7 @@ from bowerbird_agent.metrics_text import device_metrics, exposition
 from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
+from bowerbird_agent.originals import Originals
 from bowerbird_agent.publish import LocalPublisher
 from bowerbird_agent.reload import reload_plan
 from bowerbird_agent.sd_notify import Notifier
@@ -49,6 +51,7 @@ from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
+from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.tariff import Tariff
 from bowerbird_agent.update_runner import machine_boot_id
 from bowerbird_agent.upload_runner import UploadRunner, restore_budget
@@ -147,6 +150,7 @@ class Device:
             device.state_dir / DECISIONS_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()
         )
         self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions)
+        self._storing.fetching = _fetching(config, encoder, self._spool)
         self._cameras = Cameras(config.cameras, self._exchange, self._counters, self._heartbeats, self._stages)
         budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic(), metered=config.metered.to_limits())
         self._tariff = Tariff(config.budget.quiet_ranges(), config.metered.interfaces, clock_ok=_clock_ok)
@@ -218,6 +222,7 @@ class Device:
             budget=budget,
             vitals=vitals,
             health_every_s=config.health.interval_s,
+            idle_health_s=idle_interval_s(config.health.interval_s, config.health.idle_interval_s),
             publisher=self._publisher,
             account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
             pulse=self._pulses["control"],
@@ -380,7 +385,8 @@ class Device:
             if "selection" in plan.live or len(config.cameras) != len(before.cameras):
                 self._inference.set_policy(config.selection, device=config.device.id, cameras=len(config.cameras))
         limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
-        self._control.reconfigure(limits, metered, self._config.health.interval_s)
+        every_s, idle_s = self._config.health.interval_s, self._config.health.idle_interval_s
+        self._control.reconfigure(limits, metered, every_s, idle_interval_s(every_s, idle_s))
         self._notifier.ready(self._vitals.line())
 
     # --- models --------------------------------------------------------------------------------------------------------
@@ -446,6 +452,15 @@ class Device:
         if left:
             logger.info("%d candidates of a selection window that was cut short are given up", len(left))
             self._spool.drop(left, "window_cut_short")
+
+
+def _fetching(config: AgentConfig, encoder: FrameEncoder, spool: Spool) -> Fetching:
+    fetch = config.fetch
+    originals = Originals(
+        config.device.state_dir / "originals", max_bytes=fetch.originals_max_bytes, min_free_bytes=config.spool.min_free_bytes
+    )
+    surroundings = Surroundings(fps=fetch.around_fps, max_bytes=int(fetch.around_memory_mb * 1e6))
+    return Fetching(fetch, originals, surroundings, encoder, spool, now_s=time.monotonic())
 
 
 def _read_root(config: AgentConfig) -> bytes:

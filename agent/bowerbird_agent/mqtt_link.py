@@ -40,6 +40,7 @@ from bowerbird_wire.topics import DOWN, BlocksTopic, CreditTopic, DeviceTopic, S
 
 log = logging.getLogger(__name__)
 
+_BUSY_STALL_S = 90.0  # with packets on their way; an idle link is only asked at every keep-alive
 RECEIVE_MAXIMUM = 64  # packets of ours that may be unacknowledged; a broker may set a lower number
 MAX_INCOMING_BYTES = 2 * 1024 * 1024
 _TCP_NOTSENT_LOWAT = 25  # Linux; the socket module does not name it
@@ -394,13 +395,20 @@ class MqttLink:
         stall_s = broker.stall_s if broker.stall_s is not None else 3.0 * broker.keepalive_s
         limit_s = broker.connect_timeout_s  # until it is up
         received, since = -1, time.monotonic()
+        busy_since: float | None = None  # since when packets wait for an answer
         while not connection.ended.wait(min(1.0, limit_s / 4)):
             if connection.up:
                 self._warned = False
                 limit_s = stall_s
             if self.traffic.received != received:
                 received, since = self.traffic.received, time.monotonic()
-            elif time.monotonic() - since > limit_s:
+            now_s = time.monotonic()
+            busy_since = None if not self.in_flight else busy_since or now_s
+            silent_s = now_s - since
+            if busy_since is not None and connection.up:
+                limit_s = min(stall_s, _BUSY_STALL_S)
+                silent_s = now_s - max(since, busy_since)
+            if silent_s > limit_s:
                 connection.reason = f"no byte from the broker for {limit_s:.0f} s"
                 return
             if not connection.client.thread_alive():

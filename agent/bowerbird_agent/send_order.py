@@ -1,8 +1,8 @@
 """Which frame is sent next of those that wait: the most valuable, but every so often the freshest or the oldest. Pure.
 
-In: how often it was asked. Out: by what the next frame is chosen. Of ten frames seven go by value, two because they are the freshest (an
-operator who looks sees what happens now) and one because it is the oldest (nothing waits for ever behind a stream of better frames).
-What is worth most stands in the index (`spool_index.send_value`). It knows no frame.
+In: how often it was asked. Out: by what the next frame is chosen. Of ten frames seven go by value, two because they are the freshest
+(an operator who looks sees what happens now) and one because it is the oldest (nothing waits for ever behind better frames). What is
+worth most stands in the index (`spool_index.send_value`). It knows no frame.
 """
 
 from __future__ import annotations

@@ -180,7 +180,9 @@ class Spool:
             raise
 
     def promote(self, frame_ids: Iterable[str]) -> tuple[str, ...]:
-        """CANDIDATE -> NEW; of frames that are worth the same, those given first are sent first. Counted in `promoted` in the same transaction.
+        """CANDIDATE -> NEW; of frames that are worth the same, those given first are sent first.
+
+        Counted in `promoted` in the same transaction.
 
         Returns:
             The ids that were promoted; one that was evicted meanwhile is not among them.
@@ -370,7 +372,7 @@ class Spool:
     def tombstones(self, limit: int = 100) -> tuple[Tombstone, ...]:
         """Frames of the random sample, and frames that were asked for, that went unsent and that the server has not heard of."""
         with self._reading():
-            return tuple(Tombstone(number, bytes.fromhex(frame), *rest) for number, frame, *rest in self._index.tombstones(limit))
+            return self._index.tombstones(limit)
 
     def forget_tombstones(self, up_to: int) -> int:
         """The server has noted all tombstones up to this number; returns how many went."""

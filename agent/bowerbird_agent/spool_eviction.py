@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from bowerbird_wire.linked import FETCHED
-
 EXPLORE, PLAIN = "explore", "policy"
 
 # Group -> the share of the spool's room that is its own. Above it the random sample gives way to itself only, others compete.
@@ -58,7 +56,13 @@ def group_of(arm: str, reasons: Sequence[str], floors: Mapping[str, float]) -> s
 
 
 def choose(
-    frame: Row, explore: Iterable[Row], others: Iterable[Row], *, used: Mapping[str, int], floors: Mapping[str, float], to_free: int
+    frame: Row,
+    explore: Iterable[Row],
+    others: Iterable[Row],
+    *,
+    used: Mapping[str, int],
+    floors: Mapping[str, float],
+    to_free: int,
 ) -> tuple[list[Victim], int]:
     """Frames to evict so that `frame` fits.
 

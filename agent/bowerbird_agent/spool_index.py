@@ -17,8 +17,9 @@ from pathlib import Path
 
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
 from bowerbird_agent.send_order import Turn
-from bowerbird_agent.spool_eviction import EXPLORE, PLAIN, Row
+from bowerbird_agent.spool_eviction import EXPLORE, Row
 from bowerbird_wire.linked import FETCHED
+from bowerbird_wire.messages import Tombstone
 
 SCHEMA_VERSION = 2
 
@@ -134,13 +135,13 @@ CREATE TABLE tombstone (
 """
 
 # An index of the first version becomes one of the second without being made again: what was sent stays sent.
-_FROM_1 = f"""
+_FROM_1 = """
 DROP INDEX frame_by_state;
 DROP INDEX frame_by_density;
-ALTER TABLE frame ADD COLUMN eviction_group TEXT NOT NULL DEFAULT '{PLAIN}';
+ALTER TABLE frame ADD COLUMN eviction_group TEXT NOT NULL DEFAULT 'policy';
 ALTER TABLE frame ADD COLUMN send_value REAL NOT NULL DEFAULT 0;
 ALTER TABLE frame ADD COLUMN probability REAL NOT NULL DEFAULT 0;
-UPDATE frame SET eviction_group = arm, send_value = CASE WHEN arm = '{EXPLORE}' THEN 3.0 ELSE score END;
+UPDATE frame SET eviction_group = arm, send_value = CASE WHEN arm = 'explore' THEN 3.0 ELSE score END;
 CREATE INDEX frame_by_value ON frame (state, send_value DESC, send_order);
 CREATE INDEX frame_by_time ON frame (state, captured_at_ms);
 CREATE TABLE tombstone (
@@ -152,7 +153,7 @@ CREATE TABLE tombstone (
 _MOST_TOMBSTONES = 5000
 
 _COLUMNS = (
-    "frame_id, state, arm, score, message_bytes, camera, sequence, captured_at_ms, eviction_group AS \"group\", probability"
+    'frame_id, state, arm, score, message_bytes, camera, sequence, captured_at_ms, eviction_group AS "group", probability'
 )
 _TURNS = {
     Turn.VALUE: "send_value DESC, send_order",
@@ -353,9 +354,8 @@ class SpoolIndex:
         # Read at once: an open cursor would hold up the transaction that evicts.
         rows = self._db.execute(
             "SELECT frame_id, eviction_group, score, density, disk_bytes FROM frame WHERE state IN (?, ?) "
-            f"AND eviction_group {'=' if explore else '<>'} '{EXPLORE}' "  # noqa: S608 - constants of ours
-            f"ORDER BY {'frame_id' if explore else 'density, frame_id'}",
-            (FrameState.CANDIDATE.value, FrameState.NEW.value),
+            "AND (eviction_group = ?) = ? ORDER BY CASE WHEN eviction_group = ? THEN 0 ELSE density END, frame_id",
+            (FrameState.CANDIDATE.value, FrameState.NEW.value, EXPLORE, int(explore), EXPLORE),
         ).fetchall()
         return (Row(*row) for row in rows)
 
@@ -372,13 +372,12 @@ class SpoolIndex:
             "SELECT frame_id, arm, ?, score, probability, camera, captured_at_ms FROM frame WHERE frame_id = ?",
             (why, frame_id),
         )
-        self._db.execute(
-            "DELETE FROM tombstone WHERE number <= (SELECT max(number) FROM tombstone) - ?", (_MOST_TOMBSTONES,)
-        )
+        self._db.execute("DELETE FROM tombstone WHERE number <= (SELECT max(number) FROM tombstone) - ?", (_MOST_TOMBSTONES,))
 
-    def tombstones(self, limit: int) -> list[tuple[int, str, str, str, float, float, str, int]]:
-        """The oldest named tombstones: number, frame id, arm, why, score, probability, camera, captured at (ms)."""
-        return self._db.execute("SELECT * FROM tombstone ORDER BY number LIMIT ?", (limit,)).fetchall()
+    def tombstones(self, limit: int) -> tuple[Tombstone, ...]:
+        """The oldest named tombstones."""
+        rows = self._db.execute("SELECT * FROM tombstone ORDER BY number LIMIT ?", (limit,))
+        return tuple(Tombstone(number, bytes.fromhex(frame_id), *rest) for number, frame_id, *rest in rows)
 
     def forget_tombstones(self, up_to: int) -> int:
         """The server has them; returns how many went."""

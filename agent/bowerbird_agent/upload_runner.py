@@ -11,6 +11,7 @@ import json
 import logging
 import math
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -29,6 +30,7 @@ from bowerbird_agent.upload_events import (
     Down,
     Event,
     FrameReady,
+    Held,
     NotTaken,
     OfferTaken,
     Publish,
@@ -45,6 +47,7 @@ from bowerbird_agent.upload_events import (
 from bowerbird_agent.uploader import Uploader, UploadLimits, WireSizes
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
+from bowerbird_wire.linked import FETCHED
 from bowerbird_wire.messages import Chunk, Credit, Offer, Receipt, Refusal
 from bowerbird_wire.thumbnail import THUMBNAIL_BYTES
 from bowerbird_wire.topics import ChunkTopic, CreditTopic, DeviceTopic, FrameTopic, OfferTopic, ReceiptTopic
@@ -141,6 +144,7 @@ class UploadRunner:
         self._promised_until_s = -math.inf
         self._said: set[str] = set()
         self._pause_until_s = -math.inf
+        self.heard: Callable[[Receipt], None] = _nobody  # told of what a receipt says beside frames: wishes, tombstones
         self._set_ahead()
         self._save_budget()
         for frame in spool.frames(FrameState.IN_DOUBT):
@@ -339,6 +343,10 @@ class UploadRunner:
             frame_id = want.frame.hex() or self._transfers.get(want.transfer, "")
             if frame_id:
                 self._feed(Wanted(frame_id, want.have), now_s)
+        if receipt.hold_s > 0.0:
+            self._feed(Held(receipt.hold_s), now_s)
+        if receipt.fetch or receipt.buried:
+            self.heard(receipt)
         self._forget()
         return counts
 
@@ -403,5 +411,10 @@ class UploadRunner:
 
 def _ready(frame: SpooledFrame, *, in_doubt: bool = False) -> FrameReady:
     # The random sample is not thinned out by likeness: it would not be random any more.
-    ask = frame.message_bytes > _ASK_FROM_BYTES and frame.arm != "explore"
+    # What a person asked for is wanted, however it looks.
+    ask = frame.message_bytes > _ASK_FROM_BYTES and frame.arm not in ("explore", FETCHED)
     return FrameReady(frame.frame_id, frame.message_bytes, in_doubt, ask)
+
+
+def _nobody(receipt: Receipt) -> None:
+    del receipt

@@ -28,6 +28,7 @@ from bowerbird_agent.upload_events import (
     Flight,
     FrameReady,
     GoesOn,
+    Held,
     NotTaken,
     OfferTaken,
     Overdue,
@@ -45,6 +46,7 @@ from bowerbird_agent.upload_events import (
 )
 from bowerbird_wire.transfer import BLOCK_BYTES, CHUNK_HEADER_BYTES, MAX_CHUNK_BYTES, Block, Sending, block_count, run_bytes
 
+_LONGEST_HOLD_S = 3600.0  # a server that forgot to let go is asked again after this
 _OUT = (Flight.ASKED, Flight.SENDING, Flight.SENT, Flight.IN_DOUBT)
 
 
@@ -139,6 +141,7 @@ class Uploader:
         self._newly_parked: list[Stuck] = []
         self._credit: int | None = None
         self._credit_until_s = math.inf
+        self._held_until_s = -math.inf
 
     # -- in
 
@@ -168,6 +171,9 @@ class Uploader:
             self._heard(now_s)
         elif isinstance(event, Wanted):
             self._wanted(event, now_s)
+            self._heard(now_s)
+        elif isinstance(event, Held):
+            self._held_until_s = now_s + min(max(0.0, event.seconds), _LONGEST_HOLD_S)
             self._heard(now_s)
         elif isinstance(event, CreditChanged):
             self._credit, self._credit_until_s = max(0, event.bytes_in_flight), math.inf
@@ -284,9 +290,18 @@ class Uploader:
     @property
     def wants_frame(self) -> bool:
         """Whether a new frame could be sent if the spool offered one."""
-        if self._up is None or self._credit == 0 or any(entry.flight is Flight.READY for entry in self._entries.values()):
+        if (
+            self._up is None
+            or self._credit == 0
+            or self._is_held
+            or any(entry.flight is Flight.READY for entry in self._entries.values())
+        ):
             return False
         return self._outstanding() < self._max_frames() and self._outstanding_bytes() < self._max_bytes()
+
+    @property
+    def _is_held(self) -> bool:
+        return self._held_until_s > -math.inf
 
     @property
     def waiting_bytes(self) -> int:
@@ -316,6 +331,13 @@ class Uploader:
         if self._credit == 0:
             reason = "the server takes no frames now (its disk is full, see its log); they wait in the spool"
             return Stuck(reason, min(wake_s, self._credit_until_s))
+        if self._is_held:
+            if now_s < self._held_until_s:
+                reason = (
+                    "the server takes no more frames of this device now (its limit there is reached); they wait in the spool"
+                )
+                return Stuck(reason, min(wake_s, self._held_until_s))
+            self._held_until_s = -math.inf
         for frame_id, question in self._order(now_s):
             decision, wait_s = self._question(frame_id, now_s) if question else self._send(frame_id, now_s)
             if self._newly_parked:

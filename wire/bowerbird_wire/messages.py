@@ -64,7 +64,9 @@ class FrameHeader(Message):
     monotonic_ns: int = _opt("mono", 0)
     clock_ok: bool = _opt("ck", True)
     model_digest: str = _opt("m", "")
-    arm: str = _opt("a", "policy")  # "policy": chosen by score; "explore": the random audit; "fetched": asked for, see `linked.py`
+    arm: str = _opt(
+        "a", "policy"
+    )  # "policy": chosen by score; "explore": the random audit; "fetched": asked for, see `linked.py`
     reasons: tuple[str, ...] = _opt("r", ())  # the strategies that spoke for it
     score: float = _opt("s", 0.0)
     strategy_scores: Mapping[str, float] = field(default_factory=dict, metadata=_key("ss"))
