@@ -41,6 +41,9 @@ NOT_REBUILT = (
     "setting",
     "dead_letter",
     "thumbnail",
+    "fetch",
+    "unsent",
+    "tombstone",
 )
 
 

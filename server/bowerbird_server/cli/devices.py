@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.catalogue import fleet
+from bowerbird_server.catalogue import fleet, unsent
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput, Conflict
 from bowerbird_server.provision import add_device, broker_of, check_device_name
@@ -99,7 +99,7 @@ def show(device: str, data: Data = DATA) -> None:
     """Everything a device last said, as JSON."""
     with open_site(data) as site:
         row = fleet.get(site.catalogue, device)
-        show_json(row)
+        show_json({**row, "unsent": unsent.of_device(site.catalogue, device)})
 
 
 @app.command()

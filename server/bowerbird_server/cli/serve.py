@@ -22,6 +22,7 @@ from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
 
 if TYPE_CHECKING:
+    from bowerbird_server.device_limits import DeviceLimit
     from bowerbird_server.ingest import DiskMarks
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,15 @@ def ingest(
         address = server_address(site)
         folder = site.folder
         marks = _disk_marks(site)
-    process.run(folder, address, stop, share=Share(worker, workers), marks=marks)
+        limit = _device_limit(site)
+    process.run(folder, address, stop, share=Share(worker, workers), marks=marks, limit=limit)
+
+
+def _device_limit(site: Site) -> DeviceLimit:
+    from bowerbird_server.device_limits import DeviceLimit
+
+    megabytes = site.config.ingest.device_mb_per_day
+    return DeviceLimit(site.config.ingest.device_frames_per_day, None if megabytes is None else int(megabytes * 1e6))
 
 
 def _disk_marks(site: Site) -> DiskMarks:
