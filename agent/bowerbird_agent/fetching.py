@@ -227,7 +227,10 @@ def around(of: str, header: FrameHeader, moment: Moment, quality: int) -> FrameM
         quality=quality,
         detections=(),
     )
-    return _linked(base, moment.jpeg, {AROUND_OF: of})
+    # The same picture may be, or become, a frame of its own or belong to another: a comment makes it a picture of this frame.
+    comment = f"around {of[:32]}".encode()
+    marked = moment.jpeg[:2] + b"\xff\xfe" + (len(comment) + 2).to_bytes(2, "big") + comment + moment.jpeg[2:]
+    return _linked(base, marked, {AROUND_OF: of})
 
 
 def _linked(base: FrameHeader, jpeg: bytes, extra: dict[str, str]) -> FrameMessage:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -124,6 +125,20 @@ def test_the_frames_around_come_from_memory_within_the_seconds_and_without_the_f
     assert {link for link, _, _ in device.fetched()} == {Link(header.frame_id, AROUND)}
     sequences = sorted(one.sequence for one in device.spool.frames(FrameState.NEW))
     assert sequences == [3, 4, 6, 7]
+
+
+def test_a_picture_around_is_not_the_frame_that_was_made_of_the_same_picture(device: Device) -> None:
+    """Else the random audit would lose a frame to a wish, or a candidate that is given up would take what was asked for along."""
+    pictures = [frame(number, START_MS + number * 1000) for number in range(2)]
+    device.fetching.passed(pictures[1])
+    first, second = (device.keep(picture) for picture in pictures)
+    assert device.ask(first, AROUND, 2.0) == ("sent", "", 1)
+    (sent,) = device.spool.frames(FrameState.NEW)
+    assert sent.frame_id != second.frame_id
+    read = device.spool.read(sent.frame_id)
+    assert read is not None
+    picture = cv2.imdecode(np.frombuffer(read[1], np.uint8), cv2.IMREAD_COLOR)
+    assert picture.shape == (48, 64, 3)
 
 
 def test_a_rule_writes_the_surroundings_of_a_frame_once_they_are_complete(tmp_path: Path) -> None:
