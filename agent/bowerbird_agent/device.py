@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.attempt import cameras_hang
+from bowerbird_agent.budget_note import restore_budget
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
@@ -54,7 +55,7 @@ from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
 from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.tariff import Tariff
 from bowerbird_agent.update_runner import machine_boot_id
-from bowerbird_agent.upload_runner import UploadRunner, restore_budget
+from bowerbird_agent.upload_runner import UploadRunner
 from bowerbird_models.errors import ModelError
 
 if TYPE_CHECKING:

@@ -33,6 +33,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from bowerbird_agent.paho_client import CountingClient, Traffic
 from bowerbird_agent.reconnect import ReconnectDelay
 from bowerbird_agent.spending import Spending
+from bowerbird_agent.wire_count import of_failed_attempt
 from bowerbird_wire import codec
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.messages import Status
@@ -311,16 +312,25 @@ class MqttLink:
 
     @property
     def bytes_sent(self) -> int:
-        """MQTT bytes written to the socket since the start: every packet, resends and keep-alives included."""
-        return self.traffic.sent
+        """Bytes that left over the network since the start, at the link: every packet, resends, keep-alives and headers included."""
+        self._look()
+        return self.traffic.on_wire.sent
 
     @property
     def bytes_received(self) -> int:
-        """MQTT bytes read from the socket since the start."""
-        return self.traffic.received
+        """Bytes that came over the network since the start, at the link."""
+        self._look()
+        return self.traffic.on_wire.received
 
-    def publish(self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
-        """Hand a packet to the connection.
+    def _look(self) -> None:
+        connection = self._connection
+        if connection is not None:
+            connection.client.look()
+
+    def publish(
+        self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False, kind: str | None = None
+    ) -> int:
+        """Hand a packet to the connection. `kind`: what its bytes are spent on, None for what the topic says.
 
         Returns:
             A token that a `Published` event will carry (never 0). 0: not taken, because the link is down, too many packets are
@@ -344,7 +354,7 @@ class MqttLink:
                 return 0
             if sent.rc != paho.MQTT_ERR_SUCCESS:
                 return 0
-            self.spending.packet(topic, packet_bytes(topic, len(payload), qos=qos))
+            self.spending.packet(topic, packet_bytes(topic, len(payload), qos=qos), kind)
             return connection.token(sent.mid)
 
     # -- for the connection
@@ -375,6 +385,7 @@ class MqttLink:
                 connection.open()
             except (OSError, ValueError) as error:
                 connection.reason = f"{type(error).__name__}: {error}"
+                self.traffic.look(of_failed_attempt())
             else:
                 self._connection = connection
                 if self._stopping.is_set():

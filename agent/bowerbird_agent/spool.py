@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -23,7 +22,7 @@ from typing import IO, Literal, TypeVar
 
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
 from bowerbird_agent.send_order import turn
-from bowerbird_agent.spool_eviction import EXPLORE, FLOORS, Row, choose, group_of, score_bin
+from bowerbird_agent.spool_eviction import EXPLORE, FLOORS, group_of, score_bin
 from bowerbird_agent.spool_files import FrameFiles, on_disk_bytes
 from bowerbird_agent.spool_index import (
     PROMOTED,
@@ -34,6 +33,7 @@ from bowerbird_agent.spool_index import (
     disk_fault,
 )
 from bowerbird_agent.spool_recovery import open_index, reconcile, write_snapshot
+from bowerbird_agent.spool_room import MIN_SPOOL_BYTES, SpoolRoom, index_bytes
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.linked import FETCHED
@@ -43,11 +43,6 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Kept free of frames for the index, its WAL and the ballast: index writes must succeed when the frames have taken everything.
-INDEX_RESERVE_BYTES = 1024 * 1024
-MIN_SPOOL_BYTES = 2 * INDEX_RESERVE_BYTES
-# Given up for a moment when the disk is full, so that receipts can still be recorded and thereby free space.
-_BALLAST_BYTES = 256 * 1024
 _SNAPSHOT_EVERY = 64
 
 
@@ -87,8 +82,7 @@ class Spool:
         if max_bytes < MIN_SPOOL_BYTES:
             raise ValueError(f"spool.max_bytes must be at least {MIN_SPOOL_BYTES}, not {max_bytes}")
         self.root = root
-        self._max_bytes = max_bytes
-        self._min_free_bytes = min_free_bytes
+        self._room = SpoolRoom(root, max_bytes=max_bytes, min_free_bytes=min_free_bytes, floors=floors)
         self._remember = min(max(max_bytes // 20_000, 500), 50_000) if remember is None else remember
         self._lock = threading.RLock()
         self._writing: dict[str, int] = {}  # frame id -> bytes promised to a put under way
@@ -102,7 +96,7 @@ class Spool:
         except OSError as error:
             raise disk_fault(error, root) from error
         try:
-            self._ballast_refill()
+            self._room.refill()
             self._index = open_index(root, remember=self._remember)
             reconcile(self._index, self._files, self._floors)
         except (OSError, sqlite3.Error) as error:
@@ -335,7 +329,7 @@ class Spool:
     def bytes_used(self) -> int:
         """Bytes on disk, index included."""
         with self._reading():
-            return sum(self._index.disk_bytes().values()) + sum(self._writing.values()) + self._index_bytes()
+            return sum(self._index.disk_bytes().values()) + sum(self._writing.values()) + index_bytes(self._index)
 
     def counter(self, name: str) -> int:
         """A persistent counter, 0 when it was never counted."""
@@ -408,11 +402,11 @@ class Spool:
                 with self._index.transaction(durable=durable):
                     return change()
             except SpoolFull:
-                self._ballast_path.unlink(missing_ok=True)
+                self._room.give_way()
                 with self._index.transaction(durable=durable):
                     return change()
             finally:
-                self._ballast_refill()
+                self._room.refill()
 
     def _settle(self, changes: list[tuple[str, Outcome, str]]) -> set[str]:
         """Take frames out and return the ids that were here.
@@ -449,48 +443,8 @@ class Spool:
 
     def _make_room(self, frame: SpooledFrame, disk_bytes: int) -> None:
         """Evict what is worth less until `frame` fits, or raise SpoolFull and evict nothing."""
-        used = self._index.disk_bytes()
-        room = self._max_bytes - self._index_bytes()
-        over_cap = sum(used.values()) + sum(self._writing.values()) + disk_bytes - room
-        under_floor = self._free_bytes() - sum(self._writing.values()) - disk_bytes < self._min_free_bytes
-        # Below the floor the spool may change, but not grow: another program may be what fills the disk.
-        to_free = max(over_cap, disk_bytes if under_floor else 0)
-        if to_free <= 0:
-            return
-        why = "spool_full" if over_cap > 0 else "disk_floor"
-        group = frame.group or frame.arm
-        new = Row(frame.frame_id, group, frame.score, frame.score / max(frame.message_bytes, 1), disk_bytes)
-        floors = {group: int(share * room) for group, share in self._floors.items()}
-        explore, others = self._index.evictable(explore=True), self._index.evictable(explore=False)
-        chosen, freed = choose(new, explore, others, used=used, floors=floors, to_free=to_free)
-        if freed < to_free:
-            what = "spool.max_bytes is reached" if why == "spool_full" else "the disk is full down to spool.min_free_bytes"
-            raise SpoolFull(
-                f"frame {frame.frame_id[:12]}: {what} and all that waits is worth more; raise the limit or free space"
-            )
-        self._settle([(victim.frame_id, Outcome.EVICTED, f"{why}.{victim.group}.{victim.score_bin}") for victim in chosen])
-
-    def _index_bytes(self) -> int:
-        return max(INDEX_RESERVE_BYTES, self._index.size_bytes() + _BALLAST_BYTES)
-
-    def _free_bytes(self) -> int:
-        try:
-            disk = os.statvfs(self.root)
-        except OSError as error:
-            raise disk_fault(error, self.root) from error
-        return disk.f_bavail * disk.f_frsize
-
-    @property
-    def _ballast_path(self) -> Path:
-        return self.root / "ballast"
-
-    def _ballast_refill(self) -> None:
-        """Set space aside for the moment when the disk is full; without it a receipt could not be recorded."""
-        with contextlib.suppress(OSError):
-            if self._ballast_path.exists():
-                return
-            with self._ballast_path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
+        victims, why = self._room.victims(self._index, frame, disk_bytes, sum(self._writing.values()))
+        self._settle([(victim.frame_id, Outcome.EVICTED, f"{why}.{victim.group}.{victim.score_bin}") for victim in victims])
 
     def _snapshot(self) -> None:
         self._changes = 0

@@ -18,10 +18,9 @@ from pathlib import Path
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
 from bowerbird_agent.send_order import Turn
 from bowerbird_agent.spool_eviction import EXPLORE, Row
+from bowerbird_agent.spool_schema import FROM_1, SCHEMA, SCHEMA_VERSION
 from bowerbird_wire.linked import FETCHED
 from bowerbird_wire.messages import Tombstone
-
-SCHEMA_VERSION = 2
 
 
 class FrameState(str, Enum):
@@ -116,39 +115,6 @@ class Ledger:
         return self.difference == 0
 
 
-_SCHEMA = """
-CREATE TABLE frame (
-    frame_id TEXT PRIMARY KEY, state TEXT NOT NULL, arm TEXT NOT NULL, score REAL NOT NULL, density REAL NOT NULL,
-    message_bytes INTEGER NOT NULL, disk_bytes INTEGER NOT NULL, send_order INTEGER,
-    camera TEXT NOT NULL, sequence INTEGER NOT NULL, captured_at_ms INTEGER NOT NULL,
-    eviction_group TEXT NOT NULL, send_value REAL NOT NULL, probability REAL NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX frame_by_value ON frame (state, send_value DESC, send_order);
-CREATE INDEX frame_by_time ON frame (state, captured_at_ms);
-CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE settled (number INTEGER PRIMARY KEY AUTOINCREMENT, frame_id TEXT NOT NULL UNIQUE, outcome TEXT NOT NULL);
-CREATE TABLE tombstone (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, frame_id TEXT NOT NULL, arm TEXT NOT NULL, why TEXT NOT NULL, score REAL NOT NULL,
-    probability REAL NOT NULL, camera TEXT NOT NULL, captured_at_ms INTEGER NOT NULL
-);
-"""
-
-# An index of the first version becomes one of the second without being made again: what was sent stays sent.
-_FROM_1 = """
-DROP INDEX frame_by_state;
-DROP INDEX frame_by_density;
-ALTER TABLE frame ADD COLUMN eviction_group TEXT NOT NULL DEFAULT 'policy';
-ALTER TABLE frame ADD COLUMN send_value REAL NOT NULL DEFAULT 0;
-ALTER TABLE frame ADD COLUMN probability REAL NOT NULL DEFAULT 0;
-UPDATE frame SET eviction_group = arm, send_value = CASE WHEN arm = 'explore' THEN 3.0 ELSE score END;
-CREATE INDEX frame_by_value ON frame (state, send_value DESC, send_order);
-CREATE INDEX frame_by_time ON frame (state, captured_at_ms);
-CREATE TABLE tombstone (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, frame_id TEXT NOT NULL, arm TEXT NOT NULL, why TEXT NOT NULL, score REAL NOT NULL,
-    probability REAL NOT NULL, camera TEXT NOT NULL, captured_at_ms INTEGER NOT NULL
-);
-"""
 # Named tombstones that nobody fetches; the oldest go first, and the counters know of all.
 _MOST_TOMBSTONES = 5000
 
@@ -202,9 +168,9 @@ class SpoolIndex:
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
                 self.fresh = True
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+                self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             elif version == 1 and self._db.execute("PRAGMA quick_check").fetchone()[0] == "ok":
-                self._db.executescript(f"BEGIN; {_FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+                self._db.executescript(f"BEGIN; {FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             elif version != SCHEMA_VERSION or self._db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise SpoolIndex.Damaged(f"index {path}: damaged, or of schema version {version}")
         except sqlite3.OperationalError as error:

@@ -10,9 +10,8 @@ what is in doubt is asked about and never sent again blindly; only a receipt mak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
 
 from bowerbird_agent.link_estimate import LinkEstimate
 from bowerbird_agent.link_window import LinkWindow
@@ -44,54 +43,11 @@ from bowerbird_agent.upload_events import (
     Wait,
     Wanted,
 )
+from bowerbird_agent.upload_limits import ByteBudget, UploadLimits, WireSizes
 from bowerbird_wire.transfer import BLOCK_BYTES, CHUNK_HEADER_BYTES, MAX_CHUNK_BYTES, Block, Sending, block_count, run_bytes
 
 _LONGEST_HOLD_S = 3600.0  # a server that forgot to let go is asked again after this
 _OUT = (Flight.ASKED, Flight.SENDING, Flight.SENT, Flight.IN_DOUBT)
-
-
-class ByteBudget(Protocol):
-    """What the uploader asks of `budget.TokenBucket`."""
-
-    def wait_s(self, now_s: float, size_bytes: int) -> float:
-        """Seconds until so many bytes may be sent; 0 now, infinity never."""
-
-    def spend(self, now_s: float, size_bytes: int) -> None:
-        """Record bytes that are sent."""
-
-
-@dataclass(frozen=True)
-class UploadLimits:
-    """Bounds and times.
-
-    Args:
-        max_frames, max_bytes: sent without a receipt, at most. One frame is always allowed.
-        receipt_timeout_s: after this a sent frame is in doubt.
-        resend_s, resend_max_s: wait after a question without an answer before it is asked again; doubles each time up to the second.
-        relink_s: wait of the first question after the link has come back.
-        retry_s: wait after the link has not taken a packet.
-        stuck_s: no receipt for this long while frames are out is reported.
-        credit_wait_s: a credit of an earlier connection counts no longer than this on a new one.
-    """
-
-    max_frames: int = 32
-    max_bytes: int = 512 * 1024
-    receipt_timeout_s: float = 20.0
-    resend_s: float = 5.0
-    resend_max_s: float = 300.0
-    relink_s: float = 0.0
-    retry_s: float = 0.5
-    stuck_s: float = 120.0
-    credit_wait_s: float = 30.0
-
-
-@dataclass(frozen=True)
-class WireSizes:
-    """What things take on the wire, upper bounds: a message, a chunk with so much data, a question (first: with a thumbnail)."""
-
-    whole: Callable[[int], int] = lambda size: size
-    chunk: Callable[[int], int] = lambda size: size
-    offer: Callable[[bool], int] = lambda _first: 0
 
 
 @dataclass
@@ -361,7 +317,7 @@ class Uploader:
     def _question(self, frame_id: str, now_s: float, *, first: bool = False) -> tuple[Decision | None, float]:
         if not self._window.has_slot(self._max_packets()):
             return None, math.inf
-        return PublishOffer(frame_id, first), self._budget.wait_s(now_s, self._sizes.offer(first))
+        return PublishOffer(frame_id, first), self._wait_s(now_s, self._sizes.offer(first))
 
     def _send(self, frame_id: str, now_s: float) -> tuple[Decision | None, float]:
         """What to publish of a frame, and the seconds until the budget allows it; (None, infinity) while a window is full."""
@@ -372,10 +328,14 @@ class Uploader:
             size = self._sizes.whole(entry.message_bytes)
             if not self._window.fits(size, self._max_packets()):
                 return None, math.inf
-            return Publish(frame_id), self._budget.wait_s(now_s, size)
+            return Publish(frame_id), self._wait_s(now_s, size)
         if entry.ask and entry.transfer is None:
             return self._question(frame_id, now_s, first=True)
         return self._send_chunk(frame_id, entry, now_s)
+
+    def _wait_s(self, now_s: float, size: int) -> float:
+        """Seconds until the budget allows a packet with all that is around it."""
+        return self._budget.wait_s(now_s, size + self._sizes.overhead(size))
 
     def _send_chunk(self, frame_id: str, entry: _Entry, now_s: float) -> tuple[Decision | None, float]:
         run = (entry.transfer or Sending(entry.message_bytes)).next_run(MAX_CHUNK_BYTES)
@@ -391,7 +351,7 @@ class Uploader:
         first, blocks = run[0], min(run[1], chunk // BLOCK_BYTES)
         while True:
             size = self._sizes.chunk(run_bytes(entry.message_bytes, first, blocks))
-            wait_s = self._budget.wait_s(now_s, size)
+            wait_s = self._wait_s(now_s, size)
             if wait_s < math.inf or blocks == 1:
                 break
             blocks = blocks // 2
@@ -407,7 +367,7 @@ class Uploader:
             return False
         size = self._sizes.whole(entry.message_bytes)
         limit = self._up.max_packet_bytes if self._up is not None else None
-        if (limit is not None and size > limit) or self._budget.wait_s(now_s, size) == math.inf:
+        if (limit is not None and size > limit) or self._wait_s(now_s, size) == math.inf:
             return False
         return self._window.carries_whole(entry.message_bytes)
 

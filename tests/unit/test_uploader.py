@@ -36,7 +36,8 @@ from bowerbird_agent.upload_events import (
     Wait,
     Wanted,
 )
-from bowerbird_agent.uploader import Uploader, UploadLimits, WireSizes
+from bowerbird_agent.upload_limits import UploadLimits, WireSizes
+from bowerbird_agent.uploader import Uploader
 from bowerbird_wire.transfer import BLOCK_BYTES, Receiving, run_bytes, to_bitmap
 
 LIMITS = UploadLimits(
