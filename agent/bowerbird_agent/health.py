@@ -196,10 +196,10 @@ def news_of(health: Health) -> tuple[object, ...]:
         health.frames_selected,
         health.frames_committed,
         health.desired_version,
-        dict(health.spool),
+        {state: count for state, count in health.spool.items() if state != "candidate"},
         dict(health.evicted),
         dict(health.cameras),
-        window.get("closed") if isinstance(window, dict) else None,
+        bool(window.get("round_closed")) if isinstance(window, dict) else None,
         {key: value for key, value in health.extra.items() if key not in _NO_NEWS},
     )
 

@@ -163,7 +163,7 @@ class SpoolIndex:
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA wal_autocheckpoint = 100")
+            self._db.execute("PRAGMA wal_autocheckpoint = 250")
             self._db.execute("PRAGMA journal_size_limit = 262144")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
@@ -309,7 +309,8 @@ class SpoolIndex:
 
     def first_new(self, skip: Callable[[str], bool], turn: Turn = Turn.VALUE) -> SpooledFrame | None:
         """The first row that is NEW and not skipped, in the order of the turn."""
-        rows = self._frames(f"WHERE state = ? ORDER BY {_TURNS[turn]}", (FrameState.NEW.value,))
+        # The state stands in the text, not as a parameter: the indexes are of new frames only, to write less, and must be found.
+        rows = self._frames(f"WHERE state = 'new' ORDER BY {_TURNS[turn]}", ())
         return next((frame for frame in rows if not skip(frame.frame_id)), None)
 
     def evictable(self, *, explore: bool) -> Iterator[Row]:

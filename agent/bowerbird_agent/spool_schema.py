@@ -12,8 +12,8 @@ CREATE TABLE frame (
     camera TEXT NOT NULL, sequence INTEGER NOT NULL, captured_at_ms INTEGER NOT NULL,
     eviction_group TEXT NOT NULL, send_value REAL NOT NULL, probability REAL NOT NULL
 ) WITHOUT ROWID;
-CREATE INDEX frame_by_value ON frame (state, send_value DESC, send_order);
-CREATE INDEX frame_by_time ON frame (state, captured_at_ms);
+CREATE INDEX frame_by_value ON frame (send_value DESC, send_order) WHERE state = 'new';
+CREATE INDEX frame_by_time ON frame (captured_at_ms) WHERE state = 'new';
 CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE settled (number INTEGER PRIMARY KEY AUTOINCREMENT, frame_id TEXT NOT NULL UNIQUE, outcome TEXT NOT NULL);
@@ -31,8 +31,8 @@ ALTER TABLE frame ADD COLUMN eviction_group TEXT NOT NULL DEFAULT 'policy';
 ALTER TABLE frame ADD COLUMN send_value REAL NOT NULL DEFAULT 0;
 ALTER TABLE frame ADD COLUMN probability REAL NOT NULL DEFAULT 0;
 UPDATE frame SET eviction_group = arm, send_value = CASE WHEN arm = 'explore' THEN 3.0 ELSE score END;
-CREATE INDEX frame_by_value ON frame (state, send_value DESC, send_order);
-CREATE INDEX frame_by_time ON frame (state, captured_at_ms);
+CREATE INDEX frame_by_value ON frame (send_value DESC, send_order) WHERE state = 'new';
+CREATE INDEX frame_by_time ON frame (captured_at_ms) WHERE state = 'new';
 CREATE TABLE tombstone (
     number INTEGER PRIMARY KEY AUTOINCREMENT, frame_id TEXT NOT NULL, arm TEXT NOT NULL, why TEXT NOT NULL, score REAL NOT NULL,
     probability REAL NOT NULL, camera TEXT NOT NULL, captured_at_ms INTEGER NOT NULL

@@ -2,7 +2,7 @@
 
     python -m bowerbird_testing.counting_device FOLDER HOST PORT FRAMES IMAGE_BYTES IDLE_S
 
-In: a folder for the spool, a broker's address, how many frames of which size, how long to stay idle afterwards. Out: a line of JSON with
+In: a folder for the spool, a broker's address, how many frames of which size, how long to stay idle after them. Out: a JSON line with
 `sent`, `received` (at the link) and `mqtt_sent`, `mqtt_received`.
 """
 
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     for number in range(int(frames)):
         device.spool.put(*make_frame(number, image_bytes=int(image_bytes)), state="new")
     device.link.start()
-    device.run(lambda: sum(device.spool.counts().values()) == 0, timeout_s=300.0)
+    device.run(lambda: sum(device.spool.counts().values()) == 0, timeout_s=60.0)
     idle_until_s = time.monotonic() + float(idle_s)
     device.run(lambda: time.monotonic() > idle_until_s, timeout_s=float(idle_s) + 60.0)
     device.link.stop()

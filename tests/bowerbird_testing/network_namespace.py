@@ -70,6 +70,7 @@ class Namespace:
         _run("ip", "link", "add", self._outer, "type", "veth", "peer", "name", self._inner, "netns", self.name)
         _run("ip", "addr", "add", f"{self.host}/30", "dev", self._outer)
         _run(*self.prefix, "ip", "addr", "add", f"{self.inside}/30", "dev", self._inner)
+        _run(*self.prefix, "ip", "link", "set", "lo", "up")  # paho wakes its thread over it
         _run(*self.prefix, "sysctl", "-qw", f"net.ipv6.conf.{self._inner}.disable_ipv6=1")
         Path(f"/proc/sys/net/ipv6/conf/{self._outer}/disable_ipv6").write_text("1")
         _run("ip", "link", "set", self._outer, "gso_max_segs", "1", "up")
