@@ -117,6 +117,7 @@ class Ledger:
 
 # Named tombstones that nobody fetches; the oldest go first, and the counters know of all.
 _MOST_TOMBSTONES = 5000
+_WAL_BYTES = 400 * 1024
 
 _COLUMNS = (
     'frame_id, state, arm, score, message_bytes, camera, sequence, captured_at_ms, eviction_group AS "group", probability'
@@ -162,8 +163,11 @@ class SpoolIndex:
         self.fresh = not path.exists()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            # A change of a row writes a page: small ones keep what is written beside the frames small. Only a new file takes it up.
+            self._db.execute("PRAGMA page_size = 1024")
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA wal_autocheckpoint = 250")
+            page_bytes = self._db.execute("PRAGMA page_size").fetchone()[0]
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // page_bytes}")
             self._db.execute("PRAGMA journal_size_limit = 262144")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
