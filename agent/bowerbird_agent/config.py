@@ -99,7 +99,9 @@ class UpdateConfig:
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """How much may pass the network. Every byte of MQTT counts, resends and control included; downloads count for day and month.
+    """How much may pass the network. Every byte at the link counts, headers, resends and control included.
+
+    Downloads count for day and month.
 
     Args:
         bytes_per_s: the uplink's long-term rate.

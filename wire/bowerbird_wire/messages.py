@@ -213,7 +213,7 @@ class Health(Message):
     frames_selected: int = _opt("fk", 0)
     frames_committed: int = _opt("fx", 0)
     frames_dropped: int = _opt("fd", 0)
-    bytes_sent: int = _opt("bs", 0)  # the whole uplink at MQTT level, resends and control included
+    bytes_sent: int = _opt("bs", 0)  # the whole uplink at the link: headers, resends, control
     bytes_received: int = _opt("br", 0)
     rule_frames: int = _opt("rf", 0)  # what `max conf < 0.6` would have sent
     rule_bytes: int = _opt("rb", 0)
