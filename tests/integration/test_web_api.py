@@ -347,14 +347,14 @@ def test_the_page_of_a_frame_says_in_words_why_its_device_chose_it(person: TestC
 
 
 def test_more_of_a_frame_is_asked_for_over_the_api_and_on_its_page(api: TestClient, site: SceneSite) -> None:
-    frame = frames.list_frames(site.cat, limit=1).rows[0]
+    frame = frames.get(site.cat, site.send(0)[0])
     site.cat.execute("UPDATE frame SET source_width = width * 2, source_height = height * 2 WHERE id = ?", frame["id"])
     answer = api.post(f"/api/v1/frames/{frame['id']}/fetch", json={"kind": "original"})
-    assert answer.status_code == 202
+    assert answer.status_code == 201
     assert [(row["kind"], row["state"]) for row in answer.json()["items"]] == [("original", "asked")]
     again = api.post(f"/api/v1/frames/{frame['id']}/fetch", json={"kind": "original"}).json()
     assert len(again["items"]) == 1, "the same wish is one"
-    assert api.post(f"/api/v1/frames/{frame['id']}/fetch", json={"kind": "around", "seconds": 3}).status_code == 202
+    assert api.post(f"/api/v1/frames/{frame['id']}/fetch", json={"kind": "around", "seconds": 3}).status_code == 201
     assert api.post(f"/api/v1/frames/{frame['id']}/fetch", json={"kind": "film"}).status_code == 422
     assert api.get(f"/api/v1/frames/{frame['id']}/fetch").json()["parent"] is None
     assert api.get(f"/api/v1/devices/{site.device}/unsent").json()["named"] == {}
@@ -362,7 +362,7 @@ def test_more_of_a_frame_is_asked_for_over_the_api_and_on_its_page(api: TestClie
 
 
 def test_a_person_asks_on_the_page_of_a_frame_with_the_csrf_token_only(person: TestClient, site: SceneSite) -> None:
-    frame = frames.list_frames(site.cat, limit=1).rows[0]["id"]
+    (frame,) = site.send(0)
     token = person.headers.pop("X-CSRF-Token")
     assert person.post(f"/frames/{frame}/fetch", data={"kind": "around", "seconds": "2"}).status_code == 403
     sent = person.post(f"/frames/{frame}/fetch", data={"kind": "around", "seconds": "2", "csrf_token": token})

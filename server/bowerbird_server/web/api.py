@@ -181,7 +181,7 @@ def list_fetches(request: Request, frame_id: str) -> Row:
 @router.post(
     "/frames/{frame_id}/fetch",
     response_model=t.Fetches,
-    status_code=202,
+    status_code=201,
     summary="Ask its device for its original or surroundings",
 )
 def post_fetch(request: Request, frame_id: str, wish: t.FetchIn) -> Row:
