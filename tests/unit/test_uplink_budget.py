@@ -98,7 +98,9 @@ class Wire:
     bytes_received: int = 0
     topics: list[DeviceTopic] = field(default_factory=list)
 
-    def publish(self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
+    def publish(
+        self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False, kind: str | None = None
+    ) -> int:
         self.topics.append(topic)
         self.bytes_sent += packet_bytes(topic, len(payload), qos=qos)
         return len(self.topics)
