@@ -21,6 +21,7 @@ from bowerbird_wire.messages import (
     Block,
     Campaign,
     Desired,
+    Fetch,
     FrameHeader,
     FrameMessage,
     Health,
@@ -28,6 +29,7 @@ from bowerbird_wire.messages import (
     Offer,
     Receipt,
     Refusal,
+    Tombstone,
     Want,
     WireDetection,
 )
@@ -78,6 +80,9 @@ def fields_of(kind: type[Message]) -> st.SearchStrategy[Any]:
         "Mapping[str, Any]": st.dictionaries(st.text(max_size=8).map("zz".__add__), plain, max_size=2),
         "tuple[float, float, float, float]": st.tuples(numbers, numbers, numbers, numbers),
         "tuple[Refusal, ...]": st.deferred(lambda: st.lists(fields_of(Refusal), max_size=2).map(tuple)),
+        "tuple[bytes, ...]": st.lists(st.binary(max_size=40), max_size=3).map(tuple),
+        "tuple[Fetch, ...]": st.deferred(lambda: st.lists(fields_of(Fetch), max_size=2).map(tuple)),
+        "tuple[Tombstone, ...]": st.deferred(lambda: st.lists(fields_of(Tombstone), max_size=2).map(tuple)),
         "tuple[Want, ...]": st.deferred(lambda: st.lists(fields_of(Want), max_size=2).map(tuple)),
         "tuple[WireDetection, ...]": st.deferred(lambda: st.lists(fields_of(WireDetection), max_size=2).map(tuple)),
     }

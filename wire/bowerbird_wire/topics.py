@@ -113,6 +113,18 @@ class ReportedTopic(DeviceTopic):
     DIRECTION, LEAF = "up", "reported"
 
 
+class TombstonesTopic(DeviceTopic):
+    """What left the spool unsent."""
+
+    DIRECTION, LEAF = "up", "tombstones"
+
+
+class FetchAnswerTopic(DeviceTopic):
+    """What the device does about a wish for more of a frame."""
+
+    DIRECTION, LEAF = "up", "fetched"
+
+
 class BlockRequestTopic(DeviceTopic):
     """Which blocks of an update file the device still lacks."""
 
@@ -228,6 +240,8 @@ UP: tuple[type[DeviceTopic], ...] = (
     ReportTopic,
     ReportedTopic,
     BlockRequestTopic,
+    TombstonesTopic,
+    FetchAnswerTopic,
 )
 DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)
 LOCAL: tuple[type[CameraTopic], ...] = (DetectionsTopic,)
