@@ -18,13 +18,15 @@ from bowerbird_agent.budget import ByteLimits
 from bowerbird_agent.camera_config import CameraConfig
 from bowerbird_agent.capture import kind_of, without_password
 from bowerbird_agent.errors import ConfigError
+from bowerbird_agent.fetch_config import FetchConfig
 from bowerbird_agent.guard import GuardConfig
 from bowerbird_agent.heartbeat import WatchdogConfig
 from bowerbird_agent.metrics_endpoint import MetricsConfig
 from bowerbird_agent.model_config import ModelConfig
-from bowerbird_agent.policy import TEMPLATES, Policy
+from bowerbird_agent.policy import STRATEGIES, TEMPLATES, Policy
 from bowerbird_agent.publish import PublishConfig
 from bowerbird_agent.remote_config import RemoteConfig, merge
+from bowerbird_agent.spool_eviction import FLOORS
 from bowerbird_agent.structuring import Faults, structure
 from bowerbird_agent.tariff import QuietHours
 from bowerbird_wire.errors import TopicError
@@ -79,7 +81,8 @@ class BrokerConfig:
         certificate_file: key and certificate in one PEM file for such a broker; None for those of the enrolment.
         username: None for the device's id.
         password_file: first line is the password; None for no password.
-        keepalive_s: seconds without traffic after which both sides ask whether the other still lives.
+        keepalive_s: seconds without traffic after which the device asks whether the broker still lives; half as long again until
+            the broker calls a silent device offline. While packets wait for their acknowledgement 90 s without a byte are enough.
     """
 
     host: str
@@ -89,7 +92,7 @@ class BrokerConfig:
     certificate_file: Path | None = None
     username: str | None = None
     password_file: Path | None = None
-    keepalive_s: int = 30
+    keepalive_s: int = 300
 
     def __post_init__(self) -> None:
         _require(bool(self.host), "host is empty; name the broker's address")
@@ -110,7 +113,9 @@ class UpdateConfig:
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """How much may pass the network. Every byte of MQTT counts, resends and control included; downloads count for day and month.
+    """How much may pass the network. Every byte at the link counts, headers, resends and control included.
+
+    Downloads count for day and month.
 
     Args:
         bytes_per_s: the uplink's long-term rate.
@@ -198,14 +203,26 @@ def _control_bytes(bytes_per_day: int | None) -> int:
 
 @dataclass(frozen=True)
 class SpoolConfig:
-    """Bounds of the durable queue on disk."""
+    """Bounds of the durable queue on disk.
+
+    Args:
+        max_bytes: hard cap of frames, index and all.
+        min_free_bytes: the spool does not grow while the disk has less free than this.
+        floors: "explore" or a strategy -> the share of the spool that is its frames' own. Below it they make way for no others.
+    """
 
     max_bytes: int = 500_000_000
     min_free_bytes: int = 200_000_000
+    floors: dict[str, float] = field(default_factory=lambda: dict(FLOORS))
 
     def __post_init__(self) -> None:
         _require(self.max_bytes >= 3_000_000, f"max_bytes is {self.max_bytes}; it must be at least 3000000")
         _require(self.min_free_bytes >= 0, f"min_free_bytes is {self.min_free_bytes}; it must not be negative")
+        known = ("explore", *STRATEGIES)
+        unknown = sorted(set(self.floors) - set(known))
+        _require(not unknown, f"floors knows no {', '.join(unknown)}; known are {', '.join(known)}")
+        _require(all(0 <= share <= 1 for share in self.floors.values()), "a share in floors must be 0 to 1")
+        _require(sum(self.floors.values()) <= 1, f"floors add up to {sum(self.floors.values()):g}; together at most 1")
 
 
 @dataclass(frozen=True)
@@ -240,12 +257,19 @@ class AccountingConfig:
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """How often counters go to the server, in seconds."""
+    """How often counters go to the server, in seconds.
+
+    Args:
+        interval_s: while there is news: frames chosen or sent, a camera that fails, another model.
+        idle_interval_s: while there is none; at most 120 times `interval_s`.
+    """
 
     interval_s: float = 30.0
+    idle_interval_s: float = 3600.0
 
     def __post_init__(self) -> None:
         _require(0.2 <= self.interval_s <= 3600, f"interval_s is {self.interval_s}; it must be 0.2 to 3600")
+        _require(1 <= self.idle_interval_s <= 86_400, f"idle_interval_s is {self.idle_interval_s}; it must be 1 to 86400")
 
 
 @dataclass(frozen=True)
@@ -272,6 +296,7 @@ class AgentConfig:
     metered: MeteredConfig = field(default_factory=MeteredConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
+    fetch: FetchConfig = field(default_factory=FetchConfig)
     accounting: AccountingConfig = field(default_factory=AccountingConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)

@@ -22,6 +22,7 @@ from bowerbird_agent import counters as names
 from bowerbird_agent.attempt import cameras_hang
 from bowerbird_agent.boost import BoostWatch
 from bowerbird_agent.broker_tls import tls_of
+from bowerbird_agent.budget_note import restore_budget
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.campaign_book import CampaignBook
 from bowerbird_agent.config import read_password
@@ -33,8 +34,9 @@ from bowerbird_agent.device_models import DeviceModels
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import AgentError, ConfigError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
+from bowerbird_agent.fetching import Fetching
 from bowerbird_agent.guard_watch import GuardWatch
-from bowerbird_agent.health import Vitals, now_ms
+from bowerbird_agent.health import Vitals, idle_interval_s, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.histogram_book import HistogramBook
 from bowerbird_agent.inference import Inference
@@ -45,6 +47,7 @@ from bowerbird_agent.metrics_text import device_metrics, exposition
 from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
+from bowerbird_agent.originals import Originals
 from bowerbird_agent.publish import LocalPublisher
 from bowerbird_agent.reload import ReloadPlan, reload_plan
 from bowerbird_agent.remote_report import RemoteReports
@@ -56,10 +59,11 @@ from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
+from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.tariff import Tariff
 from bowerbird_agent.telemetry import Readings
 from bowerbird_agent.update_settings import machine_boot_id
-from bowerbird_agent.upload_runner import UploadRunner, restore_budget
+from bowerbird_agent.upload_runner import UploadRunner
 from bowerbird_models.errors import ModelError
 
 if TYPE_CHECKING:
@@ -125,7 +129,10 @@ class Device:
         store = ModelStore(device.state_dir / "models")
         root = None if config.update.trusted_root is None else _read_root(config)
         self._spool = Spool(
-            device.state_dir / "spool", max_bytes=config.spool.max_bytes, min_free_bytes=config.spool.min_free_bytes
+            device.state_dir / "spool",
+            max_bytes=config.spool.max_bytes,
+            min_free_bytes=config.spool.min_free_bytes,
+            floors=config.spool.floors,
         )
         self._counters = Counters(self._spool.counters())
         # What was promoted is the spool's to know; the counter only spares the inference thread a look at the disk.
@@ -162,6 +169,7 @@ class Device:
             allowed=lambda: "campaigns" in self._config.remote.allow,
         )
         self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions, campaigns)
+        self._storing.fetching = _fetching(config, encoder, self._spool)
         self._cameras = Cameras(config.running_cameras, self._exchange, self._counters, self._heartbeats, self._stages)
         self._boost = BoostWatch()
         self._histograms = HistogramBook(
@@ -244,6 +252,7 @@ class Device:
             budget=budget,
             vitals=vitals,
             health_every_s=config.health.interval_s,
+            idle_health_s=idle_interval_s(config.health.interval_s, config.health.idle_interval_s),
             publisher=self._publisher,
             account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
             pulse=self._pulses["control"],
@@ -456,7 +465,8 @@ class Device:
 
     def _tell_control(self) -> None:
         limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
-        self._control.reconfigure(limits, metered, self._config.health.interval_s)
+        every_s, idle_s = self._config.health.interval_s, self._config.health.idle_interval_s
+        self._control.reconfigure(limits, metered, every_s, idle_interval_s(every_s, idle_s))
 
     # --- models --------------------------------------------------------------------------------------------------------
 
@@ -521,6 +531,15 @@ class Device:
         if left:
             logger.info("%d candidates of a selection window that was cut short are given up", len(left))
             self._spool.drop(left, "window_cut_short")
+
+
+def _fetching(config: AgentConfig, encoder: FrameEncoder, spool: Spool) -> Fetching:
+    fetch = config.fetch
+    originals = Originals(
+        config.device.state_dir / "originals", max_bytes=fetch.originals_max_bytes, min_free_bytes=config.spool.min_free_bytes
+    )
+    surroundings = Surroundings(fps=fetch.around_fps, max_bytes=int(fetch.around_memory_mb * 1e6))
+    return Fetching(fetch, originals, surroundings, encoder, spool, now_s=time.monotonic())
 
 
 def _read_root(config: AgentConfig) -> bytes:

@@ -81,12 +81,16 @@ class FrameEncoder:
     """
 
     def __init__(self, image: ImageConfig, *, device: str, boot_id: str, clock_ok: Callable[[], bool] = lambda: True) -> None:
-        self.image_config, self._device, self._boot_id, self._clock_ok = image, device, boot_id, clock_ok
+        self.image_config, self.device, self._boot_id, self._clock_ok = image, device, boot_id, clock_ok
 
     def image(self, image_bgr: NDArray[np.uint8]) -> Encoded:
         """A picture at the sending resolution, (H, W, 3) uint8 in."""
         config = self.image_config
         return encode_image(image_bgr, long_side=config.long_side, quality=config.quality)
+
+    def original(self, image_bgr: NDArray[np.uint8], *, quality: int) -> Encoded:
+        """A picture at its own size, (H, W, 3) uint8 in: for those who ask for more than was sent."""
+        return encode_image(image_bgr, long_side=max(image_bgr.shape[:2]), quality=quality)
 
     def frame(
         self,
@@ -113,7 +117,7 @@ class FrameEncoder:
         digest = hashlib.sha256(encoded.jpeg).hexdigest()
         identity = frame_id(
             image_sha256=digest,
-            device=self._device,
+            device=self.device,
             camera=frame.camera,
             sequence=frame.sequence,
             captured_at_ms=frame.captured_at_ms,
@@ -121,7 +125,7 @@ class FrameEncoder:
         header = FrameHeader(
             frame_id=identity,
             image_sha256=digest,
-            device=self._device,
+            device=self.device,
             camera=frame.camera,
             sequence=frame.sequence,
             captured_at_ms=frame.captured_at_ms,

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 # Of what the model runs with, presence says everything, once per model; health comes often, and every byte counts.
 _IN_HEALTH = ("runtime", "variant", "origin")
 _FILE_DIGEST_DIGITS = 12
+_IDLE_INTERVALS = 120.0
+# Parts of `extra` that change while nothing happens.
+_NO_NEWS = frozenset({"window", "spent", "uplink", "published", "camera_dropped", "dropped", "runtime", "tm"})
 
 
 @dataclass
@@ -152,7 +155,7 @@ class Vitals:
             ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),
             *self.beside().items(),
-            ("dropped", dict(ledger.dropped)),
+            ("dropped", ledger.dropped_by_reason()),
         ):
             if value:
                 extra[key] = value
@@ -189,6 +192,27 @@ class Vitals:
         if self.reload.faults:
             parts.append("the changed configuration has faults and is not in force")
         return ", ".join(parts)
+
+
+def idle_interval_s(interval_s: float, idle_s: float) -> float:
+    """Seconds between two messages of a device on which nothing happens; a short interval shortens it as well."""
+    return max(interval_s, min(idle_s, _IDLE_INTERVALS * interval_s))
+
+
+def news_of(health: Health) -> tuple[object, ...]:
+    """What of a health message is news: while it stays the same, frames pass and nothing happens that anybody waits for."""
+    window = health.extra.get("window")
+    return (
+        health.model_digest,
+        health.frames_selected,
+        health.frames_committed,
+        health.desired_version,
+        {state: count for state, count in health.spool.items() if state != "candidate"},
+        dict(health.evicted),
+        dict(health.cameras),
+        bool(window.get("round_closed")) if isinstance(window, dict) else None,
+        {key: value for key, value in health.extra.items() if key not in _NO_NEWS},
+    )
 
 
 def _shortened(runs_with: Mapping[str, object]) -> dict[str, object]:

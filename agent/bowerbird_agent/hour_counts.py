@@ -104,7 +104,6 @@ class HourCounts:
 
     def message(self) -> CameraHour:
         """As it is sent, and kept on disk."""
-        packed = {name: pack(counts.tolist()) for name, counts in self._counts.items()}
         return CameraHour(
             self.camera,
             self.from_ms,
@@ -115,8 +114,14 @@ class HourCounts:
             classes=pack_classes(self._classes),
             unwell=dict(self.unwell),
             clock_ok=self.clock_ok,
-            **packed,
+            scores=self._packed("scores"),
+            counts=self._packed("counts"),
+            sizes=self._packed("sizes"),
+            brightness=self._packed("brightness"),
         )
+
+    def _packed(self, name: str) -> bytes:
+        return pack(self._counts[name].tolist())
 
     @classmethod
     def of(cls, hour: CameraHour) -> HourCounts:

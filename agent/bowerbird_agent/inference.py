@@ -23,7 +23,7 @@ from bowerbird_agent.errors import AgentError
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
-from bowerbird_agent.storing import HOLD_AT, CountBytes, Promote, StoreFrame
+from bowerbird_agent.storing import HOLD_AT, CountBytes, PictureAround, Promote, StoreFrame
 from bowerbird_agent.telemetry import count_frame
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ _STALE_ROUND = "round_over"
 _NO_DETECTIONS_PAUSE_S = 0.05
 # What `select.py` refuses for a reason that holds for campaigns too.
 _NOT_FOR_CAMPAIGNS = frozenset({"already_chosen", "switched_off", "scoring_failed"})
+_MOST_SOURCES_HELD = 4  # tasks that wait from which on whole pictures are not held for more than is sent
 
 
 class Observer(Protocol):
@@ -298,6 +299,9 @@ class Inference:
         if is_new:
             self._counters.add(names.FRAMES_SEEN)
             self._counters.add(names.ROUND_FRAMES_SEEN)
+        more = self._storing.fetching
+        if more is not None and self._storing.backlog < _MOST_SOURCES_HELD and more.wants(frame):
+            self._storing.submit(PictureAround(frame))
         detections = self._detect(model, frame)
         if self._histograms is not None and is_new and detections is not None:
             self._histograms.note(frame, detections, model_digest=model.digest, decode_confidence=self._decode_confidence)
@@ -374,7 +378,8 @@ class Inference:
         header, jpeg = self._encoder.frame(
             frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
         )
-        if not self._storing.submit(StoreFrame(header, jpeg)):
+        source = frame if self._storing.fetching is not None and self._storing.backlog < _MOST_SOURCES_HELD else None
+        if not self._storing.submit(StoreFrame(header, jpeg, source=source)):
             self._counters.count_dropped(frame.camera)
             return "", len(jpeg)
         dropped = self._selector.add(Candidate(header.frame_id, frame.camera, frame.captured_at_ms, judgement, len(jpeg)))

@@ -39,6 +39,7 @@ SECTIONS: Mapping[str, Applies] = MappingProxyType(
         "metered": Applies.LIVE,
         "spool": Applies.RESTART,
         "image": Applies.LIVE,
+        "fetch": Applies.RESTART,
         "accounting": Applies.LIVE,
         "health": Applies.LIVE,
         "guard": Applies.LIVE,

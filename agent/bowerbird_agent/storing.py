@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bowerbird_agent.campaign_book import CampaignBook
+    from bowerbird_agent.capture import Frame
     from bowerbird_agent.counters import Counters
     from bowerbird_agent.decision_log import DecisionLog
     from bowerbird_agent.encode import FrameEncoder
+    from bowerbird_agent.fetching import Fetching
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_wire.messages import FrameHeader
 
@@ -54,11 +56,29 @@ class Store(Protocol):
 
 @dataclass(frozen=True)
 class StoreFrame:
-    """Keep a frame as a candidate, or at once as one to be sent, counted for a campaign."""
+    """Keep a frame as a candidate, or at once as one to be sent, counted for a campaign.
+
+    `source` is for more of it than is sent, None when there is no time for that.
+    """
 
     header: FrameHeader
     jpeg: bytes
     campaign: str = ""
+    source: Frame | None = None
+
+
+@dataclass(frozen=True)
+class PictureAround:
+    """A picture for the surroundings of its camera."""
+
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Work of another thread that touches the disk."""
+
+    work: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -92,7 +112,7 @@ class Promote:
     explore_share: float = 1.0
 
 
-Task = StoreFrame | CountBytes | Promote
+Task = StoreFrame | CountBytes | Promote | PictureAround | OnDisk
 
 
 class StoringThread:
@@ -105,6 +125,8 @@ class StoringThread:
         pulse: this thread's heartbeat.
         decisions: the log that this thread writes; None for no log.
         campaigns: told of what was claimed and did not come into the spool; None where nothing is claimed.
+
+    `fetching`, when it is set, keeps what people may ask for; this thread owns it.
     """
 
     def __init__(
@@ -117,6 +139,7 @@ class StoringThread:
         campaigns: CampaignBook | None = None,
     ) -> None:
         self._decisions, self._campaigns = decisions, campaigns
+        self.fetching: Fetching | None = None
         self._pulse = pulse or no_pulse()
         self._spool, self._counters, self._encoder = spool, counters, encoder
         self._tasks: deque[Task] = deque()
@@ -130,7 +153,7 @@ class StoringThread:
     def submit(self, task: Task) -> bool:
         """Queue a task without blocking; False when the disk is so far behind that a frame is dropped (commands never are)."""
         with self._changed:
-            if not isinstance(task, Promote) and len(self._tasks) >= MAX_WAITING:
+            if not isinstance(task, Promote | OnDisk) and len(self._tasks) >= MAX_WAITING:
                 return False
             self._tasks.append(task)
             self._changed.notify()
@@ -156,6 +179,8 @@ class StoringThread:
                 task = self._tasks.popleft() if self._tasks else None
                 is_last = task is None and self._is_stopping
             self._work(task)
+            if self.fetching is not None:
+                self.fetching.tick(time.monotonic())
             if is_last or time.monotonic() - self._flushed_s >= _FLUSH_EVERY_S:
                 self.flush()
             if self._decisions is not None:
@@ -197,12 +222,18 @@ class StoringThread:
             self.count(len(self._encoder.image(task.image_bgr).jpeg), rule_would_send=task.rule_would_send)
         elif isinstance(task, Promote):
             self._promote(task)
+        elif isinstance(task, PictureAround) and self.fetching is not None:
+            self.fetching.passed(task.frame)
+        elif isinstance(task, OnDisk):
+            task.work()
 
     def _store(self, task: StoreFrame) -> None:
         header = task.header
         try:
             if not self._spool.put(header, task.jpeg, "candidate"):
                 logger.debug("frame %s is already known to the spool", header.frame_id[:12])
+            elif self.fetching is not None and task.source is not None:
+                self.fetching.kept(header, task.source, time.monotonic())
             self._is_failing, self.trouble = False, ""
         except (OSError, sqlite3.Error, AgentError) as error:
             self._counters.add(names.STORE_REFUSED)
@@ -246,6 +277,8 @@ class StoringThread:
                 explore_share=task.explore_share,
             )
         promoted = 0
+        if self.fetching is not None:
+            self.fetching.not_chosen(task.dropped)
         try:
             promoted = len(self._spool.promote(task.chosen)) if task.chosen else 0
             by_reason: dict[str, list[str]] = {}

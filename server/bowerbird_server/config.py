@@ -122,6 +122,13 @@ class IngestConfig(_Part):
     )
     go_on_above_free_mib: int = Field(300, ge=0, description="And go on when it has more than this.")
 
+    device_frames_per_day: int | None = Field(
+        None, ge=1, description="Frames that a device may send in 24 hours; none for no limit. Above it keeps them and is told."
+    )
+    device_mb_per_day: float | None = Field(
+        None, gt=0, description="Megabytes of images that a device may send in 24 hours; none for no limit."
+    )
+
     @model_validator(mode="after")
     def _order(self) -> Self:
         if self.go_on_above_free_mib < self.stop_below_free_mib:

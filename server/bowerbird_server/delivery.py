@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.catalogue import campaigns, config_changes, device_config, fleet, rollouts
+from bowerbird_server.catalogue import campaigns, config_changes, device_config, fetches, fleet, rollouts, unsent
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
 from bowerbird_server.errors import ServerError
@@ -33,31 +33,57 @@ from bowerbird_server.offers import BlockQueue
 from bowerbird_server.repository import Repository
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.errors import WireError
-from bowerbird_wire.messages import BlockRequest, Credit, Desired, Health, Job, Report, Reported, Status
+from bowerbird_wire.messages import (
+    BlockRequest,
+    Credit,
+    Desired,
+    FetchAnswer,
+    Health,
+    Job,
+    Receipt,
+    Report,
+    Reported,
+    Status,
+    Tombstones,
+)
 from bowerbird_wire.topics import (
     BlockRequestTopic,
     BlocksTopic,
     CreditTopic,
     DesiredTopic,
     DeviceTopic,
+    FetchAnswerTopic,
     HealthTopic,
     JobTopic,
+    ReceiptTopic,
     ReportedTopic,
     ReportTopic,
     StatusTopic,
+    TombstonesTopic,
     parse_topic,
 )
 
 log = logging.getLogger(__name__)
 
 CLIENT_ID = "bowerbird-delivery"
-UP_TOPICS: tuple[type[DeviceTopic], ...] = (StatusTopic, HealthTopic, ReportTopic, ReportedTopic, BlockRequestTopic)
+UP_TOPICS: tuple[type[DeviceTopic], ...] = (
+    StatusTopic,
+    HealthTopic,
+    ReportTopic,
+    ReportedTopic,
+    BlockRequestTopic,
+    TombstonesTopic,
+    FetchAnswerTopic,
+)
 WISHES_EVERY_S = 0.5
 UPKEEP_EVERY_S = 600.0
 DESIRED_AT_ONCE = 100
 _LOOK_SHARE = 10.0  # time between two looks at the wishes, in times of what one takes
 # How often devices that found nothing for a campaign are given some of its quota again.
 CAMPAIGN_TURN_EVERY_S = 600.0
+# A wish that was said and not answered is said again after so long, and at once to a device that comes back.
+FETCH_AGAIN_S = 300.0
+_FETCHES_A_MESSAGE = 50
 # Every device that is there has a retained status, and retained messages follow the subscription at once.
 PRESENCE_AFTER_S = 5.0
 
@@ -100,6 +126,7 @@ class Delivery:
         self._present: set[str] = set()  # devices whose status came on this connection
         self._turn_at_s = time.monotonic() + CAMPAIGN_TURN_EVERY_S
         self._complained = False
+        self._fetches_said: dict[bytes, float] = {}  # request -> when it was said last, monotonic seconds
 
     def connected(self) -> None:
         """The broker may have lost all that it retained."""
@@ -107,6 +134,7 @@ class Delivery:
         self._jobs.clear()
         self._credits.clear()
         self._present.clear()
+        self._fetches_said.clear()
         self.publish_wishes()
 
     def received(self, topic_text: str, payload: bytes) -> None:
@@ -126,6 +154,10 @@ class Delivery:
                 self._reported(topic, decode(Reported, payload))
             elif isinstance(topic, BlockRequestTopic):
                 self._blocks.ask(topic.site, topic.device, decode(BlockRequest, payload))
+            elif isinstance(topic, TombstonesTopic):
+                self._tombstones(topic, decode(Tombstones, payload))
+            elif isinstance(topic, FetchAnswerTopic):
+                fetches.record_answer(self._cat, topic.device, decode(FetchAnswer, payload))
         except WireError as error:
             log.warning("dropped a message on %s: %s", topic_text[:200], error)
 
@@ -137,6 +169,13 @@ class Delivery:
         self._present.add(topic.device)
         if status.state != "online":
             self._blocks.forget(topic.site, topic.device)
+        else:
+            self.publish_fetches(time.monotonic(), only=topic.device)
+
+    def _tombstones(self, topic: TombstonesTopic, message: Tombstones) -> None:
+        noted = unsent.record(self._cat, topic.device, message)
+        if noted:
+            self._publisher.publish(str(ReceiptTopic(topic.site, topic.device)), encode(Receipt(buried=noted)))
 
     def _health(self, topic: HealthTopic, health: Health) -> None:
         fleet.record_health(self._cat, topic.device, health)
@@ -205,6 +244,24 @@ class Delivery:
             return False
         self._turn_at_s = now_s + CAMPAIGN_TURN_EVERY_S
         return True
+
+    def publish_fetches(self, now_s: float, *, only: str | None = None) -> None:
+        """Say what people have asked for and devices have not answered; `only` to one that has just come, whatever was said."""
+        sites = fleet.active_devices(self._cat)
+        wishes = fetches.open_wishes(self._cat)
+        open_now = {fetch.request for asked in wishes.values() for fetch in asked}
+        self._fetches_said = {request: at_s for request, at_s in self._fetches_said.items() if request in open_now}
+        for device, asked in wishes.items():
+            if device not in self._present or (only is not None and device != only):
+                continue
+            due = [
+                fetch
+                for fetch in asked
+                if only is not None or now_s - self._fetches_said.get(fetch.request, -FETCH_AGAIN_S) >= FETCH_AGAIN_S
+            ][:_FETCHES_A_MESSAGE]
+            topic = str(ReceiptTopic(sites[device], device))
+            if due and self._publisher.publish(topic, encode(Receipt(fetch=tuple(due)))):
+                self._fetches_said.update({fetch.request: now_s for fetch in due})
 
     def publish_credit(self, bytes_in_flight: int) -> None:
         """Tell each site how much its devices may have on their way, when it differs from what is published already."""
@@ -314,6 +371,7 @@ class _Conversation:
                 self.delivery.publish_blocks(now_s)
                 if now_s >= wishes_at_s:
                     self.delivery.publish_wishes()
+                    self.delivery.publish_fetches(now_s)
                     self.delivery.publish_credit(self.gauge.read(shutil.disk_usage(self.disk).free))
                     # In a fleet of thousands a look takes a tenth of a second: not twice in each.
                     wishes_at_s = now_s + max(WISHES_EVERY_S, _LOOK_SHARE * (time.monotonic() - now_s))

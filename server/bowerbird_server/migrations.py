@@ -266,6 +266,55 @@ def m002_thumbnails(db: Database) -> None:
 
 
 @catalogue_migrations()
+def m_spool_fetches_and_tombstones(db: Database) -> None:
+    """What was asked of devices beyond what they sent, the frames that came of it, and what devices never sent."""
+    for statement in (
+        """CREATE TABLE linked_frame (
+            frame TEXT PRIMARY KEY REFERENCES frame(id),
+            of_frame TEXT NOT NULL,         -- not a foreign key: headers may be put back in any order
+            kind TEXT NOT NULL              -- original | around
+        ) STRICT""",
+        "CREATE INDEX linked_frame_of ON linked_frame(of_frame)",
+        """CREATE TABLE fetch (
+            id TEXT PRIMARY KEY,            -- of frame, kind and seconds: the same wish is the same row
+            frame TEXT NOT NULL REFERENCES frame(id),
+            device TEXT NOT NULL REFERENCES device(id),
+            kind TEXT NOT NULL,             -- original | around
+            seconds REAL NOT NULL DEFAULT 0,
+            asked_at TEXT NOT NULL,
+            asked_by TEXT NOT NULL,
+            state TEXT NOT NULL,            -- asked | sent | refused | gone
+            code TEXT NOT NULL DEFAULT '',
+            detail TEXT NOT NULL DEFAULT '',
+            frames TEXT NOT NULL DEFAULT '[]',        -- JSON list of the frames that the device says will come
+            answered_at TEXT
+        ) STRICT""",
+        "CREATE INDEX fetch_frame ON fetch(frame)",
+        "CREATE INDEX fetch_state ON fetch(state)",
+        """CREATE TABLE unsent (
+            device TEXT PRIMARY KEY REFERENCES device(id),
+            at TEXT NOT NULL,
+            evicted TEXT NOT NULL,          -- JSON counts by reason.group.score bin
+            dropped TEXT NOT NULL
+        ) STRICT""",
+        """CREATE TABLE tombstone (
+            device TEXT NOT NULL REFERENCES device(id),
+            frame TEXT NOT NULL,            -- never a row of `frame`, or only later
+            arm TEXT NOT NULL,
+            why TEXT NOT NULL,
+            score REAL NOT NULL,
+            inclusion_probability REAL NOT NULL,
+            camera TEXT NOT NULL,
+            captured_at TEXT NOT NULL,
+            noted_at TEXT NOT NULL,
+            PRIMARY KEY (device, frame)
+        ) STRICT""",
+        "CREATE INDEX frame_received ON frame(received_at)",
+    ):
+        db.execute(statement)
+
+
+@catalogue_migrations()
 def remote_configuration(db: Database) -> None:
     """What is wished of each device's configuration, what became of it, and campaigns with their shares."""
     for statement in REMOTE_TABLES.split(";\n"):

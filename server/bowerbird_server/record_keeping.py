@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bowerbird_server.blobs import BlobStore
-from bowerbird_server.catalogue import frames, kept
+from bowerbird_server.catalogue import fetches, frames, kept
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now
 from bowerbird_server.records import encode_fact
 
@@ -59,12 +59,12 @@ def delete_frames(cat: Catalogue, blobs: BlobStore, ids: Sequence[str], actor: s
     Killed in between, deleting again finishes it.
 
     Args:
-        ids: frame ids; those deleted already only lose what is left of them.
+        ids: frame ids; those deleted already only lose what is left of them. Originals and surroundings that were fetched go as well.
 
     Raises:
         NotFound: a frame is not in the catalogue; then none is deleted.
     """
-    rows = [frames.get(cat, identity) for identity in dict.fromkeys(ids)]
+    rows = [frames.get(cat, identity) for identity in fetches.with_linked(cat, list(ids))]
     blobs.put_many([encode_fact("tombstone", {"frame": row["id"], "at": utc_now(), "by": actor, "why": why}) for row in rows])
     changed = frames.change_state(cat, [row["id"] for row in rows], "deleted", actor)
     unused = frames.without_live_frame(cat, sorted({row["blob"] for row in rows}))

@@ -147,7 +147,7 @@ def test_a_new_model_begins_a_new_round_and_gives_up_its_candidates(bench: Bench
     bench.show(10, 13)
     counted = bench.finish()
     assert counted[names.ROUND_FRAMES_SEEN] == 3
-    assert bench.spool.ledger().dropped["round_over"] > 0
+    assert bench.spool.ledger().dropped_by_reason()["round_over"] > 0
     assert bench.spool.ledger().balanced
 
 

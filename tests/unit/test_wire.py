@@ -23,6 +23,7 @@ from bowerbird_wire.messages import (
     Boost,
     Campaign,
     Desired,
+    Fetch,
     FrameHeader,
     FrameMessage,
     Health,
@@ -30,6 +31,7 @@ from bowerbird_wire.messages import (
     Offer,
     Receipt,
     Refusal,
+    Tombstone,
     Want,
     WireDetection,
 )
@@ -82,6 +84,9 @@ def fields_of(kind: type[Message]) -> st.SearchStrategy[Any]:
         "Mapping[str, Any]": st.dictionaries(st.text(max_size=8).map("zz".__add__), plain, max_size=2),
         "tuple[float, float, float, float]": st.tuples(numbers, numbers, numbers, numbers),
         "tuple[Refusal, ...]": st.deferred(lambda: st.lists(fields_of(Refusal), max_size=2).map(tuple)),
+        "tuple[bytes, ...]": st.lists(st.binary(max_size=40), max_size=3).map(tuple),
+        "tuple[Fetch, ...]": st.deferred(lambda: st.lists(fields_of(Fetch), max_size=2).map(tuple)),
+        "tuple[Tombstone, ...]": st.deferred(lambda: st.lists(fields_of(Tombstone), max_size=2).map(tuple)),
         "tuple[Want, ...]": st.deferred(lambda: st.lists(fields_of(Want), max_size=2).map(tuple)),
         "tuple[WireDetection, ...]": st.deferred(lambda: st.lists(fields_of(WireDetection), max_size=2).map(tuple)),
     }

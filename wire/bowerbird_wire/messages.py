@@ -64,7 +64,8 @@ class FrameHeader(Message):
     monotonic_ns: int = _opt("mono", 0)
     clock_ok: bool = _opt("ck", True)
     model_digest: str = _opt("m", "")
-    arm: str = _opt("a", "policy")  # "policy": chosen by score; "explore": the random audit; "campaign"
+    # "policy": chosen by score; "explore": the random audit; "campaign": looked for; "fetched": asked for, see `linked.py`
+    arm: str = _opt("a", "policy")
     reasons: tuple[str, ...] = _opt("r", ())  # the strategies that spoke for it
     score: float = _opt("s", 0.0)
     strategy_scores: Mapping[str, float] = field(default_factory=dict, metadata=_key("ss"))
@@ -107,12 +108,45 @@ class Want(Message):
 
 
 @dataclass(frozen=True)
+class Fetch(Message):
+    """Asks for more of a frame than was sent: the picture as the camera gave it, or the frames around it.
+
+    `request` (16 bytes) names the wish: the same one again changes nothing. `seconds`: how far around, to both sides.
+    """
+
+    request: bytes = field(metadata=_key("rq"))
+    frame: bytes = field(metadata=_key("id"))
+    kind: str = field(metadata=_key("k"))  # "original" | "around"
+    seconds: float = _opt("s", 0.0)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class FetchAnswer(Message):
+    """What a device does about a `Fetch`: `sent` (these frames are in its spool), `refused` (the code says why) or `gone`."""
+
+    request: bytes = field(metadata=_key("rq"))
+    state: str = field(metadata=_key("s"))
+    frames: tuple[bytes, ...] = _opt("f", ())
+    code: str = _opt("c", "")
+    detail: str = _opt("d", "")
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
 class Receipt(Message):
-    """Frames that are committed at the server, that never will be, and that it would like. Only the first two delete from a spool."""
+    """Frames that are committed at the server, that never will be, and that it would like. Only the first two delete from a spool.
+
+    `fetch`: what else the server would like. `hold_s`: send no frames for so many seconds, the device is over its limit there.
+    `buried`: all tombstones up to this number are noted.
+    """
 
     committed: tuple[str, ...] = _opt("ok", ())
     refused: tuple[Refusal, ...] = _opt("no", ())
     wanted: tuple[Want, ...] = _opt("w", ())
+    fetch: tuple[Fetch, ...] = _opt("fe", ())
+    hold_s: float = _opt("hs", 0.0)
+    buried: int = _opt("tb", 0)
     extra: Mapping[str, Any] = _extra()
 
 
@@ -178,7 +212,7 @@ class Health(Message):
     frames_selected: int = _opt("fk", 0)
     frames_committed: int = _opt("fx", 0)
     frames_dropped: int = _opt("fd", 0)
-    bytes_sent: int = _opt("bs", 0)  # the whole uplink at MQTT level, resends and control included
+    bytes_sent: int = _opt("bs", 0)  # the whole uplink at the link: headers, resends, control
     bytes_received: int = _opt("br", 0)
     rule_frames: int = _opt("rf", 0)  # what `max conf < 0.6` would have sent
     rule_bytes: int = _opt("rb", 0)
@@ -227,6 +261,37 @@ class Boost(Message):
 
     until_ms: int = field(metadata=_key("u"))
     factor: float = _opt("f", 2.0)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Tombstone(Message):
+    """A frame of the random sample, or one that was asked for, that left the spool unsent; estimates have to allow for it.
+
+    `number` counts them on their device. `why` is `evicted:` or `dropped:` and the reason.
+    """
+
+    number: int = field(metadata=_key("n"))
+    frame: bytes = field(metadata=_key("id"))
+    arm: str = field(metadata=_key("a"))
+    why: str = field(metadata=_key("y"))
+    score: float = _opt("s", 0.0)
+    inclusion_probability: float = _opt("p", 0.0)
+    camera: str = _opt("cam", "")
+    captured_at_ms: int = _opt("t", 0)
+
+
+@dataclass(frozen=True)
+class Tombstones(Message):
+    """What left the spool unsent: counts since the agent's first start, and by name what estimates have to allow for.
+
+    `evicted` and `dropped` count by `reason.group.score bin`. Names are said until a receipt has `buried` them.
+    """
+
+    at_ms: int = field(metadata=_key("t"))
+    evicted: Mapping[str, int] = field(default_factory=dict, metadata=_key("ev"))
+    dropped: Mapping[str, int] = field(default_factory=dict, metadata=_key("dr"))
+    named: tuple[Tombstone, ...] = _opt("ts", ())
     extra: Mapping[str, Any] = _extra()
 
 

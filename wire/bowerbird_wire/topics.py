@@ -119,6 +119,18 @@ class HistogramsTopic(DeviceTopic):
     DIRECTION, LEAF = "up", "histograms"
 
 
+class TombstonesTopic(DeviceTopic):
+    """What left the spool unsent."""
+
+    DIRECTION, LEAF = "up", "tombstones"
+
+
+class FetchAnswerTopic(DeviceTopic):
+    """What the device does about a wish for more of a frame."""
+
+    DIRECTION, LEAF = "up", "fetched"
+
+
 class BlockRequestTopic(DeviceTopic):
     """Which blocks of an update file the device still lacks."""
 
@@ -234,6 +246,8 @@ UP: tuple[type[DeviceTopic], ...] = (
     ReportTopic,
     ReportedTopic,
     BlockRequestTopic,
+    TombstonesTopic,
+    FetchAnswerTopic,
     HistogramsTopic,
 )
 DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)

@@ -14,6 +14,7 @@ from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
 from bowerbird_server.catalogue.fleet import camera_id, touch_camera
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_wire.codec import frame_id
+from bowerbird_wire.linked import FETCHED, link_of
 from bowerbird_wire.messages import FrameHeader
 
 SCENE_SECONDS = 60
@@ -80,6 +81,10 @@ def add_frames(cat: Catalogue, arrived: Sequence[ArrivedFrame], *, received_at: 
         cat.insert_many(
             "frame",
             [_frame_row(frame, camera_ids[frame.header.device, frame.header.camera], received_at) for frame in new.values()],
+        )
+        links = {identity: link for identity, frame in new.items() if (link := link_of(frame.header)) is not None}
+        cat.insert_many(
+            "linked_frame", [{"frame": identity, "of_frame": link.of, "kind": link.kind} for identity, link in links.items()]
         )
         cat.insert_many("detection", [row for frame in new.values() for row in _detection_rows(frame.header)])
     known = [identity for identity, state in states.items() if state != "deleted"]
@@ -331,9 +336,11 @@ def list_frames(
 
 
 def count_by_state(cat: Catalogue, *, device: str | None = None) -> dict[str, int]:
-    """Frames in each state, zeros included."""
+    """Frames in each state, zeros included; frames that were fetched are no part of what devices chose and are not counted."""
     counts = dict.fromkeys(STATES, 0)
-    for row in cat.rows("SELECT state, count(*) AS n FROM frame WHERE ?1 IS NULL OR device = ?1 GROUP BY state", device):
+    for row in cat.rows(
+        "SELECT state, count(*) AS n FROM frame WHERE arm <> ?2 AND (?1 IS NULL OR device = ?1) GROUP BY state", device, FETCHED
+    ):
         counts[row["state"]] = row["n"]
     return counts
 

@@ -52,6 +52,9 @@ NOT_REBUILT = (
     "config_change_device",
     "campaign",
     "campaign_share",
+    "fetch",
+    "unsent",
+    "tombstone",
 )
 
 

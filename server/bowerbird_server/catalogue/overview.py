@@ -64,7 +64,8 @@ def devices(cat: Catalogue) -> list[Row]:
     arrived = {
         row["device"]: row
         for row in cat.rows(
-            "SELECT device, count(*) AS frames, sum(bytes) AS bytes FROM frame WHERE device IS NOT NULL GROUP BY device"
+            "SELECT device, count(*) AS frames, sum(bytes) AS bytes FROM frame WHERE device IS NOT NULL AND arm <> 'fetched' "
+            "GROUP BY device"
         )
     }
     return [

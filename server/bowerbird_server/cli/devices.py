@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from bowerbird_server.broker_address import write_private
-from bowerbird_server.catalogue import fleet, identity
+from bowerbird_server.catalogue import fleet, identity, unsent
 from bowerbird_server.cli import device_config
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput, Conflict
@@ -124,7 +124,7 @@ def show(device: str, data: Data = DATA) -> None:
     with open_site(data) as site:
         row = fleet.get(site.catalogue, device)
         row["certificates"] = identity.certificates(site.catalogue, device)
-        show_json(row)
+        show_json({**row, "unsent": unsent.of_device(site.catalogue, device)})
 
 
 @app.command()

@@ -13,12 +13,12 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 
 from bowerbird_server import batch as batch_rules
-from bowerbird_server.catalogue import accounts, audit, batches, classes, frames, overview
+from bowerbird_server.catalogue import accounts, audit, batches, classes, fetches, fleet, frames, overview, unsent
 from bowerbird_server.catalogue.core import Row
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.web import api_types as t
-from bowerbird_server.web.shapes import frame_detail, frame_shape, queue_item
+from bowerbird_server.web.shapes import fetch_shapes, frame_detail, frame_shape, queue_item
 from bowerbird_server.web.stores import catalogue, principal_of, stores, whole_catalogue
 
 # Only so that the OpenAPI description says how to come in; the checking is AccessGate's.
@@ -196,6 +196,33 @@ def post_batch(request: Request, body: t.BatchIn) -> Row:
     if batch is None:
         raise Conflict("no received frame waits to be queued; wait until devices have sent some, or import frames")
     return batches.progress(cat, batch)
+
+
+@router.get("/frames/{frame_id}/fetch", response_model=t.Fetches, summary="What was asked of its device, and what came")
+def list_fetches(request: Request, frame_id: str) -> Row:
+    cat = catalogue(request)
+    frames.get(cat, frame_id)
+    return fetch_shapes(cat, frame_id)
+
+
+@router.post(
+    "/frames/{frame_id}/fetch",
+    response_model=t.Fetches,
+    status_code=201,
+    summary="Ask its device for its original or surroundings",
+)
+def post_fetch(request: Request, frame_id: str, wish: t.FetchIn) -> Row:
+    cat = catalogue(request)
+    frames.get(cat, frame_id)
+    fetches.ask(whole_catalogue(request), frame_id, wish.kind, _author(request, None), seconds=wish.seconds)
+    return fetch_shapes(cat, frame_id)
+
+
+@router.get("/devices/{device}/unsent", response_model=t.Unsent, summary="What the device kept and never sent")
+def get_unsent(request: Request, device: str, limit: Limit = 100) -> Row:
+    cat = catalogue(request)
+    fleet.get(cat, device)
+    return {**unsent.of_device(cat, device), "frames": unsent.named(cat, device, limit=limit)}
 
 
 @router.get("/models", response_model=t.Models)

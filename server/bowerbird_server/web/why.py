@@ -33,6 +33,8 @@ def sentence(frame: Mapping[str, Any]) -> str:
     """How the frame came to be chosen."""
     if not frame["camera"]:
         return "It was imported; no device chose it."
+    if frame["arm"] == "fetched":
+        return "Somebody asked its device for it; it was not chosen, and no statistic of the selection counts it."
     chance = frame["inclusion_probability"]
     if frame["arm"] == "explore":
         return (

@@ -18,6 +18,8 @@ from bowerbird_wire.messages import (
     Chunk,
     Credit,
     Desired,
+    Fetch,
+    FetchAnswer,
     FrameHeader,
     FrameMessage,
     Health,
@@ -29,6 +31,8 @@ from bowerbird_wire.messages import (
     Report,
     Reported,
     Status,
+    Tombstone,
+    Tombstones,
     Want,
     WireDetection,
 )
@@ -109,6 +113,14 @@ MESSAGES: dict[str, Message] = {
     "answer": Receipt(
         refused=(Refusal("", "bad_block", "outside", bytes(range(16))),),
         wanted=(Want(bytes(range(32))), Want(transfer=bytes(range(16)), have=b"\x05")),
+    ),
+    "fetch": Receipt(fetch=(Fetch(bytes(range(16)), bytes(range(32)), "around", 3.0),), hold_s=60.0, buried=7),
+    "fetched": FetchAnswer(bytes(range(16)), "refused", (bytes(range(32)),), "budget", "tomorrow"),
+    "tombstones": Tombstones(
+        1_790_000_000_123,
+        {"spool_full.policy.0.1": 4},
+        {"weaker.policy.0.9": 2},
+        (Tombstone(7, bytes(range(32)), "explore", "evicted:spool_full", 0.5, 0.25, "gate", 1_790_000_000_000),),
     ),
     "credit": Credit(524_288, 1_790_000_000_123),
     "block": Block("metadata/timestamp.json", 0, 4096, 3, b"abc", extra={"z9": True}),
