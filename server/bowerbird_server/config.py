@@ -206,6 +206,19 @@ class SigningConfig(_Part):
     )
 
 
+class DriftConfig(_Part):
+    """When a camera counts as drifted, and what is done about it."""
+
+    psi: float = Field(0.25, gt=0, description="Least population stability index of an hour against the reference.")
+    ks: float = Field(0.1, gt=0, lt=1, description="Least Kolmogorov-Smirnov distance; both must be exceeded.")
+    least_frames: int = Field(200, ge=1, description="Hours with fewer frames are not judged.")
+    reference_hours: int = Field(24, ge=3, description="Hours of a new model before anything is judged.")
+    reference_days: float = Field(7.0, gt=0, description="Hours of so many days are what counts as normal.")
+    after_hours: int = Field(2, ge=1, description="Drifted hours in a row that begin an episode.")
+    boost_hours: float = Field(24.0, gt=0, le=168, description="How long the device then explores more, inside its caps.")
+    boost_factor: float = Field(2.0, ge=1, le=4, description="How much more; 1 changes nothing on devices.")
+
+
 class ServerConfig(_Part):
     """Everything the server can be told."""
 
@@ -218,6 +231,7 @@ class ServerConfig(_Part):
     loop: LoopConfig = LoopConfig()
     rollout: RolloutConfig = RolloutConfig()
     gate: GateConfig = GateConfig()
+    drift: DriftConfig = DriftConfig()
     models: ModelsConfig = ModelsConfig()
     signing: SigningConfig = SigningConfig()
 

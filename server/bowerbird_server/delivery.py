@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Protocol
 
 from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.catalogue import campaigns, config_changes, device_config, fetches, fleet, rollouts, unsent
+from bowerbird_server.catalogue import campaigns, config_changes, device_config, drift_rows, fetches, fleet, rollouts, unsent
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
+from bowerbird_server.drift import DriftSettings
+from bowerbird_server.drift_watch import DriftWatch
 from bowerbird_server.errors import ServerError
 from bowerbird_server.identity.watch import CloneWatch
 from bowerbird_server.ingest import DiskMarks
@@ -33,6 +35,7 @@ from bowerbird_server.offers import BlockQueue
 from bowerbird_server.repository import Repository
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.errors import WireError
+from bowerbird_wire.histograms import Histograms
 from bowerbird_wire.messages import (
     BlockRequest,
     Credit,
@@ -54,6 +57,7 @@ from bowerbird_wire.topics import (
     DeviceTopic,
     FetchAnswerTopic,
     HealthTopic,
+    HistogramsTopic,
     JobTopic,
     ReceiptTopic,
     ReportedTopic,
@@ -72,6 +76,7 @@ UP_TOPICS: tuple[type[DeviceTopic], ...] = (
     ReportTopic,
     ReportedTopic,
     BlockRequestTopic,
+    HistogramsTopic,
     TombstonesTopic,
     FetchAnswerTopic,
 )
@@ -104,6 +109,7 @@ class Delivery:
         publisher: where messages go.
         sign: signs a job for the device named second.
         on_suspended: shuts a device out at the broker that turned out to be two.
+        drift: limits of what counts as drift, and what is done about it.
     """
 
     def __init__(
@@ -113,8 +119,10 @@ class Delivery:
         publisher: Publisher,
         sign: Callable[[Job, str], Job],
         on_suspended: Callable[[str], None] = lambda _device: None,
+        drift: DriftSettings | None = None,
     ) -> None:
         self._cat = cat
+        self._drift = DriftWatch(cat, drift)
         self._blocks = blocks
         self._publisher = publisher
         self._sign = sign
@@ -156,6 +164,8 @@ class Delivery:
                 self._blocks.ask(topic.site, topic.device, decode(BlockRequest, payload))
             elif isinstance(topic, TombstonesTopic):
                 self._tombstones(topic, decode(Tombstones, payload))
+            elif isinstance(topic, HistogramsTopic):
+                self._drift.take(topic.device, decode(Histograms, payload))
             elif isinstance(topic, FetchAnswerTopic):
                 fetches.record_answer(self._cat, topic.device, decode(FetchAnswer, payload))
         except WireError as error:
@@ -291,6 +301,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
     """What each active device should hold: frames, configuration and campaigns in one message. Devices that nobody has asked for
     anything are left out."""
     totals, wishes, shares = fleet.desired(cat), device_config.wishes(cat), campaigns.wished(cat)
+    boosts = drift_rows.boosts(cat, int(time.time() * 1000))
     found = {}
     for device in active:
         total = totals.get(device, Desired(0))
@@ -301,8 +312,9 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
             config=document,
             campaigns_version=campaigns_version,
             campaigns=shares.get(device, ()),
+            boost=boosts.get(device),
         )
-        if wanted.version or version or campaigns_version:
+        if wanted.version or version or campaigns_version or wanted.boost:
             found[device] = wanted
     return found
 
@@ -315,6 +327,7 @@ def run(
     site: str = "+",
     marks: DiskMarks | None = None,
     on_suspended: Callable[[str], None] = lambda _device: None,
+    drift: DriftSettings | None = None,
 ) -> None:
     """Converse until `stop`; waits for the broker as long as it takes.
 
@@ -325,12 +338,15 @@ def run(
         site: whose devices; all sites by default.
         marks: at which free space devices are told to wait, and to go on.
         on_suspended: shuts a device out at the broker.
+        drift: see `Delivery`.
     """
     session = MqttSession(broker, CLIENT_ID, [kind.filter(site) for kind in UP_TOPICS])
     repository = Repository(folder.repository, folder.keys)
     with Catalogue(folder.catalogue) as cat:
         blocks = BlockQueue(folder.repository)
-        delivery = Delivery(cat, blocks, session, lambda job, device: repository.sign_job(job, device=device), on_suspended)
+        delivery = Delivery(
+            cat, blocks, session, lambda job, device: repository.sign_job(job, device=device), on_suspended, drift
+        )
         session.start()
         try:
             gauge = CreditGauge(marks or DiskMarks())
@@ -394,6 +410,7 @@ class _Conversation:
 def _keep_up(repository: Repository, cat: Catalogue) -> None:
     """Signatures near their end are renewed, old health rows thinned."""
     fleet.thin_health(cat)
+    drift_rows.thin(cat)
     if repository.exists:
         try:
             repository.refresh()

@@ -10,6 +10,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from bowerbird_server.access_tables import chain_events, make_accounts
+from bowerbird_server.migrations_drift import DRIFT_TABLES
 from bowerbird_server.migrations_remote import REMOTE_TABLES
 
 catalogue_migrations = Migrations("catalogue")
@@ -332,6 +333,14 @@ def access_01_event_chain(db: Database) -> None:
 def access_02_accounts(db: Database) -> None:
     """People, programs, their sessions, and who saw which frame."""
     make_accounts(db)
+
+
+@catalogue_migrations()
+def m_drift(db: Database) -> None:
+    """Hours as devices counted them, what was said of each, and episodes of drift."""
+    for statement in DRIFT_TABLES.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
 
 
 from bowerbird_server import migrations_identity as _identity  # noqa: E402, F401 - registers its step behind those above

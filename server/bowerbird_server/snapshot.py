@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import yaml
 
-from bowerbird_server.catalogue import Catalogue, Row
+from bowerbird_server.catalogue import Catalogue, Row, drift_rows
 from bowerbird_server.catalogue.classes import class_names
 from bowerbird_server.catalogue.datasets import (
     LabelledFrame,
@@ -169,6 +169,7 @@ def evaluation_frames(catalogue: Catalogue, blobs: BlobStore, version: Row) -> t
     manifest = read_manifest(blobs, version)
     class_id = {name: i for i, name in enumerate(manifest["classes"])}
     slices = {scene: slices for scene, (_, slices) in scene_splits(catalogue).items()}
+    marked = drift_rows.marks(catalogue)
     frames = []
     for entry in manifest["frames"]:
         if entry["split"] != "holdout":
@@ -178,7 +179,7 @@ def evaluation_frames(catalogue: Catalogue, blobs: BlobStore, version: Row) -> t
             EvaluationFrame(
                 image_path=blobs.path(entry["blob"]),
                 scene=entry["scene"],
-                slices=camera + slices.get(entry["scene"], ()),
+                slices=camera + slices.get(entry["scene"], ()) + drift_rows.slices_of(entry["scene"], marked),
                 boxes_xyxy=np.array([box["box_xyxy"] for box in entry["boxes"]], np.float32).reshape(-1, 4),
                 class_ids=np.array([class_id[box["class"]] for box in entry["boxes"]], np.int32),
             )

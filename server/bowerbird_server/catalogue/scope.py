@@ -16,6 +16,7 @@ from bowerbird_server.roles import Sites
 
 _OURS = "SELECT id FROM main.device WHERE site IN (SELECT site FROM temp.our_site)"
 _OUR_FRAME = f"EXISTS (SELECT 1 FROM main.frame AS seen WHERE seen.id = {{key}} AND seen.device IN ({_OURS}))"  # noqa: S608 - constants
+_OUR_CAMERA = f"camera IN (SELECT id FROM main.camera WHERE device IN ({_OURS}))"  # noqa: S608 - constants
 
 # Table -> what must hold for a row to be theirs.
 THEIRS: Mapping[str, str] = {
@@ -43,6 +44,9 @@ THEIRS: Mapping[str, str] = {
     "config_change": "EXISTS (SELECT 1 FROM config_change_device WHERE config_change_device.change = config_change.id)",
     "campaign_share": f"device IN ({_OURS})",
     "campaign": "EXISTS (SELECT 1 FROM campaign_share WHERE campaign_share.campaign = campaign.id)",
+    "camera_hour": _OUR_CAMERA,
+    "drift_hour": _OUR_CAMERA,
+    "drift": _OUR_CAMERA,
     # About a device, a frame or a rollout of theirs; what happened to the server as a whole is not theirs.
     "event": " OR ".join(
         (f"subject IN ({_OURS})", "subject IN (SELECT id FROM rollout)", _OUR_FRAME.format(key="event.subject"))

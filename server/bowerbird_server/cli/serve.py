@@ -211,12 +211,14 @@ def _disk_marks(site: Site) -> DiskMarks:
 def delivery(data: Data = DATA, config: Config = None) -> None:
     """Talk to devices: status, health, wishes, credit, jobs, model blocks."""
     from bowerbird_server import delivery as process
+    from bowerbird_server.drift import DriftSettings
 
     stop = stop_event()
     configure_logging()
     with open_site(data, config) as site:
         address = server_address(site, DELIVERY)
         folder, marks = site.folder, _disk_marks(site)
+        drift = DriftSettings(**site.config.drift.model_dump())
 
     def shut_out(device: str) -> None:
         try:
@@ -227,7 +229,7 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
                 "%s is suspended and the broker does not shut it out yet: %s; `devices suspend` tries again", device, error
             )
 
-    process.run(folder, address, stop, marks=marks, on_suspended=shut_out)
+    process.run(folder, address, stop, marks=marks, on_suspended=shut_out, drift=drift)
 
 
 def web(data: Data = DATA, config: Config = None) -> None:
