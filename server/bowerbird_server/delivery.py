@@ -301,7 +301,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
     """What each active device should hold: frames, configuration and campaigns in one message. Devices that nobody has asked for
     anything are left out."""
     totals, wishes, shares = fleet.desired(cat), device_config.wishes(cat), campaigns.wished(cat)
-    boosts = drift_rows.boosts(cat, int(time.time() * 1000))
+    boosts, were_boosted = drift_rows.boosts(cat, int(time.time() * 1000)), drift_rows.were_boosted(cat)
     found = {}
     for device in active:
         total = totals.get(device, Desired(0))
@@ -314,7 +314,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
             campaigns=shares.get(device, ()),
             boost=boosts.get(device),
         )
-        if wanted.version or version or campaigns_version or wanted.boost:
+        if wanted.version or version or campaigns_version or device in were_boosted:
             found[device] = wanted
     return found
 

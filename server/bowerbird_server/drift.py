@@ -123,7 +123,7 @@ def psi_matrix(counts: NDArray[np.float64]) -> NDArray[np.float64]:
     logs = np.log(shares)
     cross = shares @ logs.T
     own = np.diag(cross)
-    return np.maximum(0.0, own[:, None] + own[None, :] - cross - cross.T)
+    return np.asarray(np.maximum(0.0, own[:, None] + own[None, :] - cross - cross.T))
 
 
 def ks_matrix(counts: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -178,7 +178,7 @@ def _distances(hour: Hour, normal: Sequence[Hour], settings: DriftSettings) -> d
     for name in (*BINS, CLASSES):
         least = settings.least_boxes if name in _OF_BOXES else 1
         table = _table(name, [hour, *normal])
-        table = table[[0, *(1 + np.flatnonzero(table[1:].sum(axis=1) >= least))]]
+        table = table[[0, *(row for row in range(1, len(table)) if table[row].sum() >= least)]]
         if table[0].sum() < least or len(table) < 2:
             continue
         indices, steps = psi_matrix(table), ks_matrix(table)

@@ -51,7 +51,7 @@ class DriftWatch:
         hour = drift_rows.hour_of(cat, series, at_ms)
         verdict = judge(hour, drift_rows.reference(cat, series), settings)
         is_reference = joins_reference(hour, verdict, drift_rows.first_at_ms(cat, series), settings)
-        with cat.transaction():
+        with cat.transaction(durable=False):
             drift_rows.note_verdict(cat, series, at_ms, verdict, is_reference=is_reference)
             drift_rows.close_episodes(cat, series.camera, "new_model", but_model=series.model)
             under_way = drift_rows.open_drift(cat, series.camera, series.model)

@@ -28,7 +28,7 @@ class DriftingCamera:
 
     seed: int = 0
     name: str = "gate"
-    frames: int = 300
+    frames: int = 600
 
     @lru_cache(maxsize=2000)  # noqa: B019 - a handful of cameras in a test run
     def hour(

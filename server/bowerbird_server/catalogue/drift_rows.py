@@ -14,7 +14,7 @@ from typing import Any
 
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now, utc_text
 from bowerbird_server.catalogue.fleet import camera_id, touch_camera
-from bowerbird_server.drift import CLASSES, Hour, Verdict, together
+from bowerbird_server.drift import CLASSES, Distance, Hour, Verdict, together
 from bowerbird_wire.histograms import BINS, HOUR_MS, CameraHour, unpack, unpack_classes
 from bowerbird_wire.messages import Boost
 from bowerbird_wire.topics import check_name
@@ -49,7 +49,7 @@ def record(cat: Catalogue, device: str, hour: CameraHour) -> tuple[Series, int]:
     at_ms -= at_ms % HOUR_MS
     check_name(hour.camera, "camera")
     series = Series(camera_id(device, hour.camera), hour.model[:8].hex(), min(max(hour.floor, 0), 100))
-    with cat.transaction():
+    with cat.transaction(durable=False):
         touch_camera(cat, device, hour.camera)
         cat.execute(
             "INSERT INTO camera_hour (camera, model, floor, from_ms, hour, frames, counts, unwell, clock_ok, received_at) "
@@ -210,6 +210,12 @@ def boosts(cat: Catalogue, now_ms: int) -> dict[str, Boost]:
     return {row["device"]: Boost(row["until_ms"], row["factor"]) for row in rows}
 
 
+def were_boosted(cat: Catalogue) -> set[str]:
+    """The devices that were ever told to explore more: their retained wish has to say so when it is over."""
+    rows = cat.rows("SELECT DISTINCT camera.device FROM drift JOIN camera ON camera.id = drift.camera WHERE boost_factor > 1")
+    return {row["device"] for row in rows}
+
+
 def stop_boost(cat: Catalogue, device: str, actor: str) -> int:
     """End a device's boosts now; returns how many there were."""
     now_ms = int(datetime.now(tz=UTC).timestamp() * 1000)
@@ -225,14 +231,19 @@ def stop_boost(cat: Catalogue, device: str, actor: str) -> int:
 
 
 def episodes(cat: Catalogue, *, device: str | None = None, limit: int = 100) -> list[Row]:
-    """Episodes, newest first, `distances` decoded, each with its `slice`."""
+    """Episodes, newest first, `distances` decoded, each with its `slice` and `far`, the histograms that began it."""
     rows = cat.rows(
         "SELECT drift.* FROM drift JOIN camera ON camera.id = drift.camera WHERE ?1 IS NULL OR camera.device = ?1 "
         "ORDER BY drift.id DESC LIMIT ?2",
         device,
         limit,
     )
-    return [{**row, "distances": json.loads(row["distances"]), "slice": slice_name(row["id"])} for row in rows]
+    found = []
+    for row in rows:
+        distances = json.loads(row["distances"])
+        far = sorted(name for name, distance in distances.items() if Distance(**distance).is_far)
+        found.append({**row, "distances": distances, "far": far, "slice": slice_name(row["id"])})
+    return found
 
 
 def verdicts(cat: Catalogue, camera: str, limit: int = 168) -> list[Row]:

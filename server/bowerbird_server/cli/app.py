@@ -21,6 +21,7 @@ from bowerbird_server.cli import (
     demo,
     devices,
     doctor,
+    drift,
     frames,
     identity,
     labels,
@@ -65,6 +66,7 @@ serve.add_to(app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(identity.app, name="identity")
 app.add_typer(campaigns.app, name="campaigns")
+app.add_typer(drift.app, name="drift")
 app.add_typer(readers.app, name="readers")
 app.add_typer(broker.app, name="broker")
 app.add_typer(users.app, name="users")

@@ -1,0 +1,107 @@
+"""Drift through a real broker: hours from devices to the catalogue, more exploration from there to the devices."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bowerbird_server import delivery
+from bowerbird_server.broker_address import BrokerAddress
+from bowerbird_server.catalogue import Catalogue, drift_rows, fleet
+from bowerbird_server.drift import Distance, Verdict
+from bowerbird_server.layout import DataFolder
+from bowerbird_server.repository import Repository
+from bowerbird_testing.agent_process import AgentProcess, write_config
+from bowerbird_testing.broker import Mosquitto
+from bowerbird_testing.drifting_camera import DriftingCamera
+from bowerbird_testing.mqtt_device import MqttDevice, wait_until
+from bowerbird_wire.codec import decode, encode
+from bowerbird_wire.histograms import Histograms
+from bowerbird_wire.messages import Desired
+from bowerbird_wire.topics import DesiredTopic, HistogramsTopic
+
+pytestmark = pytest.mark.broker
+
+# Frames five minutes apart, three hours of them, as fast as they can be looked at; and a camera that goes on.
+FILM = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=3&frames=36&fps=0.00333333"\npace = "fast"\n'
+
+
+class Server:
+    """Delivery of a real data folder, against the test's broker, and the test's own look at the catalogue."""
+
+    def __init__(self, root: Path, broker: Mosquitto) -> None:
+        self.folder = DataFolder(root).make()
+        Repository(self.folder.repository, self.folder.keys).create("automatic")
+        self.cat = Catalogue(self.folder.catalogue)
+        for device in ("cam-01", "cam-02"):
+            fleet.add_device(self.cat, device, "demo", "test")
+        self.address = BrokerAddress(broker.host, broker.port)
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=delivery.run, args=(self.folder, self.address, self.stop))
+        self.thread.start()
+
+    def close(self) -> None:
+        self.stop.set()
+        self.thread.join(20)
+        self.cat.close()
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def server(tmp_path: Path, broker: Mosquitto) -> Iterator[Server]:
+    made = Server(tmp_path / "data", broker)
+    yield made
+    made.close()
+
+
+def test_an_agents_hours_are_counted_whole_and_it_explores_more_while_it_is_told_to(
+    server: Server, broker: Mosquitto, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "agent", port=broker.port, cameras=FILM)
+    cat = server.cat
+
+    def boost() -> object:
+        return fleet.get(cat, "cam-01")["health"].get("extra", {}).get("boost")
+
+    with AgentProcess(config) as agent:
+        wait_until(
+            lambda: cat.value("SELECT sum(frames) FROM camera_hour WHERE camera = 'cam-01/gate'") == 36, "every frame", 60
+        )
+        assert len(drift_rows.verdicts(cat, "cam-01/gate")) >= 3
+        assert boost() is None
+        series = drift_rows.Series("cam-01/gate", "ab" * 8, 5)
+        verdict = Verdict("drifted", "content", {"scores": Distance(1.0, 0.5, 0.25, 0.1)})
+        until_ms = int(time.time() * 1000) + 3_600_000
+        drift_rows.open_episode(cat, series, verdict, "2026-01-01", "2026-01-02", boost_until_ms=until_ms, factor=2.0)
+        wait_until(lambda: boost() == {"factor": 2.0, "until_ms": until_ms}, "the boost", 30)
+        assert drift_rows.stop_boost(cat, "cam-01", "anna") == 1
+        wait_until(lambda: boost() is None, "the end of the boost", 30)
+        agent.terminate()
+        before = cat.value("SELECT sum(frames) FROM camera_hour")
+        agent.start()  # the film runs again: its frames were counted before
+        wait_until(lambda: agent.log.count("connected to the broker") == 2, "the second start", 30)
+        time.sleep(1.0)
+        assert cat.value("SELECT sum(frames) FROM camera_hour") == before
+    assert "Traceback" not in agent.log
+
+
+def test_a_drift_on_the_wire_becomes_a_retained_wish(server: Server) -> None:
+    camera = DriftingCamera()
+    topic, wish = str(HistogramsTopic("demo", "cam-02")), str(DesiredTopic("demo", "cam-02"))
+    with MqttDevice(server.address, "cam-02") as device:
+        for number in range(50):
+            hour = camera.hour(number, score_shift=-0.35 if number >= 48 else 0.0)
+            device.publish(topic, encode(Histograms((hour,))))
+        device.publish(topic, b"\xa1\x00")
+
+        def boosted() -> bool:
+            wishes = [decode(Desired, payload) for at, payload, _ in device.messages if at == wish]
+            return bool(wishes) and wishes[-1].boost is not None and wishes[-1].boost.factor == 2.0
+
+        wait_until(boosted, "the wish for more exploration", 30)
+    (episode,) = drift_rows.episodes(server.cat)
+    assert (episode["camera"], episode["cause"]) == ("cam-02/gate", "content")
