@@ -24,16 +24,18 @@ def add_explain(commands: Any) -> None:
         "  bowerbird-agent explain 3fa94c01b2d7 --config agent.toml --json",
     )
     command.add_argument("frame", metavar="FRAME", help="camera:sequence, or a frame id of which six digits are enough")
+    command.add_argument("--dry-run", action="store_true", help="what the policy in dry run decided, not the one in force")
     command.set_defaults(command=_explain)
 
 
 def _explain(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.config import read_config
     from bowerbird_agent.decision_log import FOLDER
+    from bowerbird_agent.dry_run import FOLDER as DRY_FOLDER
     from bowerbird_agent.explain import explain
 
     config = read_config(arguments.config)
-    found = explain(config.device.state_dir / FOLDER, arguments.frame)
+    found = explain(config.device.state_dir / (DRY_FOLDER if arguments.dry_run else FOLDER), arguments.frame)
     if arguments.json:
         print(json.dumps(found.plain(), indent=1))
     else:

@@ -292,6 +292,7 @@ class AgentConfig:
     update: UpdateConfig = field(default_factory=UpdateConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     selection: Policy = field(default_factory=Policy)
+    dry_run: Policy | None = None
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     metered: MeteredConfig = field(default_factory=MeteredConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
@@ -332,7 +333,7 @@ def parse_config(text: str, folder: Path, source: str = "agent.toml") -> AgentCo
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(source, [f"not TOML: {error}"]) from error
     faults = Faults()
-    _apply_template(plain.get("selection"), faults)
+    _apply_templates(plain, faults)
     config = structure(plain, AgentConfig, "", faults)
     if config is None or faults.found:
         raise ConfigError(source, [_shown(path, message, text) for path, message in faults.found])
@@ -359,7 +360,7 @@ def parse_wished(
     faults = Faults()
     faults.found += merged.faults
     both = copy.deepcopy(merged.plain)
-    _apply_template(both.get("selection"), faults)
+    _apply_templates(both, faults)
     config = structure(both, AgentConfig, "", faults)
     if config is None or faults.found:
         raise ConfigError(source, [f"{path}: {message}" for path, message in faults.found])
@@ -459,13 +460,18 @@ def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
     )
 
 
-def _apply_template(selection: Any, faults: Faults) -> None:
-    """Replace `template = "name"` in [selection] by that template's fields; the table's own keys win."""
+def _apply_templates(plain: Mapping[str, Any], faults: Faults) -> None:
+    for section in ("selection", "dry_run"):
+        _apply_template(plain.get(section), section, faults)
+
+
+def _apply_template(selection: Any, section: str, faults: Faults) -> None:
+    """Replace `template = "name"` in a section by that template's fields; the table's own keys win."""
     if not isinstance(selection, dict) or "template" not in selection:
         return
     name = selection.pop("template")
     if not isinstance(name, str) or name not in TEMPLATES:
-        faults.add("selection.template", f"is {name!r}; it must be one of {', '.join(map(repr, sorted(TEMPLATES)))}")
+        faults.add(f"{section}.template", f"is {name!r}; it must be one of {', '.join(map(repr, sorted(TEMPLATES)))}")
         return
     for key, value in TEMPLATES[name].items():
         selection.setdefault(key, value)

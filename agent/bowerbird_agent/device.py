@@ -31,6 +31,8 @@ from bowerbird_agent.counters import Counters
 from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
 from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.device_models import DeviceModels
+from bowerbird_agent.dry_run import FOLDER as DRY_FOLDER
+from bowerbird_agent.dry_run import DryRun
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import AgentError, ConfigError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
@@ -194,6 +196,9 @@ class Device:
             campaigns=campaigns,
             histograms=self._histograms,
         )
+        self._dry_decisions = self._storing.dry_decisions = DecisionLog(
+            device.state_dir / DRY_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()
+        )
         self._guard = GuardWatch(config.guard, sensors or MachineSensors(), self._inference, pulse=self._pulses["guard"])
         self._vitals = vitals = Vitals(
             self._counters,
@@ -259,6 +264,7 @@ class Device:
             remote=RemoteReports(remote, campaigns, self._wake.set, now_ms, self._boost),
             histograms=self._histograms,
         )
+        self._set_dry_run()
         address = config.metrics.address()
         self._metrics = None
         if address is not None:
@@ -445,6 +451,8 @@ class Device:
         cameras = len(config.running_cameras)
         if "selection" in plan.live or cameras != len(before.running_cameras):
             self._set_policy()
+        if "dry_run" in plan.live or (config.dry_run is not None and cameras != len(before.running_cameras)):
+            self._set_dry_run()
 
     def _set_policy(self) -> None:
         config = self._config
@@ -460,8 +468,25 @@ class Device:
 
     def _beside(self) -> dict[str, object]:
         """What health says of drift."""
-        facts = self._boost.facts()
-        return {"boost": facts} if facts else {}
+        boost, dry_run = self._boost.facts(), self._inference.dry_run
+        return {**({"boost": boost} if boost else {}), **({} if dry_run is None else {"dry_run": dict(dry_run.facts())})}
+
+    def _set_dry_run(self) -> None:
+        """Begin, replace or end the trial of a policy."""
+        config = self._config
+        if config.dry_run is None:
+            self._inference.dry_run = None
+            return
+        self._dry_decisions.keep = config.accounting.keep_decisions
+        self._inference.dry_run = DryRun(
+            config.dry_run,
+            device=config.device.id,
+            cameras=len(config.running_cameras),
+            log=self._dry_decisions,
+            frames_left=lambda: self._inference.frames_left,
+            bytes_left=lambda: self._control.bytes_left_today,
+        )
+        logger.info("a policy is tried in dry run; nothing of it is sent")
 
     def _tell_control(self) -> None:
         limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()

@@ -33,7 +33,7 @@ _IN_HEALTH = ("runtime", "variant", "origin")
 _FILE_DIGEST_DIGITS = 12
 _IDLE_INTERVALS = 120.0
 # Parts of `extra` that change while nothing happens.
-_NO_NEWS = frozenset({"window", "spent", "uplink", "published", "camera_dropped", "dropped", "runtime", "tm"})
+_NO_NEWS = frozenset({"window", "spent", "uplink", "published", "camera_dropped", "dropped", "runtime", "tm", "dry_run"})
 
 
 @dataclass
@@ -123,8 +123,8 @@ class Vitals:
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
         """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
         runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`, `tm`: see
-        `bowerbird_wire.spent` and `bowerbird_wire.telemetry`; `boost`: the factor on exploration and its end; the rest only when it
-        says something."""
+        `bowerbird_wire.spent` and `bowerbird_wire.telemetry`; `boost`: the factor on exploration and its
+        end, `dry_run`: see `dry_run.py`; the rest only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {

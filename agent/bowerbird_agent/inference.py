@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.campaign_book import CampaignBook
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.counters import Counters, SeenFrames
+    from bowerbird_agent.dry_run import DryRun
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange
     from bowerbird_agent.heartbeat import Pulse
@@ -127,6 +128,7 @@ class Inference:
         histograms: HistogramBook | None = None,
     ) -> None:
         self._histograms = histograms
+        self.dry_run: DryRun | None = None  # replaced whole, by the main thread
         self._pulse = pulse or no_pulse()
         self._campaigns = campaigns
         # Allowed share of the frame rate, in (0, 1]: set by the guard.
@@ -197,6 +199,11 @@ class Inference:
         """
         with self._lock:
             self._next_selector = lambda state: Selector(policy, device=device, cameras=cameras, state=state)
+
+    @property
+    def frames_left(self) -> int | None:
+        """Frames that the server still wants, None for no limit."""
+        return self._frames_left()
 
     @property
     def is_resting(self) -> bool:
@@ -306,6 +313,8 @@ class Inference:
         if self._histograms is not None and is_new and detections is not None:
             self._histograms.note(frame, detections, model_digest=model.digest, decode_confidence=self._decode_confidence)
         judgement = self._judge(frame, detections)
+        if self.dry_run is not None:
+            self.dry_run.look(frame, detections, model_digest=model.digest)
         self._window_frames += 1
         self._frame_times_s.append(time.monotonic())
         would_send = is_new and detections is not None and rule_would_send(detections)
@@ -382,6 +391,8 @@ class Inference:
         if not self._storing.submit(StoreFrame(header, jpeg, source=source)):
             self._counters.count_dropped(frame.camera)
             return "", len(jpeg)
+        if self.dry_run is not None:
+            self.dry_run.encoded(header.frame_id, frame.camera, frame.captured_at_ms, len(jpeg))
         dropped = self._selector.add(Candidate(header.frame_id, frame.camera, frame.captured_at_ms, judgement, len(jpeg)))
         if dropped:
             self._storing.submit(Promote((), dropped, closes_window=False))
@@ -454,6 +465,8 @@ class Inference:
                 explore_share=result.explore_share,
             )
         )
+        if self.dry_run is not None:
+            self.dry_run.sent(result.chosen)
         if result.chosen:
             logger.info("window of %d frames closed: %d chosen", self._window_frames, len(result.chosen))
         self._window_frames = 0
@@ -520,6 +533,8 @@ class Inference:
         """Ranks, candidates and the round's counters begin again."""
         dropped = self._selector.restart(why, new_model=new_model)
         self._selector.expect(self._frames_left())
+        if self.dry_run is not None:
+            self.dry_run.restart(why, new_model=new_model)
         self._window_frames = 0
         self._is_flushed = False
         self._round = self._counters.begin_round()

@@ -35,6 +35,7 @@ SECTIONS: Mapping[str, Applies] = MappingProxyType(
         "update": Applies.RESTART,  # trust is not exchanged under a running updater
         "model": Applies.RESTART,
         "selection": Applies.LIVE,
+        "dry_run": Applies.LIVE,
         "budget": Applies.LIVE,
         "metered": Applies.LIVE,
         "spool": Applies.RESTART,

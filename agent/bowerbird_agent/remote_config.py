@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-SECTIONS = ("selection", "budget", "cameras", "log", "health", "campaigns")
+SECTIONS = ("selection", "dry_run", "budget", "cameras", "log", "health", "campaigns")
 # Of the sections with more than may be wished for: the keys that may.
 KEYS: Mapping[str, tuple[str, ...]] = {"log": ("level",), "health": ("interval_s",)}
 CAMERA_KEYS = ("fps", "region", "masks", "enabled")
@@ -35,7 +35,8 @@ class RemoteConfig:
     """What the server may change.
 
     Args:
-        allow: sections that it may set: any of "selection", "budget", "cameras", "log", "health", "campaigns"; [] for nothing.
+        allow: sections that it may set: any of "selection", "dry_run", "budget", "cameras", "log", "health", "campaigns"; [] for
+            nothing.
         max_bytes_per_s, max_bytes_per_day, max_bytes_per_month: ceilings of `[budget]` as it may be set from afar; None for what
             `[budget]` says itself, and no ceiling where it says nothing.
         probation_s: how long a new configuration is on trial: if the agent fails in that time, it goes back to the one before.
@@ -107,7 +108,7 @@ def merge(plain: Mapping[str, Any], wish: Mapping[str, Any], remote: RemoteConfi
             ]
             if section == "budget":
                 faults += _above_ceiling(plain.get("budget", {}), values, remote)
-            before = {} if section == "selection" and "template" in values else merged.get(section, {})
+            before = {} if section in ("selection", "dry_run") and "template" in values else merged.get(section, {})
             merged[section] = {**before, **copy.deepcopy(values)}
     return Merged(merged, tuple(faults), tuple(differs))
 

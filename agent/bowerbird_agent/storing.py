@@ -139,6 +139,7 @@ class StoringThread:
         campaigns: CampaignBook | None = None,
     ) -> None:
         self._decisions, self._campaigns = decisions, campaigns
+        self.dry_decisions: DecisionLog | None = None  # of the policy in dry run; written here as well
         self.fetching: Fetching | None = None
         self._pulse = pulse or no_pulse()
         self._spool, self._counters, self._encoder = spool, counters, encoder
@@ -185,9 +186,13 @@ class StoringThread:
                 self.flush()
             if self._decisions is not None:
                 self._decisions.write_if_due(time.monotonic())
+            if self.dry_decisions is not None:
+                self.dry_decisions.write_if_due(time.monotonic())
             if is_last:
                 if self._decisions is not None:
                     self._decisions.write(time.monotonic())
+                if self.dry_decisions is not None:
+                    self.dry_decisions.write(time.monotonic())
                 return
 
     def drain(self) -> None:

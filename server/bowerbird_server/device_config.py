@@ -17,7 +17,7 @@ from bowerbird_server.errors import BadInput
 from bowerbird_server.rollout import Settings
 
 # What devices take, if their agent.toml allows it. The same names stand in `bowerbird_agent/remote_config.py`.
-SECTIONS = ("selection", "budget", "cameras", "log", "health")
+SECTIONS = ("selection", "dry_run", "budget", "cameras", "log", "health")
 MAX_DOCUMENT_BYTES = 16_384
 _MAX_DEPTH = 6
 # A handful goes at once; more go in waves, and the next wave waits for the one before.

@@ -11,7 +11,7 @@ import pytest
 
 from bowerbird_server import delivery
 from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.catalogue import Catalogue, drift_rows, fleet
+from bowerbird_server.catalogue import Catalogue, config_changes, drift_rows, fleet
 from bowerbird_server.drift import Distance, Verdict
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.repository import Repository
@@ -105,3 +105,29 @@ def test_a_drift_on_the_wire_becomes_a_retained_wish(server: Server) -> None:
         wait_until(boosted, "the wish for more exploration", 30)
     (episode,) = drift_rows.episodes(server.cat)
     assert (episode["camera"], episode["cause"]) == ("cam-02/gate", "content")
+
+
+def test_a_policy_in_dry_run_is_set_from_afar_counted_beside_the_one_in_force_and_ended_again(
+    server: Server, broker: Mosquitto, tmp_path: Path
+) -> None:
+    overrides = {"remote": {"probation_s": 5}, "selection": {"window_frames": 20, "frames_per_window": 3}}
+    camera = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=1&fps=5"\nfps = 30\n'
+    config = write_config(tmp_path / "agent", port=broker.port, cameras=camera, overrides=overrides)
+    cat = server.cat
+
+    def tried() -> dict[str, int]:
+        return dict(fleet.get(cat, "cam-01")["health"].get("extra", {}).get("dry_run", {}))
+
+    with AgentProcess(config) as agent:
+        wait_until(lambda: fleet.get(cat, "cam-01")["health"] != {}, "health", 60)
+        assert tried() == {}
+        document = {"dry_run": {"template": "random_audit", "window_frames": 20, "frames_per_window": 3}}
+        config_changes.change(cat, ["cam-01"], {"set": document}, "anna")
+        wait_until(lambda: tried().get("chosen", 0) >= 6 and tried().get("in_force", 0) >= 3, "two windows", 60)
+        found = tried()
+        assert found["explore"] == found["chosen"], "all by chance"
+        assert found["bytes"] > 0
+        wait_until(lambda: (tmp_path / "agent" / "state" / "decisions-dry").is_dir(), "the log of its decisions", 30)
+        config_changes.change(cat, ["cam-01"], {"unset": ["dry_run"]}, "anna")
+        wait_until(lambda: tried() == {}, "the end of the trial", 60)
+    assert "Traceback" not in agent.log

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from bowerbird_server import device_config as rules
-from bowerbird_server.catalogue import campaigns, config_changes, device_config, overview
+from bowerbird_server.catalogue import campaigns, config_changes, device_config, fleet, overview
 from bowerbird_server.web.pages import render
 from bowerbird_server.web.stores import catalogue
 
@@ -26,6 +26,7 @@ def config_page(request: Request, device: str) -> Response:
         request,
         "device_config.html",
         config=found,
+        dry_run=fleet.get(cat, device)["health"].get("extra", {}).get("dry_run"),
         settings=[(path, json.dumps(value)) for path, value in rules.flat(found["document"]).items()],
         differing=[
             (path, None if now is None else json.dumps(now), None if wanted is None else json.dumps(wanted))

@@ -1,0 +1,135 @@
+"""A policy on trial sees what the policy in force sees, is counted and logged, and changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from bowerbird_agent.capture import Frame
+from bowerbird_agent.choose import Candidate
+from bowerbird_agent.config import parse_config, parse_wished
+from bowerbird_agent.decision_log import DecisionLog
+from bowerbird_agent.dry_run import DryRun
+from bowerbird_agent.errors import ConfigError
+from bowerbird_agent.explain import explain
+from bowerbird_agent.policy import Policy
+from bowerbird_agent.select import Selector
+from bowerbird_models.detections import Detections
+
+POLICY = Policy(window_frames=40, frames_per_window=6, min_gap_s=0.2, near_duplicates=False)
+TOML = """
+[device]
+id = "cam-01"
+site = "demo"
+[broker]
+host = "localhost"
+[[cameras]]
+name = "gate"
+source = "0"
+"""
+
+
+def frame(number: int) -> Frame:
+    image: NDArray[np.uint8] = np.random.default_rng(number).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    return Frame(image, "gate", number, 1_790_000_000_000 + number * 200, number * 200_000_000)
+
+
+def seen(number: int) -> Detections:
+    score = np.random.default_rng([7, number]).uniform(0.1, 0.95)
+    return Detections(np.array([[1, 1, 20, 20]], np.float32), np.array([score], np.float32), np.array([0], np.int32))
+
+
+class InForce:
+    """The policy in force as the inference thread runs it, with a trial beside it."""
+
+    def __init__(self, dry: DryRun | None) -> None:
+        self.selector, self.dry, self.sent = Selector(POLICY, device="cam-01"), dry, 0
+        self.chosen: list[str] = []
+
+    def show(self, count: int) -> None:
+        for number in range(count):
+            if self.selector.window_closed():
+                result = self.selector.close_window(frames_left=None, bytes_left=None)
+                self.chosen += result.chosen
+                if self.dry is not None:
+                    self.dry.sent(result.chosen)
+            judgement = self.selector.judge(frame(number), seen(number))
+            if self.dry is not None:
+                self.dry.look(frame(number), seen(number), model_digest="ab" * 32)
+            if judgement.admit:
+                frame_id = f"{number:064x}"
+                if self.dry is not None:
+                    self.dry.encoded(frame_id, "gate", frame(number).captured_at_ms, 1000)
+                self.selector.add(Candidate(frame_id, "gate", frame(number).captured_at_ms, judgement, 1000))
+
+
+def test_the_same_policy_on_trial_chooses_the_same_frames() -> None:
+    dry = DryRun(POLICY, device="cam-01", cameras=1, now_ms=lambda: 5)
+    InForce(dry).show(130)
+    facts = dry.facts()
+    assert facts["frames"] == 130
+    assert facts["chosen"] == facts["in_force"] == facts["both"] == 18
+    assert 0 < int(str(facts["explore"])) < 18
+    assert facts["since_ms"] == 5
+    assert int(str(facts["bytes"])) > 0
+
+
+def test_a_trial_changes_nothing_of_what_is_in_force() -> None:
+    alone, beside = InForce(None), InForce(DryRun(Policy.template("random_audit"), device="cam-01", cameras=1))
+    alone.show(130)
+    beside.show(130)
+    assert alone.chosen == beside.chosen != []
+
+
+def test_another_policy_chooses_otherwise_within_the_same_allowance(tmp_path: Path) -> None:
+    log = DecisionLog(tmp_path, keep=1000)
+    policy = Policy.template("uncertain_only", window_frames=40, frames_per_window=6, min_gap_s=0.2, near_duplicates=False)
+    dry = DryRun(policy, device="cam-01", cameras=1, log=log, frames_left=lambda: 4)
+    InForce(dry).show(130)
+    facts = dry.facts()
+    assert facts["chosen"] == 12, "three windows, four each"
+    assert int(str(facts["both"])) < 12
+    log.write(0.0)
+    assert "gate" in "\n".join(explain(tmp_path, "gate:129").lines())
+
+
+def test_a_trial_that_fails_is_given_up_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    dry = DryRun(POLICY, device="cam-01", cameras=1)
+
+    def broken(*_: object) -> bool:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(dry._selector, "window_closed", broken)
+    there = InForce(dry)
+    there.show(60)
+    assert len(there.chosen) == 6
+    assert dry.facts()["failed"] is True
+
+
+def test_a_new_model_begins_the_trials_window_again() -> None:
+    dry = DryRun(POLICY, device="cam-01", cameras=1)
+    there = InForce(dry)
+    there.show(30)
+    dry.restart("new model", new_model=True)
+    assert dry.facts()["chosen"] == 0
+    there.show(30)
+    assert dry.facts()["frames"] == 60
+
+
+def test_a_section_of_its_own_says_what_is_tried_and_none_is_usual() -> None:
+    assert parse_config(TOML, Path("/x")).dry_run is None
+    tried = parse_config(TOML + '[dry_run]\ntemplate = "rare_class"\nepsilon = 0.3\n', Path("/x")).dry_run
+    assert tried == Policy.template("rare_class", epsilon=0.3)
+    with pytest.raises(ConfigError, match=r"dry_run\.template"):
+        parse_config(TOML + '[dry_run]\ntemplate = "best"\n', Path("/x"))
+
+
+def test_a_trial_can_be_wished_for_from_afar_and_leaves_the_selection_alone() -> None:
+    config, _ = parse_wished(TOML + "[selection]\nepsilon = 0.1\n", Path("/x"), {"dry_run": {"template": "rare_class"}})
+    assert config.dry_run == Policy.template("rare_class")
+    assert config.selection.epsilon == 0.1
+    with pytest.raises(ConfigError, match=r"remote\.allow"):
+        parse_wished(TOML + '[remote]\nallow = ["log"]\n', Path("/x"), {"dry_run": {"epsilon": 0.5}})
