@@ -141,14 +141,10 @@ def together(hours: Sequence[Hour]) -> Hour:
             unwell[what] = unwell.get(what, 0) + frames
         for class_id, boxes in hour.classes.items():
             classes[class_id] = classes.get(class_id, 0) + boxes
-    counts = {
-        name: tuple(int(n) for n in np.sum([hour.counts[name] for hour in hours], axis=0, dtype=np.int64))
-        if hours
-        else (0,) * bins
-        for name, bins in BINS.items()
-    }
-    at_ms = min((hour.at_ms for hour in hours), default=0)
-    return Hour(at_ms, sum(hour.frames for hour in hours), unwell, counts, classes)
+    counts = {name: tuple(map(sum, zip(*(hour.counts[name] for hour in hours), strict=True))) for name in BINS}
+    if not hours:
+        return Hour(0, 0)
+    return Hour(min(hour.at_ms for hour in hours), sum(hour.frames for hour in hours), unwell, counts, classes)
 
 
 def judge(hour: Hour, reference: Sequence[Hour], settings: DriftSettings) -> Verdict:
@@ -178,7 +174,8 @@ def _distances(hour: Hour, normal: Sequence[Hour], settings: DriftSettings) -> d
     for name in (*BINS, CLASSES):
         least = settings.least_boxes if name in _OF_BOXES else 1
         table = _table(name, [hour, *normal])
-        table = table[[0, *(row for row in range(1, len(table)) if table[row].sum() >= least)]]
+        full = [row for row in range(1, len(table)) if table[row].sum() >= least]
+        table = table[[0, *full]]
         if table[0].sum() < least or len(table) < 2:
             continue
         indices, steps = psi_matrix(table), ks_matrix(table)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ from scipy import stats
 from bowerbird_server.average_precision import iou_matrix, match
 
 LEVEL = 0.95
+
+K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -111,17 +114,17 @@ def matched(
 def by_groups(
     audited: Iterable[Audited],
     missing: Iterable[Missing],
-    key: Callable[[Audited | Missing], Hashable],
+    key: Callable[[Audited | Missing], K],
     *,
     cell: Callable[[Audited | Missing], Hashable],
-) -> dict[Hashable, FieldMetrics]:
+) -> dict[K, FieldMetrics]:
     """Metrics of each group.
 
     Args:
         key: which group a frame belongs to.
         cell: within a group, labelled frames stand for the missing ones of their cell.
     """
-    groups: dict[Hashable, tuple[list[Audited], list[Missing]]] = {}
+    groups: dict[K, tuple[list[Audited], list[Missing]]] = {}
     for frame in audited:
         groups.setdefault(key(frame), ([], []))[0].append(frame)
     for gone in missing:

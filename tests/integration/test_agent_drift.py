@@ -127,7 +127,7 @@ def test_a_policy_in_dry_run_is_set_from_afar_counted_beside_the_one_in_force_an
         found = tried()
         assert found["explore"] == found["chosen"], "all by chance"
         assert found["bytes"] > 0
-        wait_until(lambda: (tmp_path / "agent" / "state" / "decisions-dry").is_dir(), "the log of its decisions", 30)
+        wait_until((tmp_path / "agent" / "state" / "decisions-dry").is_dir, "the log of its decisions", 30)
         config_changes.change(cat, ["cam-01"], {"unset": ["dry_run"]}, "anna")
         wait_until(lambda: tried() == {}, "the end of the trial", 60)
     assert "Traceback" not in agent.log

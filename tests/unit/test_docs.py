@@ -99,6 +99,9 @@ def agent_keys() -> dict[str, str | None]:
         kind, mark = hints[part.name], ""
         if get_origin(kind) is tuple:
             kind, mark = get_args(kind)[0], "[]"
+        if not dataclasses.is_dataclass(kind):  # a whole section that may be left out
+            found[part.name] = "none"
+            continue
         for field in dataclasses.fields(kind):
             made = field.default_factory is not dataclasses.MISSING
             default = "required" if field.default is dataclasses.MISSING else shown(field.default)

@@ -91,11 +91,10 @@ def metrics(
         by_groups(audited, missing, lambda frame: (frame.camera, begin(frame)), cell=cell),
     ):
         for key, value in groups.items():
-            of, start = key  # type: ignore[misc]
             found.append(
                 {
-                    "camera": of,
-                    "begin": start,
+                    "camera": key[0],
+                    "begin": key[1],
                     "precision": _plain(value.precision),
                     "recall": _plain(value.recall),
                     "frames": value.frames,
