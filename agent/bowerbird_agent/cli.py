@@ -161,10 +161,12 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.config import check_files, read_config
+    from bowerbird_models.core_dumps import forbid_core_dumps
 
     config = read_config(arguments.config)
     check_files(config, str(arguments.config))
     if arguments.is_own_process:
+        forbid_core_dumps()
         _begin_again_on_huge_pages(config)
     from bowerbird_agent.device import Device
     from bowerbird_agent.sd_notify import Notifier, NotifyAddress

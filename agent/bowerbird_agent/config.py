@@ -184,13 +184,24 @@ def _control_bytes(bytes_per_day: int | None) -> int:
 
 @dataclass(frozen=True)
 class SpoolConfig:
-    """Bounds of the durable queue on disk."""
+    """Bounds of the durable queue on disk.
+
+    Args:
+        max_bytes: hard cap of all that waits.
+        min_free_bytes: the queue does not grow while the disk has less free.
+        max_age_days: frames captured longer ago are given up unsent; None keeps them until they are sent.
+    """
 
     max_bytes: int = 500_000_000
     min_free_bytes: int = 200_000_000
+    max_age_days: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_bytes >= 3_000_000, f"max_bytes is {self.max_bytes}; it must be at least 3000000")
+        _require(
+            self.max_age_days is None or 0.01 <= self.max_age_days <= 3660,
+            f"max_age_days is {self.max_age_days}; it must be 0.01 to 3660",
+        )
         _require(self.min_free_bytes >= 0, f"min_free_bytes is {self.min_free_bytes}; it must not be negative")
 
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bowerbird_agent.budget import ByteLimits
+    from bowerbird_agent.erasing import Erasing
     from bowerbird_agent.health import Vitals
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_agent.mqtt_link import MqttLink
@@ -105,6 +106,7 @@ class Control:
         budget: the byte budgets of the uploads, owned by this thread.
         health_every_s: seconds between health messages; one more is sent whenever the link comes up.
         publisher: what waits there is sent last, None for nothing.
+        erasing: obeys the server's wishes to forget frames; None for nobody.
         account_every_s: how old `account`, the spool's account for other threads, may become; infinity leaves it empty.
         pulse: this thread's heartbeat.
     """
@@ -121,6 +123,7 @@ class Control:
         health_every_s: float,
         publisher: LocalPublisher | None = None,
         account_every_s: float = math.inf,
+        erasing: Erasing | None = None,
         pulse: Pulse | None = None,
     ) -> None:
         self._publisher, self._pulse = publisher, pulse or no_pulse()
@@ -134,6 +137,7 @@ class Control:
         self._names = (link.site, link.device)
         self._health_due_s = 0.0
         self.account = Ledger()
+        self._erasing = erasing
         self._account_every_s, self._account_due_s = account_every_s, -math.inf
         self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
         self._counted_kinds: dict[str, int] = {}
@@ -188,6 +192,8 @@ class Control:
                     self.account = self._spool.ledger()
             if self._publisher is not None:
                 self._publisher.pump(self._uploads, now_s)
+            if self._erasing is not None and self._erasing.go_on():
+                self._health_due_s = now_s
             again_s = self._uploads.pump(now_s)
             self._let_go(now_s)
             self._count_bytes()
@@ -253,6 +259,8 @@ class Control:
         try:
             if isinstance(event.topic, DesiredTopic):
                 desired = codec.decode(Desired, event.payload)
+                if self._erasing is not None and self._erasing.obey(desired.erase):
+                    self._health_due_s = time.monotonic()
                 if self._vitals.inference.set_desired(desired.version, desired.frames_total):
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
                     self._health_due_s = time.monotonic() + 0.2

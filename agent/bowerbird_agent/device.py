@@ -28,6 +28,7 @@ from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
 from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.device_models import DeviceModels
 from bowerbird_agent.encode import FrameEncoder
+from bowerbird_agent.erasing import Erasing
 from bowerbird_agent.errors import AgentError, ConfigError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.guard_watch import GuardWatch
@@ -42,6 +43,7 @@ from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
 from bowerbird_agent.publish import LocalPublisher
+from bowerbird_agent.redaction import redactors_of
 from bowerbird_agent.reload import reload_plan
 from bowerbird_agent.sd_notify import Notifier
 from bowerbird_agent.select import Selector
@@ -139,11 +141,22 @@ class Device:
         }
         self._exchange = FrameExchange(self._count_replaced)
         boot_id = machine_boot_id()
-        self._encoder = encoder = FrameEncoder(config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok)
+        self._encoder = encoder = FrameEncoder(
+            config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok, redactors=redactors_of(config.cameras)
+        )
         self._decisions = DecisionLog(
             device.state_dir / DECISIONS_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()
         )
-        self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions)
+        self._erasing = Erasing(self._spool, [self._spool])
+        self._storing = StoringThread(
+            self._spool,
+            self._counters,
+            encoder,
+            self._pulses["spool"],
+            self._decisions,
+            forgotten=self._erasing,
+            look_after=self._give_up_old_frames,
+        )
         self._cameras = Cameras(config.cameras, self._exchange, self._counters, self._heartbeats, self._stages)
         budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic(), metered=config.metered.to_limits())
         self._tariff = Tariff(config.budget.quiet_ranges(), config.metered.interfaces, clock_ok=_clock_ok)
@@ -172,6 +185,7 @@ class Device:
             version,
             lambda: self._guard.state,
             uplink=lambda: self._control.uplink,
+            erased=lambda: self._erasing.done,
         )
         self._link = MqttLink(
             BrokerSettings(
@@ -217,6 +231,7 @@ class Device:
             health_every_s=config.health.interval_s,
             publisher=self._publisher,
             account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
+            erasing=self._erasing,
             pulse=self._pulses["control"],
         )
         address = config.metrics.address()
@@ -367,6 +382,8 @@ class Device:
             if "log" in plan.live:
                 self._on_log_level(config.log.level)
             self._encoder.image_config = config.image
+            # Before the new cameras begin. Frames of an old one that are under way are redacted if either side asks for it.
+            self._encoder.redactors = {**self._encoder.redactors, **redactors_of(config.cameras)}
             self._guard.config = config.guard
             self._publisher.config = config.publish
             self._tariff.quiet_hours = config.budget.quiet_ranges()
@@ -374,6 +391,7 @@ class Device:
             self._inference.encode_everything = config.accounting.encode_everything
             self._decisions.keep = config.accounting.keep_decisions
             self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
+            self._encoder.redactors = redactors_of(config.cameras)
             if "selection" in plan.live or len(config.cameras) != len(before.cameras):
                 self._inference.set_policy(config.selection, device=config.device.id, cameras=len(config.cameras))
         limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
@@ -443,6 +461,15 @@ class Device:
         if left:
             logger.info("%d candidates of a selection window that was cut short are given up", len(left))
             self._spool.drop(left, "window_cut_short")
+
+    def _give_up_old_frames(self) -> None:
+        """Nothing waits on the device for longer than is allowed; ages are known only while the clock is."""
+        days = self._config.spool.max_age_days
+        if days is None or not _clock_ok():
+            return
+        gone = self._spool.expire(now_ms() - int(days * 86_400_000), not_before_ms=_CLOCK_OK_FROM_S * 1000)
+        if gone:
+            logger.warning("%d frames that were not sent within %g days are given up", gone, days)
 
 
 def _read_root(config: AgentConfig) -> bytes:

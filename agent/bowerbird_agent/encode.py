@@ -1,12 +1,13 @@
 """A frame as the bytes that are stored and sent: JPEG at the sending resolution, and the header that describes it.
 
-In: a frame, its detections and its judgement. Out: `Encoded` and a `FrameHeader` whose boxes are in pixels of the sent image. It
-writes nothing to disk.
+In: a frame, its detections and its judgement. Out: `Encoded` and a `FrameHeader` whose boxes are in pixels of the sent image. What a
+camera redacts is covered first: no frame becomes bytes any other way. It writes nothing to disk.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,15 +15,16 @@ import cv2
 import numpy as np
 
 from bowerbird_wire.codec import frame_id
-from bowerbird_wire.messages import FrameHeader, WireDetection
+from bowerbird_wire.messages import FrameHeader, Redaction, WireDetection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.config import ImageConfig
+    from bowerbird_agent.redaction import RedactedRegion, Redactor
     from bowerbird_agent.select import Judgement
     from bowerbird_models.detections import Detections
 
@@ -78,10 +80,20 @@ class FrameEncoder:
         image: size and quality; `image_config` may be replaced while running, by assignment.
         device, boot_id: for headers.
         clock_ok: whether wall time may be trusted now.
+        redactors: by camera, of those whose frames are redacted; may be replaced while running, by assignment.
     """
 
-    def __init__(self, image: ImageConfig, *, device: str, boot_id: str, clock_ok: Callable[[], bool] = lambda: True) -> None:
+    def __init__(
+        self,
+        image: ImageConfig,
+        *,
+        device: str,
+        boot_id: str,
+        clock_ok: Callable[[], bool] = lambda: True,
+        redactors: Mapping[str, Redactor] | None = None,
+    ) -> None:
         self.image_config, self._device, self._boot_id, self._clock_ok = image, device, boot_id, clock_ok
+        self.redactors: Mapping[str, Redactor] = redactors or {}
 
     def image(self, image_bgr: NDArray[np.uint8]) -> Encoded:
         """A picture at the sending resolution, (H, W, 3) uint8 in."""
@@ -100,10 +112,18 @@ class FrameEncoder:
         """Header and JPEG of a frame; a few milliseconds, so only for frames that are kept.
 
         Args:
-            detections: in source pixels, None when the model failed on it.
+            detections: in source pixels, None when the model failed on it; at the redactor's confidence or lower.
+
+        Raises:
+            RedactionError: the camera's frames are to be redacted and this one cannot be; it must not be kept.
         """
         config = self.image_config
-        encoded = encode_image(frame.image_bgr, long_side=config.long_side, quality=config.quality)
+        image = frame.image_bgr
+        regions: tuple[RedactedRegion, ...] = ()
+        redactor = self.redactors.get(frame.camera)
+        if redactor is not None:
+            image, regions = redactor.apply(image, detections, class_names)
+        encoded = encode_image(image, long_side=config.long_side, quality=config.quality)
         source_height, source_width = frame.image_bgr.shape[:2]
         sent: tuple[WireDetection, ...] = ()
         if detections is not None:
@@ -140,5 +160,24 @@ class FrameEncoder:
             strategy_scores={name: round(float(value), 4) for name, value in judgement.strategy_scores.items()},
             inclusion_probability=float(judgement.inclusion_probability),
             detections=sent,
+            redacted=_wire_regions(regions, (source_width, source_height), (encoded.width, encoded.height)),
         )
         return header, encoded.jpeg
+
+
+def _wire_regions(
+    regions: Sequence[RedactedRegion], source_wh: tuple[int, int], sent_wh: tuple[int, int]
+) -> tuple[Redaction, ...]:
+    """Redacted regions in sent pixels, outward to whole ones, so that every covered pixel is told."""
+    x, y = sent_wh[0] / source_wh[0], sent_wh[1] / source_wh[1]
+    out = []
+    for region in regions:
+        left, top, right, bottom = region.box_xyxy
+        box = (
+            float(math.floor(left * x)),
+            float(math.floor(top * y)),
+            float(min(sent_wh[0], math.ceil(right * x))),
+            float(min(sent_wh[1], math.ceil(bottom * y))),
+        )
+        out.append(Redaction(box, region.class_name, region.method, round(region.score, 4)))
+    return tuple(out)

@@ -68,6 +68,7 @@ class Vitals:
     guard: Callable[[], GuardState]
     reload: ReloadNews = field(default_factory=ReloadNews)
     uplink: Callable[[], Mapping[str, object]] = dict
+    erased: Callable[[], Mapping[str, int]] = dict
 
     def status(self) -> Status:
         """The retained presence while connected."""
@@ -112,7 +113,7 @@ class Vitals:
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
         """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
         runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`: see
-        `bowerbird_wire.spent`; the rest only when it says something."""
+        `bowerbird_wire.spent`; `erased`: erase wish -> frames deleted for it, of those done; the rest only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -123,12 +124,13 @@ class Vitals:
             "finished": self.inference.is_flushed,
         }
         trouble = [text for text in (self.storing.trouble,) if text]
+        trouble += self.inference.redaction_trouble
         if self.inference.runs_with.get("origin") == FALLBACK:
             trouble.append(str(self.inference.runs_with["why"]))
         if not self.inference.model_digest:
             trouble.append("there is no model yet; frames are not looked at")
         dropped = {worker.name: count(names.dropped_of(worker.name)) for worker in self.cameras.workers}
-        failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED)
+        failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED, names.REDACTION_FAILURES)
         counted = {name: count(name) for name in failures if count(name)}
         for key, value in (
             ("runtime", _shortened(self.inference.runs_with)),
@@ -139,6 +141,7 @@ class Vitals:
             ("spent", self.spent()),
             ("uplink", dict(self.uplink())),
             ("published", self._published()),
+            ("erased", dict(self.erased())),
             ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),
             ("dropped", dict(ledger.dropped)),

@@ -18,7 +18,7 @@ import numpy as np
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.decisions import Decision
-from bowerbird_agent.errors import AgentError
+from bowerbird_agent.errors import AgentError, RedactionError
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
@@ -141,6 +141,7 @@ class Inference:
         self._window_frames = 0
         self._is_flushed = False
         self._is_failing = False
+        self._unredacted: dict[str, str] = {}  # camera -> why its last frame could not be redacted
         self._latencies_ms: deque[float] = deque(maxlen=_RECENT)
         self._frame_times_s: deque[float] = deque(maxlen=_RECENT)
         self._said_no_model = False
@@ -219,6 +220,11 @@ class Inference:
         return (len(times) - 1) / max(1e-6, times[-1] - times[0])
 
     @property
+    def redaction_trouble(self) -> list[str]:
+        """Why frames of a camera are not kept: they cannot be redacted. One line each camera, until one can be again."""
+        return list(self._unredacted.values())
+
+    @property
     def window_frames(self) -> int:
         """Frames judged since the last window was closed."""
         return self._window_frames
@@ -283,7 +289,8 @@ class Inference:
         if is_new:
             self._counters.add(names.FRAMES_SEEN)
             self._counters.add(names.ROUND_FRAMES_SEEN)
-        detections = self._detect(model, frame)
+        seen_low = self._detect(model, frame)
+        detections = None if seen_low is None else self._for_selection(frame.camera, seen_low)
         judgement = self._judge(frame, detections)
         self._window_frames += 1
         self._frame_times_s.append(time.monotonic())
@@ -293,7 +300,7 @@ class Inference:
         counts = is_new and self.encode_everything
         frame_id = ""
         if judgement is not None and judgement.admit:
-            frame_id, size_bytes = self._keep(model, frame, detections, judgement)
+            frame_id, size_bytes = self._keep(model, frame, seen_low, judgement)
             if counts:
                 self._storing.count(size_bytes, rule_would_send=would_send)
         elif counts:
@@ -315,10 +322,19 @@ class Inference:
             )
 
     def _keep(self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement) -> tuple[str, int]:
-        """Make an admitted frame a candidate; returns its id, "" when the disk was behind, and the size of its JPEG."""
-        header, jpeg = self._encoder.frame(
-            frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
-        )
+        """Make an admitted frame a candidate; returns its id and the size of its JPEG.
+
+        The id is "" when the disk was behind, or when the frame could not be redacted and is therefore not kept.
+        """
+        try:
+            header, jpeg = self._encoder.frame(
+                frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
+            )
+        except RedactionError as error:
+            self._not_redacted(frame.camera, error)
+            return "", 0
+        if frame.camera in self._unredacted:  # replaced whole: health reads it from another thread
+            self._unredacted = {name: why for name, why in self._unredacted.items() if name != frame.camera}
         if not self._storing.submit(StoreFrame(header, jpeg)):
             self._counters.count_dropped(frame.camera)
             return "", len(jpeg)
@@ -327,11 +343,28 @@ class Inference:
             self._storing.submit(Promote((), dropped, closes_window=False))
         return header.frame_id, len(jpeg)
 
+    def _for_selection(self, camera: str, detections: Detections) -> Detections:
+        """Redaction may ask the model for more than the policy wants to see; selection shall not change because of it."""
+        redactor = self._encoder.redactors.get(camera)
+        if redactor is None or redactor.config.confidence >= self._decode_confidence:
+            return detections
+        return detections.above(self._decode_confidence)
+
+    def _not_redacted(self, camera: str, error: RedactionError) -> None:
+        self._counters.add(names.REDACTION_FAILURES)
+        self._counters.count_dropped(camera)
+        level = logging.DEBUG if camera in self._unredacted else logging.ERROR
+        self._unredacted = {**self._unredacted, camera: str(error)}
+        logger.log(level, "%s", error)
+
     def _detect(self, model: LoadedModel, frame: Frame) -> Detections | None:
         """Detections, or None when the model failed; either is told to the observer."""
         started_s = time.perf_counter()
+        confidence, redactor = self._decode_confidence, self._encoder.redactors.get(frame.camera)
+        if redactor is not None:
+            confidence = min(confidence, redactor.config.confidence)
         try:
-            detections = model.detector.detect(frame.image_bgr, confidence=self._decode_confidence)
+            detections = model.detector.detect(frame.image_bgr, confidence=confidence)
         except Exception as error:  # whatever a model does, cameras and updates must go on
             self._counters.add(names.DETECTOR_FAILURES)
             level = logging.DEBUG if self._is_failing else logging.WARNING
@@ -343,9 +376,10 @@ class Inference:
         took_ms = (time.perf_counter() - started_s) * 1000
         self._is_failing = False
         self._latencies_ms.append(took_ms)
+        chosen = self._for_selection(frame.camera, detections)
         if self.audience is not None:
-            self.audience.offer(frame, detections, model.detector.class_names, model.digest)
-        self.observer.observe(True, took_ms, len(detections))
+            self.audience.offer(frame, chosen, model.detector.class_names, model.digest)
+        self.observer.observe(True, took_ms, len(chosen))
         return detections
 
     def _judge(self, frame: Frame, detections: Detections | None) -> Judgement | None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Literal, TypeVar
 
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
-from bowerbird_agent.spool_eviction import EXPLORE_SHARE, choose
+from bowerbird_agent.spool_eviction import EXPLORE_SHARE, Victim, choose
 from bowerbird_agent.spool_files import FrameFiles, on_disk_bytes
 from bowerbird_agent.spool_index import (
     PROMOTED,
@@ -35,7 +35,7 @@ from bowerbird_agent.spool_index import (
 from bowerbird_agent.spool_recovery import open_index, reconcile, write_snapshot
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
-from bowerbird_wire.messages import FrameHeader, FrameMessage, Receipt
+from bowerbird_wire.messages import EraseWish, FrameHeader, FrameMessage, Receipt
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +181,33 @@ class Spool:
     def drop(self, frame_ids: Iterable[str], reason: str) -> int:
         """Give frames up by decision of the agent, counted by `reason`; returns how many were there."""
         return len(self._settle([(frame_id, Outcome.DROPPED, reason) for frame_id in frame_ids]))
+
+    def erase(self, wish: EraseWish) -> int:
+        """Delete frames that somebody has the right to have forgotten, in every state; counted as refused with reason `erased`.
+
+        One that is on its way to the server now is deleted here as well; the server refuses it by the same wish.
+        """
+        with self._reading():
+            covered = [
+                frame.frame_id
+                for frame in self._index.all_frames()
+                if wish.covers(frame.frame_id, frame.camera, frame.captured_at_ms)
+            ]
+        erased = self._settle([(frame_id, Outcome.REFUSED, "erased") for frame_id in covered])
+        self._snapshot()
+        return len(erased)
+
+    def expire(self, before_ms: int, *, not_before_ms: int = 0) -> int:
+        """Give up frames captured before a moment, in every state; counted as evicted with reason `too_old`.
+
+        Args:
+            before_ms: UTC, milliseconds.
+            not_before_ms: frames with an earlier time are left: their clock was not set, and their age is not known.
+        """
+        with self._reading():
+            rows = [row for row in self._index.all_frames() if not_before_ms <= row.captured_at_ms < before_ms]
+        old = [Victim(row.frame_id, row.arm, row.score, 0) for row in rows]
+        return len(self._settle([(one.frame_id, Outcome.EVICTED, f"too_old.{one.arm}.{one.score_bin}") for one in old]))
 
     # -- out
 

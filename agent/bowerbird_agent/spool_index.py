@@ -283,6 +283,10 @@ class SpoolIndex:
         """All rows of a state in send order."""
         return tuple(self._frames("WHERE state = ? ORDER BY send_order, captured_at_ms, frame_id", (state.value,)))
 
+    def all_frames(self) -> tuple[SpooledFrame, ...]:
+        """All rows, oldest first."""
+        return tuple(self._frames("ORDER BY captured_at_ms, frame_id", ()))
+
     def first_new(self, skip: Callable[[str], bool]) -> SpooledFrame | None:
         """The first row in send order that is NEW and not skipped."""
         rows = self._frames("WHERE state = ? ORDER BY send_order", (FrameState.NEW.value,))

@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 HOLD_AT = 16  # frames waiting for the disk from which on patient cameras are held
 MAX_WAITING = 64  # frames waiting for the disk from which on frames are dropped
 _FLUSH_EVERY_S = 1.0
+_LOOK_AFTER_EVERY_S = 60.0
 SELECTOR_NOTE = "selector"
 
 
@@ -48,6 +49,13 @@ class Store(Protocol):
     def drop(self, frame_ids: Iterable[str], reason: str) -> int: ...
     def add_counters(self, deltas: Mapping[str, int]) -> None: ...
     def set_note(self, name: str, value: str) -> None: ...
+
+
+class Forgotten(Protocol):
+    """Which frames are to be forgotten: `erasing.Erasing`."""
+
+    def covers(self, header: FrameHeader) -> bool: ...
+    def late(self, header: FrameHeader) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,8 @@ class StoringThread:
         encoder: for frames that are only counted.
         pulse: this thread's heartbeat.
         decisions: the log that this thread writes; None for no log.
+        forgotten: frames that must not be stored; None for no such.
+        look_after: called every minute, for what else is to be done to the spool's files.
     """
 
     def __init__(
@@ -110,7 +120,11 @@ class StoringThread:
         encoder: FrameEncoder,
         pulse: Pulse | None = None,
         decisions: DecisionLog | None = None,
+        *,
+        forgotten: Forgotten | None = None,
+        look_after: Callable[[], None] | None = None,
     ) -> None:
+        self._forgotten, self._look_after, self._looked_s = forgotten, look_after, float("-inf")
         self._decisions = decisions
         self._pulse = pulse or no_pulse()
         self._spool, self._counters, self._encoder = spool, counters, encoder
@@ -155,6 +169,7 @@ class StoringThread:
                 self.flush()
             if self._decisions is not None:
                 self._decisions.write_if_due(time.monotonic())
+            self._look_after_spool()
             if is_last:
                 if self._decisions is not None:
                     self._decisions.write(time.monotonic())
@@ -183,6 +198,16 @@ class StoringThread:
         if rule_would_send:
             self._counters.add(names.RULE_BYTES, size_bytes)
 
+    def _look_after_spool(self) -> None:
+        now_s = time.monotonic()
+        if self._look_after is None or now_s - self._looked_s < _LOOK_AFTER_EVERY_S:
+            return
+        self._looked_s = now_s
+        try:
+            self._look_after()
+        except (OSError, sqlite3.Error, AgentError) as error:
+            self._failed("frames that are too old cannot be deleted", error)
+
     def _work(self, task: Task | None) -> None:
         if isinstance(task, StoreFrame):
             self._store(task)
@@ -193,6 +218,10 @@ class StoringThread:
 
     def _store(self, task: StoreFrame) -> None:
         header = task.header
+        if self._forgotten is not None and self._forgotten.covers(header):
+            self._forgotten.late(header)
+            logger.info("frame %s is to be forgotten; it is not stored", header.frame_id[:12])
+            return
         try:
             if not self._spool.put(header, task.jpeg, "candidate"):
                 logger.debug("frame %s is already known to the spool", header.frame_id[:12])

@@ -20,12 +20,14 @@ from bowerbird_wire.errors import DigestError, LengthError, MessageError, TopicE
 from bowerbird_wire.messages import (
     Block,
     Desired,
+    EraseWish,
     FrameHeader,
     FrameMessage,
     Health,
     Message,
     Offer,
     Receipt,
+    Redaction,
     Refusal,
     Want,
     WireDetection,
@@ -75,6 +77,8 @@ def fields_of(kind: type[Message]) -> st.SearchStrategy[Any]:
         "tuple[float, float, float, float]": st.tuples(numbers, numbers, numbers, numbers),
         "tuple[Refusal, ...]": st.deferred(lambda: st.lists(fields_of(Refusal), max_size=2).map(tuple)),
         "tuple[Want, ...]": st.deferred(lambda: st.lists(fields_of(Want), max_size=2).map(tuple)),
+        "tuple[Redaction, ...]": st.deferred(lambda: st.lists(fields_of(Redaction), max_size=2).map(tuple)),
+        "tuple[EraseWish, ...]": st.deferred(lambda: st.lists(fields_of(EraseWish), max_size=2).map(tuple)),
         "tuple[WireDetection, ...]": st.deferred(lambda: st.lists(fields_of(WireDetection), max_size=2).map(tuple)),
     }
     return st.builds(kind, **{field.name: by_type[str(field.type)] for field in dataclasses.fields(kind)})

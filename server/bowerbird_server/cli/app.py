@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
+from bowerbird_models.core_dumps import forbid_core_dumps
 from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import (
     backup,
@@ -71,6 +72,7 @@ doctor.add_to(app)
 
 def main() -> None:
     """The `bowerbird` command. Exit codes: 0 done, 1 failed, 2 bad input, 3 not found, 4 conflict, 5 surroundings, 130 interrupted."""
+    forbid_core_dumps()
     try:
         app()
     except (ServerError, ModelError) as error:
