@@ -27,6 +27,9 @@ from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.catalogue_rebuild import read_records
 from bowerbird_server.catalogue_verify import verify_rows
 from bowerbird_server.config import CONFIG_NAME
+from bowerbird_server.deletion_log import NAME as LOG_NAME
+from bowerbird_server.deletion_log import DeletionLog
+from bowerbird_server.erase import replay
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.record_keeping import keep_records
@@ -60,13 +63,15 @@ class BackedUp:
 
 @dataclass(frozen=True)
 class Restored:
-    """`missing` names what the restored catalogue speaks of and the backup did not hold; `with_keys` whether keys came along."""
+    """`missing` names what the restored catalogue speaks of and the backup did not hold; `with_keys` whether keys came along;
+    `erased` frames were in the backup and, as the log of deletions says, are no more."""
 
     made_at: str
     frames: int
     blobs: int
     with_keys: bool
     missing: tuple[str, ...]
+    erased: int = 0
 
 
 def back_up(site: Site, target: Path, *, with_keys: bool = False, on_progress: OnProgress = lambda *_: None) -> BackedUp:
@@ -115,6 +120,8 @@ def back_up(site: Site, target: Path, *, with_keys: bool = False, on_progress: O
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    # Apart from the backup itself: it only grows, and the newest of all copies counts whatever backup is restored.
+    DeletionLog(target / LOG_NAME).add_missing(DeletionLog(site.folder.deletions))
     for old in target.iterdir():
         if old.is_dir() and old.name not in {stamp, "blobs"}:
             shutil.rmtree(old)
@@ -123,19 +130,34 @@ def back_up(site: Site, target: Path, *, with_keys: bool = False, on_progress: O
     return BackedUp(made_at, blobs, copied, size, with_keys, tuple(damaged))
 
 
-def restore(source: Path, data: Path, actor: str, on_progress: OnProgress = lambda *_: None) -> Restored:
+def restore(
+    source: Path,
+    data: Path,
+    actor: str,
+    on_progress: OnProgress = lambda *_: None,
+    *,
+    deletions: Sequence[Path] = (),
+) -> Restored:
     """Make a data folder from a backup: every file and blob is compared with its digest, and counters are raised.
 
     Args:
         source: a folder that `back_up` wrote.
         data: a new or empty folder.
+        deletions: logs of deletions that are newer than the backup, of the lost data folder or beside other backups; the one beside
+            this backup is read anyway. What they say is deleted does not come back.
 
     Raises:
+        BadInput: a log of deletions is not there.
         NotFound: `source` holds no complete backup.
         Conflict: `data` holds something.
         EnvironmentFault: a file of the backup is damaged, or `data` cannot be written; `data` is left empty.
     """
     backup, manifest = _newest(source)
+    absent = [path for path in deletions if not path.is_file()]
+    if absent:
+        raise BadInput(
+            f"there is no log of deletions {absent[0]}; without it erased frames would come back, so nothing was restored"
+        )
     folder = DataFolder(data.resolve())
     if folder.root.exists() and any(folder.root.iterdir()):
         raise Conflict(f"{folder.root} is not empty; restore into a new folder, then point --data at it")
@@ -151,6 +173,7 @@ def restore(source: Path, data: Path, actor: str, on_progress: OnProgress = lamb
             _make_private(folder.root / name)
         with Catalogue(folder.catalogue) as cat:
             _apply_tombstones(cat, store, actor)
+            erased = _replay_deletions(folder, [source / LOG_NAME, *deletions], cat, store, actor)
             fleet.raise_desired_versions(cat, RAISE_BY)
             cat.log(actor, "site restored", str(manifest["site"]), {"made_at": manifest["made_at"], "raised_by": RAISE_BY})
             broken = kept.faults(cat)
@@ -167,7 +190,7 @@ def restore(source: Path, data: Path, actor: str, on_progress: OnProgress = lamb
             f"cannot restore to {folder.root}: {error.strerror}; free space or choose another folder"
         ) from error
     missing += [f"blob {digest[:12]} is damaged in the backup" for digest in damaged]
-    return Restored(manifest["made_at"], count, len(digests), bool(manifest["with_keys"]), tuple(missing))
+    return Restored(manifest["made_at"], count, len(digests), bool(manifest["with_keys"]), tuple(missing), erased)
 
 
 def _check_target(target: Path, folder: DataFolder) -> None:
@@ -287,6 +310,14 @@ def _apply_tombstones(cat: Catalogue, store: LocalBlobs, actor: str) -> None:
     frames.change_state(cat, late, "deleted", actor)
     for blob in frames.without_live_frame(cat, frames.blobs_of_deleted(cat)):
         store.delete(blob)
+
+
+def _replay_deletions(folder: DataFolder, logs: Sequence[Path], cat: Catalogue, store: LocalBlobs, actor: str) -> int:
+    """Bring the logs together in the new folder and carry them out; returns how many frames are deleted by that."""
+    log = DeletionLog(folder.deletions)
+    for path in logs:
+        log.add_missing(DeletionLog(path))
+    return replay(log, cat, store, actor)
 
 
 def _digest(path: Path) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bowerbird_server.broker import BrokerAddress
-from bowerbird_server.catalogue import fleet, rollouts
+from bowerbird_server.catalogue import erasures, fleet, rollouts
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
 from bowerbird_server.errors import ServerError
@@ -119,6 +119,10 @@ class Delivery:
 
     def _health(self, topic: HealthTopic, health: Health) -> None:
         fleet.record_health(self._cat, topic.device, health)
+        erased = health.extra.get("erased")
+        if isinstance(erased, dict):
+            for erasure in erasures.confirm(self._cat, topic.device, erased):
+                log.info("device %s has carried out erasure %s", topic.device, erasure[:40])
         # One that was made before the newest report, and overtaken by it, says nothing about what came after.
         if health.at_ms > self._reported_at_ms.get(topic.device, 0):
             rollouts.record_running(self._cat, topic.device, health.model_digest)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from sqlite_utils import Database, Migrations
 
+from bowerbird_server.privacy_tables import PRIVACY_TABLES
+
 catalogue_migrations = Migrations("catalogue")
 
 _FIRST_TABLES = """
@@ -260,3 +262,10 @@ def m002_thumbnails(db: Database) -> None:
             at TEXT NOT NULL
         ) STRICT"""
     )
+
+
+@catalogue_migrations()
+def m_privacy_erasures(db: Database) -> None:
+    """What was covered in a picture, who asked for frames to be forgotten, and every deletion."""
+    for statement in PRIVACY_TABLES:
+        db.execute(statement)

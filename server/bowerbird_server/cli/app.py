@@ -19,10 +19,12 @@ from bowerbird_server.cli import (
     demo,
     devices,
     doctor,
+    erase,
     frames,
     labels,
     models,
     readers,
+    retention,
     rollout,
     serve,
     train,
@@ -67,6 +69,8 @@ app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
 backup.add_to(app)
+erase.add_to(app)
+retention.add_to(app)
 doctor.add_to(app)
 
 

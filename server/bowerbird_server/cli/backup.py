@@ -49,6 +49,7 @@ def backup(
     """Back the site up, also while its server runs; a second time only what is new is copied. Ends with 1 when a blob is damaged."""
     with open_site(data, config) as site, stages() as progress:
         made = back_up(site, folder, with_keys=with_keys, on_progress=progress)
+        site.catalogue.log(actor(), "site backed up", site.config.site, {"folder": str(folder.resolve())})
     if as_json:
         show_json(dataclasses.asdict(made))
     else:
@@ -64,11 +65,15 @@ def backup(
 def restore(
     folder: Annotated[Path, typer.Argument(help="What `bowerbird backup` wrote.")],
     data: Data = DATA,
+    deletions: Annotated[
+        list[Path] | None,
+        typer.Option(help="A newer deletions.jsonl, of the lost data folder or beside another backup; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new data folder from a backup. Counters that devices hold the highest of are raised, so that they go on listening."""
     with stages() as progress:
-        restored = restore_site(folder, data, actor(), progress)
+        restored = restore_site(folder, data, actor(), progress, deletions=deletions or ())
     if restored.with_keys:
         with open_site(data) as site:
             open_repository(site).refresh()
@@ -76,6 +81,13 @@ def restore(
         show_json(dataclasses.asdict(restored))
     else:
         say(f"{restored.frames} frames and {restored.blobs} blobs of {restored.made_at} are in {data}")
+        if restored.erased:
+            say(f"{restored.erased} frames of it were erased after it was made and did not come back")
+        if not deletions:
+            say(
+                "frames that were erased after the last backup into this folder may be back: restore with --deletions FILE, "
+                "the deletions.jsonl of the lost data folder, if it can still be read"
+            )
         if not restored.with_keys:
             say(
                 f"the backup holds no keys: put yours into {data}/keys (mode 0600) before `bowerbird serve`, and give each device "
