@@ -29,8 +29,6 @@ if TYPE_CHECKING:
 # A region's longer side as so many mosaic tiles: too few for a face or a number plate, whatever the resolution.
 _TILES = 6
 _LEAST_TILE_PX = 4
-# Blurring spreads the tiles into each other; it comes after the mosaic, whose loss no filter takes back.
-_BLUR_SHARE = 1 / 4
 
 
 @dataclass(frozen=True)
@@ -144,8 +142,8 @@ def cover(image_bgr: NDArray[np.uint8], box_xyxy: tuple[int, int, int, int], met
     """Make a region unrecognisable in place.
 
     Args:
-        method: `fill` leaves one gray; `pixelate` a mosaic of at most six tiles a side; `blur` blurs that mosaic, so that it looks
-            like a blur and holds no more than the mosaic does (a blur alone can be undone).
+        method: `fill` leaves one gray; `pixelate` a mosaic of at most six tiles a side; `blur` spreads that mosaic smoothly,
+            so that it looks like a blur and holds no more than the mosaic does (a blur alone can be undone).
     """
     left, top, right, bottom = box_xyxy
     region = image_bgr[top:bottom, left:right]
@@ -157,10 +155,9 @@ def cover(image_bgr: NDArray[np.uint8], box_xyxy: tuple[int, int, int, int], met
     side = max(_LEAST_TILE_PX, max(width, height) / _TILES)
     tiles = (max(1, int(width / side)), max(1, int(height / side)))
     mosaic = cv2.resize(region, tiles, interpolation=cv2.INTER_AREA)
-    shown = cv2.resize(mosaic, (width, height), interpolation=cv2.INTER_NEAREST)
-    if method == "blur":
-        shown = cv2.GaussianBlur(shown, (0, 0), max(1.0, side * _BLUR_SHARE))
-    region[:] = shown
+    # Spread smoothly, the mosaic looks like a blur and is a function of the mosaic alone: no filter takes its loss back.
+    smoothly = cv2.INTER_LINEAR if method == "blur" else cv2.INTER_NEAREST
+    region[:] = cv2.resize(mosaic, (width, height), interpolation=smoothly)
 
 
 def redactors_of(cameras: Iterable[CameraConfig]) -> dict[str, Redactor]:

@@ -154,8 +154,9 @@ def carry_out(site: Site, row: Row) -> Mapping[str, int]:
     drop_laid_out(cat, ids)
     counts["training_files"] = sum(_drop_pictures(site.folder.training / run) for run in erasures.runs_of(cat, versions))
     counts["dataset_versions_redacted"] = len(versions)
-    keep_records(cat, site.blobs)
     erasures.finish(cat, row["id"], counts, row["actor"])
+    keep_records(cat, site.blobs)
+    cat.fold_log()  # pages of before stand in the log until then
     logger.warning("erasure %s: %s", row["id"], counts)
     return counts
 
