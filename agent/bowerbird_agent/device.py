@@ -43,7 +43,7 @@ from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
 from bowerbird_agent.publish import LocalPublisher
-from bowerbird_agent.redaction import redactors_of
+from bowerbird_agent.redaction import redactors_after, redactors_of
 from bowerbird_agent.reload import reload_plan
 from bowerbird_agent.sd_notify import Notifier
 from bowerbird_agent.select import Selector
@@ -382,7 +382,8 @@ class Device:
             if "log" in plan.live:
                 self._on_log_level(config.log.level)
             self._encoder.image_config = config.image
-            # Before the new cameras begin. Frames of an old one that are under way are redacted if either side asks for it.
+            # Before the new cameras begin, and what is gone from the file stays until the old ones have ended: a frame of theirs that
+            # is in the model right now is redacted if either side asks for it.
             self._encoder.redactors = {**self._encoder.redactors, **redactors_of(config.cameras)}
             self._guard.config = config.guard
             self._publisher.config = config.publish
@@ -391,7 +392,7 @@ class Device:
             self._inference.encode_everything = config.accounting.encode_everything
             self._decisions.keep = config.accounting.keep_decisions
             self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
-            self._encoder.redactors = redactors_of(config.cameras)
+            self._encoder.redactors = redactors_after(self._encoder.redactors, config.cameras)
             if "selection" in plan.live or len(config.cameras) != len(before.cameras):
                 self._inference.set_policy(config.selection, device=config.device.id, cameras=len(config.cameras))
         limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()

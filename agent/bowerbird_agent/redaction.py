@@ -19,7 +19,7 @@ from bowerbird_agent.errors import RedactionError
 from bowerbird_agent.framing import FILL_GRAY
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -163,3 +163,11 @@ def cover(image_bgr: NDArray[np.uint8], box_xyxy: tuple[int, int, int, int], met
 def redactors_of(cameras: Iterable[CameraConfig]) -> dict[str, Redactor]:
     """Camera name -> its redactor, of the cameras that have one."""
     return {camera.name: Redactor(camera.name, camera.redact) for camera in cameras if camera.redact is not None}
+
+
+def redactors_after(before: Mapping[str, Redactor], cameras: Iterable[CameraConfig]) -> dict[str, Redactor]:
+    """The redactors once other cameras are in force. One of a camera that is gone stays: its last frame may still be in the model, and
+    a frame whose redactor is missing would be kept as it is."""
+    there = tuple(cameras)
+    names = {camera.name for camera in there}
+    return {**{name: redactor for name, redactor in before.items() if name not in names}, **redactors_of(there)}

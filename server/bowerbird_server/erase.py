@@ -26,7 +26,7 @@ from bowerbird_server.dead_letters import DeadLetters
 from bowerbird_server.deletion_log import DeletionLog
 from bowerbird_server.errors import BadInput
 from bowerbird_server.golden_pictures import packages_showing
-from bowerbird_server.record_keeping import delete_frames, drop_laid_out, keep_records
+from bowerbird_server.record_keeping import delete_frames, keep_records
 from bowerbird_server.site import Site
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,6 @@ def carry_out(site: Site, row: Row) -> Mapping[str, int]:
         else letters.erase(cat, None, criteria.covers)
     )
     versions = erasures.versions_that_held(cat, ids)
-    drop_laid_out(cat, ids)
     counts["training_files"] = sum(_drop_pictures(site.folder.training / run) for run in erasures.runs_of(cat, versions))
     counts["dataset_versions_redacted"] = len(versions)
     erasures.finish(cat, row["id"], counts, row["actor"])

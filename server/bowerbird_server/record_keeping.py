@@ -93,13 +93,15 @@ def delete_frames(cat: Catalogue, blobs: BlobStore, ids: Sequence[str], actor: s
 def drop_laid_out(cat: Catalogue, ids: Sequence[str]) -> int:
     """Remove the folders of data set versions that hold one of these frames: their pictures are links that would keep the bytes.
 
-    They are laid out again, without the deleted frames, when they are needed. Returns how many there were.
+    They are laid out again, without the deleted frames, when they are needed. A layout under way goes as well: it began before the
+    deletion, and the training that waits for it fails and says so. Returns how many there were.
     """
     dropped = 0
+    datasets = DataFolder(cat.path.parent).datasets
     for version in versions_with(cat, ids):
-        folder = DataFolder(cat.path.parent).datasets / version
-        dropped += folder.exists()
-        shutil.rmtree(folder, ignore_errors=True)
+        for folder in (datasets / version, *datasets.glob(f".{version}.*")):
+            dropped += folder.exists()
+            shutil.rmtree(folder, ignore_errors=True)
     return dropped
 
 

@@ -18,7 +18,19 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from bowerbird_testing.parts import Parts
 from bowerbird_wire.codec import decode, decode_frame, encode
-from bowerbird_wire.messages import Block, BlockRequest, Desired, FrameMessage, Health, Job, Offer, Receipt, Report, Status
+from bowerbird_wire.messages import (
+    Block,
+    BlockRequest,
+    Desired,
+    EraseWish,
+    FrameMessage,
+    Health,
+    Job,
+    Offer,
+    Receipt,
+    Report,
+    Status,
+)
 from bowerbird_wire.topics import (
     BlockRequestTopic,
     BlocksTopic,
@@ -89,9 +101,9 @@ class SiteServer:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def desire(self, device: str, version: int, frames_total: int | None) -> None:
-        """Say how many frames are wanted of a device in all."""
-        self._retain(DesiredTopic(self.site, device), encode(Desired(version, frames_total)))
+    def desire(self, device: str, version: int, frames_total: int | None, *, erase: tuple[EraseWish, ...] = ()) -> None:
+        """Say how many frames are wanted of a device in all, and which it must forget."""
+        self._retain(DesiredTopic(self.site, device), encode(Desired(version, frames_total, erase)))
 
     def offer(self, device: str, job: Job) -> None:
         """Offer a model to a device."""

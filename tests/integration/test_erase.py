@@ -94,6 +94,9 @@ def test_an_erased_picture_is_in_no_file_of_the_site(site: Site, tmp_path: Path)
     data = site.folder.root
     version = dataset_version(site.catalogue, "newest")
     materialise(site.blobs, version, site.folder.datasets)
+    under_way = site.folder.datasets / f".{version['id']}.4711" / "images"
+    under_way.mkdir(parents=True)
+    (under_way / "3.jpg").write_bytes(message(3).image)
     run = run_rows.queue_run(site.catalogue, version["id"], None, {}, "test")
     leftover = site.folder.training / run / "batch.jpg"
     leftover.parent.mkdir(parents=True)

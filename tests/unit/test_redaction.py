@@ -19,7 +19,7 @@ from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import ConfigError, MaskError, RedactionError
 from bowerbird_agent.framing import FILL_GRAY, Framing
 from bowerbird_agent.novelty import HASH_BYTES, Fingerprint
-from bowerbird_agent.redaction import Redactor, cover, grown
+from bowerbird_agent.redaction import Redactor, cover, grown, redactors_after
 from bowerbird_models.detections import Detections
 from bowerbird_wire import codec
 from bowerbird_wire.messages import FrameHeader, FrameMessage
@@ -170,6 +170,13 @@ def test_what_is_stored_holds_no_metadata_of_the_source() -> None:
         markers.append(jpeg[at + 1])
         at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
     assert not {marker for marker in markers if 0xE1 <= marker <= 0xEF or marker == 0xFE}, "no EXIF, no XMP, no comment"
+
+
+def test_a_camera_that_leaves_the_configuration_takes_its_redactor_along_only_when_it_comes_back_without() -> None:
+    """Its last frame may be in the model while the configuration changes."""
+    before = {"gate": redactor(), "yard": redactor()}
+    gone = redactors_after(before, [CameraConfig("gate", "synthetic:")])
+    assert gone == {"yard": before["yard"]}
 
 
 CONFIG = """
