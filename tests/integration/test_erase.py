@@ -393,6 +393,21 @@ def test_a_device_cannot_confirm_what_it_was_not_asked(site: Site, answer: dict[
     assert [one["device"] for one in report(site, row)["devices"]["waiting"]] == ["cam-01"]
 
 
+def test_a_device_that_was_offline_for_long_is_asked_in_portions_that_a_message_holds(site: Site) -> None:
+    names = [hashlib.sha256(str(n).encode()).hexdigest() for n in range(12_000)]
+    rows = [
+        erasures.new_row(Criteria(frames=tuple(names[start : start + 4000])), "test", WHY) for start in range(0, 12_000, 4000)
+    ]
+    for row in rows:
+        erasures.add(site.catalogue, row, ["cam-01"])
+    asked = []
+    while wishes := erasures.wishes(site.catalogue)["cam-01"]:
+        assert len(codec.encode(Desired(1, erase=wishes))) < codec.MAX_CONTROL_BYTES
+        asked += [wish.wish for wish in wishes]
+        erasures.confirm(site.catalogue, "cam-01", {wish.wish: 0 for wish in wishes})
+    assert asked == [row["id"] for row in rows]
+
+
 def test_a_retired_device_is_named_since_nobody_can_ask_it(site: Site) -> None:
     found = carried_out(site, Criteria("cam-03", "", START_MS, START_MS + 1000))
     assert found["devices"] == {"confirmed": [], "waiting": [], "not_asked": ["cam-03"]}

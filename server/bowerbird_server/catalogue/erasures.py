@@ -14,7 +14,9 @@ from typing import Any
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now, utc_text
 from bowerbird_wire.messages import EraseWish, FrameHeader
 
-_WISH_FRAMES = 5000  # named frames in one wish: some 330 KB of the megabyte that a control message may have
+# What one message asks of a device at a time: some 330 KB of the megabyte that a control message may have.
+_MESSAGE_FRAMES = 5000
+_MESSAGE_WISHES = 500
 
 
 @dataclass(frozen=True)
@@ -213,16 +215,14 @@ def wishes(cat: Catalogue) -> dict[str, tuple[EraseWish, ...]]:
     ):
         of_device = found.setdefault(row["asked"], [])
         if row["confirmed_at"] is None:
-            of_device += _wishes_of(row)
+            criteria = Criteria.of(row)
+            camera = criteria.camera.partition("/")[2]
+            wish = EraseWish(row["id"], camera, criteria.from_ms, criteria.to_ms, criteria.frames)
+            named = sum(len(one.frames) for one in of_device) + len(wish.frames)
+            # The others follow when these are confirmed; a message has its limit, and a device may be offline for a year.
+            if not of_device or (named <= _MESSAGE_FRAMES and len(of_device) < _MESSAGE_WISHES):
+                of_device.append(wish)
     return {device: tuple(of_device) for device, of_device in found.items()}
-
-
-def _wishes_of(row: Row) -> list[EraseWish]:
-    criteria = Criteria.of(row)
-    camera = criteria.camera.partition("/")[2]
-    if len(criteria.frames) <= _WISH_FRAMES:
-        return [EraseWish(row["id"], camera, criteria.from_ms, criteria.to_ms, criteria.frames)]
-    raise ValueError(f"erasure {row['id']} names {len(criteria.frames)} frames; at most {_WISH_FRAMES} fit into a message")
 
 
 def confirm(cat: Catalogue, device: str, done: Mapping[str, Any]) -> list[str]:
