@@ -166,8 +166,10 @@ def _run(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.config import read_config
     from bowerbird_agent.memory import keep_little
     from bowerbird_agent.remote_runner import RemoteWishes
+    from bowerbird_models.core_dumps import forbid_core_dumps
 
     if arguments.is_own_process:
+        forbid_core_dumps()
         # Before the wishes are read: beginning again is no start that could count against one of them.
         _begin_again_on_huge_pages(read_config(arguments.config))
         keep_little()

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bowerbird_agent.budget import ByteLimits
+    from bowerbird_agent.erasing import Erasing
     from bowerbird_agent.health import Vitals
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_agent.mqtt_link import MqttLink
@@ -122,6 +123,7 @@ class Control:
         health_every_s: seconds between health messages; one more is sent whenever the link comes up.
         idle_health_s: the same while they have no news; None for `health_every_s`.
         publisher: what waits there is sent last, None for nothing.
+        erasing: obeys the server's wishes to forget frames; None for nobody.
         account_every_s: how old `account`, the spool's account for other threads, may become; infinity leaves it empty.
         pulse: this thread's heartbeat.
         remote: takes up what is set from afar and says what became of it; None for nothing.
@@ -140,6 +142,7 @@ class Control:
         idle_health_s: float | None = None,
         publisher: LocalPublisher | None = None,
         account_every_s: float = math.inf,
+        erasing: Erasing | None = None,
         pulse: Pulse | None = None,
         remote: RemoteReports | None = None,
     ) -> None:
@@ -159,6 +162,7 @@ class Control:
         self._health_due_s = 0.0
         self.connections = 0  # since the process began
         self.account = Ledger()
+        self._erasing = erasing
         self._account_every_s, self._account_due_s = account_every_s, -math.inf
         self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
         self._counted_kinds: dict[str, int] = {}
@@ -222,6 +226,8 @@ class Control:
                     self.account = self._spool.ledger()
             if self._publisher is not None:
                 self._publisher.pump(self._uploads, now_s)
+            if self._erasing is not None and self._erasing.go_on():
+                self._health_due_s = now_s
             again_s = self._uploads.pump(now_s)
             self._let_go(now_s)
             self._count_bytes()
@@ -294,6 +300,8 @@ class Control:
         try:
             if isinstance(event.topic, DesiredTopic):
                 desired = codec.decode(Desired, event.payload)
+                if self._erasing is not None and self._erasing.obey(desired.erase):
+                    self._health_due_s = time.monotonic()
                 if self._vitals.inference.set_desired(desired.version, desired.frames_total):
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
                     self._say_health(time.monotonic() + 0.2)

@@ -31,6 +31,7 @@ from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
 from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.device_models import DeviceModels
 from bowerbird_agent.encode import FrameEncoder
+from bowerbird_agent.erasing import Erasing
 from bowerbird_agent.errors import AgentError, ConfigError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.fetching import Fetching
@@ -47,6 +48,7 @@ from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
 from bowerbird_agent.originals import Originals
 from bowerbird_agent.publish import LocalPublisher
+from bowerbird_agent.redaction import redactors_after, redactors_of
 from bowerbird_agent.reload import ReloadPlan, reload_plan
 from bowerbird_agent.remote_report import RemoteReports
 from bowerbird_agent.remote_runner import FOLDER as REMOTE_FOLDER
@@ -155,7 +157,9 @@ class Device:
         }
         self._exchange = FrameExchange(self._count_replaced)
         boot_id = machine_boot_id()
-        self._encoder = encoder = FrameEncoder(config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok)
+        self._encoder = encoder = FrameEncoder(
+            config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok, redactors=redactors_of(config.cameras)
+        )
         self._decisions = DecisionLog(
             device.state_dir / DECISIONS_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()
         )
@@ -165,8 +169,19 @@ class Device:
             clock_ok=_clock_ok,
             allowed=lambda: "campaigns" in self._config.remote.allow,
         )
-        self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions, campaigns)
-        self._storing.fetching = _fetching(config, encoder, self._spool)
+        self._fetching = _fetching(config, encoder, self._spool)
+        self._erasing = Erasing(self._spool, [self._spool, self._fetching])
+        self._storing = StoringThread(
+            self._spool,
+            self._counters,
+            encoder,
+            self._pulses["spool"],
+            self._decisions,
+            campaigns,
+            forgotten=self._erasing,
+            look_after=self._give_up_old_frames,
+        )
+        self._storing.fetching = self._fetching
         self._cameras = Cameras(config.running_cameras, self._exchange, self._counters, self._heartbeats, self._stages)
         budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic(), metered=config.metered.to_limits())
         self._tariff = Tariff(config.budget.quiet_ranges(), config.metered.interfaces, clock_ok=_clock_ok)
@@ -198,6 +213,7 @@ class Device:
             uplink=lambda: self._control.uplink,
             identity=lambda: identity_facts(config, self._link.take_overs),
             readings=lambda: Readings(self._control.rtt_s, max(0, self._control.connections - 1), self._guard.hottest_c),
+            erased=lambda: self._erasing.done,
         )
         self._link = MqttLink(
             BrokerSettings(
@@ -246,6 +262,7 @@ class Device:
             idle_health_s=idle_interval_s(config.health.interval_s, config.health.idle_interval_s),
             publisher=self._publisher,
             account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
+            erasing=self._erasing,
             pulse=self._pulses["control"],
             remote=RemoteReports(remote, campaigns, self._wake.set, now_ms),
         )
@@ -423,6 +440,9 @@ class Device:
         if "log" in plan.live:
             self._on_log_level(config.log.level)
         self._encoder.image_config = config.image
+        # Before the new cameras begin, and what is gone from the file stays until the old ones have ended: a frame of theirs that
+        # is in the model right now is redacted if either side asks for it.
+        self._encoder.redactors = {**self._encoder.redactors, **redactors_of(config.cameras)}
         self._guard.config = config.guard
         self._publisher.config = config.publish
         self._tariff.quiet_hours = config.budget.quiet_ranges()
@@ -430,6 +450,9 @@ class Device:
         self._inference.encode_everything = config.accounting.encode_everything
         self._decisions.keep = config.accounting.keep_decisions
         self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
+        self._encoder.redactors = redactors_after(self._encoder.redactors, config.cameras)
+        for name in (*(camera.name for camera in plan.changed), *plan.removed):
+            self._fetching.forget(name)  # with other masks, or other things covered
         cameras = len(config.running_cameras)
         if "selection" in plan.live or cameras != len(before.running_cameras):
             self._inference.set_policy(config.selection, device=config.device.id, cameras=cameras)
@@ -502,6 +525,15 @@ class Device:
         if left:
             logger.info("%d candidates of a selection window that was cut short are given up", len(left))
             self._spool.drop(left, "window_cut_short")
+
+    def _give_up_old_frames(self) -> None:
+        """Nothing waits on the device for longer than is allowed; ages are known only while the clock is."""
+        days = self._config.spool.max_age_days
+        if days is None or not _clock_ok():
+            return
+        gone = self._spool.expire(now_ms() - int(days * 86_400_000), not_before_ms=_CLOCK_OK_FROM_S * 1000)
+        if gone:
+            logger.warning("%d frames that were not sent within %g days are given up", gone, days)
 
 
 def _fetching(config: AgentConfig, encoder: FrameEncoder, spool: Spool) -> Fetching:

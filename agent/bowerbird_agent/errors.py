@@ -37,6 +37,10 @@ class MaskError(SourceError):
     """A privacy mask cannot be applied: the camera stops rather than show what nobody may see."""
 
 
+class RedactionError(AgentError):
+    """A picture cannot be redacted as its camera asks: it is not kept."""
+
+
 class OpenCvMissing(AgentError):
     """There is no OpenCV here, or one that does not load; the message says which to install."""
 

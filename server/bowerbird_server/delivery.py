@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.catalogue import campaigns, config_changes, device_config, fetches, fleet, rollouts, unsent
+from bowerbird_server.catalogue import campaigns, config_changes, device_config, erasures, fetches, fleet, rollouts, unsent
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
 from bowerbird_server.errors import ServerError
@@ -179,6 +179,10 @@ class Delivery:
 
     def _health(self, topic: HealthTopic, health: Health) -> None:
         fleet.record_health(self._cat, topic.device, health)
+        erased = health.extra.get("erased")
+        if isinstance(erased, dict):
+            for erasure in erasures.confirm(self._cat, topic.device, erased):
+                log.info("device %s has carried out erasure %s", topic.device, erasure[:40])
         # One that was made before the newest report, and overtaken by it, says nothing about what came after.
         if health.at_ms > self._reported_at_ms.get(topic.device, 0):
             rollouts.record_running(self._cat, topic.device, health.model_digest)
@@ -293,7 +297,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
     totals, wishes, shares = fleet.desired(cat), device_config.wishes(cat), campaigns.wished(cat)
     found = {}
     for device in active:
-        total = totals.get(device, Desired(0))
+        total = totals.get(device, Desired(0))  # with what it shall erase
         version, document, campaigns_version = wishes.get(device, (0, {}, 0))
         wanted = replace(
             total,
@@ -302,7 +306,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
             campaigns_version=campaigns_version,
             campaigns=shares.get(device, ()),
         )
-        if wanted.version or version or campaigns_version:
+        if device in totals or version or campaigns_version:
             found[device] = wanted
     return found
 

@@ -33,6 +33,11 @@ class DataFolder:
         return self.root / "parts"
 
     @property
+    def deletions(self) -> Path:
+        """The log of deletions, one JSON object a line; copied apart from backups, so that none of them brings a frame back."""
+        return self.root / "deletions.jsonl"
+
+    @property
     def broker(self) -> Path:
         """Configuration, passwords and access rules of the embedded broker, and `broker.json` (host, port, user, password)."""
         return self.root / "broker"

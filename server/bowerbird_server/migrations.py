@@ -11,6 +11,7 @@ from sqlite_utils import Database, Migrations
 
 from bowerbird_server.access_tables import chain_events, make_accounts
 from bowerbird_server.migrations_remote import REMOTE_TABLES
+from bowerbird_server.privacy_tables import PRIVACY_TABLES
 
 catalogue_migrations = Migrations("catalogue")
 
@@ -263,6 +264,13 @@ def m002_thumbnails(db: Database) -> None:
             at TEXT NOT NULL
         ) STRICT"""
     )
+
+
+@catalogue_migrations()
+def m_privacy_erasures(db: Database) -> None:
+    """What was covered in a picture, who asked for frames to be forgotten, and every deletion."""
+    for statement in PRIVACY_TABLES:
+        db.execute(statement)
 
 
 @catalogue_migrations()

@@ -69,6 +69,7 @@ class Catalogue:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA secure_delete = ON")  # what is deleted is not left behind in free pages
             self.connection = connection
             self.db = Database(connection)
             self._refuse_foreign()
@@ -114,6 +115,10 @@ class Catalogue:
     def write_ahead_log(self) -> Path:
         """The file that holds what was committed last; flushing it makes commits that were not `durable` survive a power cut."""
         return self.path.with_name(f"{self.path.name}-wal")
+
+    def fold_log(self) -> None:
+        """Fold the log into the file and cut it to nothing, as far as readers allow it now."""
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Database]:

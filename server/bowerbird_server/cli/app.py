@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
+from bowerbird_models.core_dumps import forbid_core_dumps
 from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import (
     audit,
@@ -21,11 +22,13 @@ from bowerbird_server.cli import (
     demo,
     devices,
     doctor,
+    erase,
     frames,
     identity,
     labels,
     models,
     readers,
+    retention,
     rollout,
     serve,
     tokens,
@@ -78,11 +81,14 @@ app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
 backup.add_to(app)
+erase.add_to(app)
+retention.add_to(app)
 doctor.add_to(app)
 
 
 def main() -> None:
     """The `bowerbird` command. Exit codes: 0 done, 1 failed, 2 bad input, 3 not found, 4 conflict, 5 surroundings, 130 interrupted."""
+    forbid_core_dumps()
     try:
         app()
     except (ServerError, ModelError) as error:

@@ -273,6 +273,9 @@ class DatasetVersion(_Out):
     frames: int
     boxes: int
     splits: dict[str, int]
+    removed: list[str] = Field(
+        default_factory=list, description="Frames in it that were deleted since; it is used without them."
+    )
 
 
 class TrainingRun(_Out):
