@@ -227,7 +227,7 @@ class Control:
             if self._publisher is not None:
                 self._publisher.pump(self._uploads, now_s)
             if self._erasing is not None and self._erasing.go_on():
-                self._health_due_s = now_s
+                self._say_health(now_s)
             again_s = self._uploads.pump(now_s)
             self._let_go(now_s)
             self._count_bytes()
@@ -301,7 +301,7 @@ class Control:
             if isinstance(event.topic, DesiredTopic):
                 desired = codec.decode(Desired, event.payload)
                 if self._erasing is not None and self._erasing.obey(desired.erase):
-                    self._health_due_s = time.monotonic()
+                    self._say_health(time.monotonic())
                 if self._vitals.inference.set_desired(desired.version, desired.frames_total):
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
                     self._say_health(time.monotonic() + 0.2)
