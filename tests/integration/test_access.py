@@ -165,7 +165,7 @@ def test_nothing_of_another_site_is_in_any_answer(web: TestClient, site: TwoSite
         if method != "GET" or need.role is None or need.role > Role.LABELLER or path in {"/session"}:
             continue
         answer = web.get(concrete(path, site), headers=bearer)
-        assert answer.status_code == 200, path
+        assert answer.status_code == (404 if "{campaign}" in path else 200), path
         found = [name for name in theirs if name.encode() in answer.content]
         assert not found, (path, found)
     assert web.get("/api/v1/summary", headers=bearer).json()["frames"]["queued"] == 3
@@ -242,9 +242,6 @@ ERASURES = ("erasure", "deletion", "erasure_device", "erasure_done", "erasure_pa
 def test_a_scoped_catalogue_cannot_write_and_knows_every_table(site: TwoSites) -> None:
     """A table that nobody thought of is empty there; the list below makes somebody think of it."""
     kept_from_them = {
-        *("dead_letter", "round", "setting", "scene_split", "user", "api_token", "web_session", "sight", "invitation"),
-        *ERASURES,
-    }
         "dead_letter",
         "round",
         "setting",
