@@ -25,7 +25,7 @@ usage: install.sh --wheel FILE | --wheelhouse FOLDER  [options]
 
   --config FOLDER          the folder that `bowerbird devices add` made: agent.toml, bundle.json, root.json
   --model FILE             or write a first agent.toml, which begins with this model (ONNX), and with
-  --device ID --site NAME --broker HOST[:PORT] --camera SOURCE
+  --device ID --site NAME --broker [mqtt://]HOST[:PORT] --camera SOURCE
                            defaults: this machine's name, site, 127.0.0.1:8883, /dev/video0
 
   --no-start               do not start or restart the service
@@ -240,7 +240,10 @@ elif [ -n "$config" ]; then
   say "$etc/agent.toml is that of $config"
 elif [ -n "$model" ]; then
   : "${device:=$(uname -n | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9\n' - | sed 's/^-*//; s/-*$//')}"
-  port=8883
+  port=8883 plain=
+  if [[ $broker == mqtt://* ]]; then # without TLS
+    broker=${broker#mqtt://} port=1883 plain=$'\ntls = false'
+  fi
   if [[ $broker =~ ^(.*):([0-9]+)$ ]]; then
     broker=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]}
   fi
@@ -255,7 +258,7 @@ state_dir = "$state"
 
 [broker]
 host = "$broker"
-port = $port
+port = $port$plain
 
 [model]
 factory = "factory.onnx"

@@ -104,10 +104,12 @@ def test_the_doctor_passes_where_broker_and_camera_are_there(
     toml = device.folder / "etc/bowerbird/agent.toml"
     toml.unlink()
     model = write_tiny_yolo(tmp_path / "first.onnx")
-    done = device.install("--model", model, "--device", "cam-01", "--broker", f"127.0.0.1:{broker.port}", "--camera", CAMERA)
+    done = device.install(
+        "--model", model, "--device", "cam-01", "--broker", f"mqtt://127.0.0.1:{broker.port}", "--camera", CAMERA
+    )
     assert done.returncode == 0, done.stderr
     assert "is there already" in done.stdout
-    assert f"broker: 127.0.0.1:{broker.port} lets cam-01 in" in done.stdout
+    assert f"broker login: 127.0.0.1:{broker.port} lets cam-01 in" in done.stdout
     assert "the doctor found something to do" not in done.stdout
 
 

@@ -43,7 +43,7 @@ until_restarted() {
   done
   return 1
 }
-step first $install --model /srv/first.onnx --device cam-01 --broker 127.0.0.1:BROKER_PORT --camera 'synthetic:?seed=1'
+step first $install --model /srv/first.onnx --device cam-01 --broker mqtt://127.0.0.1:BROKER_PORT --camera 'synthetic:?seed=1'
 sleep 3
 systemctl show -P StatusText $unit >/srv/status
 grep -E '^(CapEff|NoNewPrivs|Seccomp):' "/proc/$(systemctl show -P MainPID $unit)/status" >/srv/process
