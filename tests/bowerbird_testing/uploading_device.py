@@ -31,6 +31,8 @@ class UploadingDevice:
         folder: of the spool.
         budget: none by default.
         limits: the uploader's.
+        device: its name in topics and at the broker.
+        max_bytes: of the spool.
         settings: of the broker's connection, e.g. `keepalive_s=60`.
     """
 
@@ -43,16 +45,18 @@ class UploadingDevice:
         *,
         limits: UploadLimits = QUICK,
         seed: int = 1,
+        device: str = NAME,
+        max_bytes: int = 200_000_000,
         **settings: object,
     ) -> None:
-        self.spool = Spool(folder, max_bytes=200_000_000)
+        self.spool = Spool(folder, max_bytes=max_bytes)
         self.events: queue.Queue[LinkEvent] = queue.Queue()
         self.seen: list[LinkEvent] = []
         options = {"connect_timeout_s": 2.0, "max_retry_s": 0.5, **settings}
         self.link = MqttLink(
             BrokerSettings(host, port, **options),  # type: ignore[arg-type]  # named by the caller
             SITE,
-            NAME,
+            device,
             self.events,
             online=lambda: Status("online", model_digest="m1"),
             offline=Status("offline"),
@@ -60,7 +64,7 @@ class UploadingDevice:
         )
         now_s = time.monotonic()
         bucket = restore_budget(self.spool, budget or ByteLimits(), now_s)
-        self.runner = UploadRunner(self.spool, self.link, SITE, NAME, bucket, now_s=now_s, limits=limits)
+        self.runner = UploadRunner(self.spool, self.link, SITE, device, bucket, now_s=now_s, limits=limits)
 
     def step(self, wait_s: float = 0.05) -> None:
         """Publish what may be published and take one event in."""
