@@ -113,11 +113,11 @@ class Spool:
             self.faults.append(f"frame {frame_id[:12]} was deleted as committed and the server does not have it")
             missing.discard(frame_id)
         # Ids are remembered for a while only, and a file that was damaged when the index was made again has none: the counts remain.
-        unnamed = sum(map(self.count, COUNTED)) - sum(outcome in COUNTED for outcome in self.settled.values())
+        unnamed = max(0, sum(map(self.count, COUNTED)) - sum(outcome in COUNTED for outcome in self.settled.values()))
         lost = missing - counted
         if len(lost) > unnamed:
             names = ", ".join(sorted(frame_id[:12] for frame_id in lost)[:5])
-            self.faults.append(f"{len(lost) - max(unnamed, 0)} accepted frames are lost, among {names}")
+            self.faults.append(f"{len(lost) - unnamed} accepted frames are lost, among {names}")
 
 
 class Server:
@@ -126,7 +126,7 @@ class Server:
     def __init__(self, catalogue: Path, blobs: Path) -> None:
         self.faults: list[str] = []
         self.ids: dict[str, set[str]] = {}
-        good, recorded = self._blobs(blobs)
+        # Rows first: ingest may run, and a row's blob is there before the row is.
         with contextlib.closing(sqlite3.connect(f"file:{catalogue}?mode=ro", uri=True, timeout=30)) as db:
             db.execute("BEGIN")
             if (text := db.execute("PRAGMA integrity_check").fetchone()[0]) != "ok":
@@ -138,6 +138,7 @@ class Server:
                 "SELECT device, camera, sequence, count(*) FROM frame WHERE device IS NOT NULL "
                 "GROUP BY device, camera, sequence, captured_at HAVING count(*) > 1"
             ).fetchall()
+        good, recorded = self._blobs(blobs)
         for device, camera, sequence, count in doubles:
             self.faults.append(f"frame {sequence} of camera {camera} of {device} has {count} rows")
         for frame_id, device, blob, size in frames:

@@ -90,6 +90,11 @@ class UploadingDevice:
         self.spool.close()
 
 
+def drain(device: UploadingDevice, *, timeout_s: float = 60.0) -> None:
+    """Work until the spool is empty."""
+    device.run(lambda: sum(device.spool.counts().values()) == 0, timeout_s=timeout_s)
+
+
 @contextmanager
 def uploading(
     folder: Path, host: str, port: int, budget: ByteLimits | None = None, **settings: object
