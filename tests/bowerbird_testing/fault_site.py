@@ -44,7 +44,7 @@ def run_checker(cases: Sequence[Mapping[str, Any]], scratch: Path) -> list[dict[
     argv = [sys.executable, "-I", str(Path(account_checker.__file__)), str(path)]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
-        raise Discrepancy(f"exit code {done.returncode}\n{done.stderr[-3000:]}\n{done.stdout[-1000:]}")
+        raise Discrepancy(f"exit code {done.returncode}\n{done.stderr[:3000]}\n{done.stdout[-1000:]}")
     numbers = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(numbers) == len(cases), done.stdout
     return numbers
