@@ -1,10 +1,12 @@
-"""Random kills of agents, ingest, broker and delivery over a link that resets: how many frames were lost, double or not accounted for.
+"""Random kills of agents, ingest, broker and delivery over a link that resets: how many frames were lost, double or not accounted
+for.
 
     python benchmarks/soak.py [--quick] [--kills N] [--seed N] [--folder FOLDER]
 
-In: nothing, or the folder of a soak that was interrupted, which goes on where it was with the same seed. Out: a line after every 50 steps,
-and as a last line of JSON the number of discrepancies that the separate checker (`bowerbird_testing/account_checker.py`) found: goal 0.
-The long form makes 1,000 kills, `--quick` 40. A discrepancy ends it and leaves the folder for a look.
+In: nothing, or the folder of a soak that was interrupted, which goes on where it was with the same seed. Out: a line after every
+50 steps, and as a last line of JSON the number of discrepancies that the separate checker
+(`bowerbird_testing/account_checker.py`) found: goal 0. The long form makes 1,000 kills, `--quick` 40. A discrepancy ends it and
+leaves the folder for a look.
 """
 
 from __future__ import annotations

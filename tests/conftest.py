@@ -19,8 +19,12 @@ _SEED = "BOWERBIRD_FAULT_SEED"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Which rows of the fault table run, and their seed."""
-    parser.addoption("--fault-rows", choices=("all", "third"), default="all", help="all rows of the fault table, or a seeded third")
-    parser.addoption("--fault-seed", type=int, help=f"of the rows' draws and of the third; else ${_SEED}, else the day's number")
+    parser.addoption(
+        "--fault-rows", choices=("all", "third"), default="all", help="all rows of the fault table, or a seeded third"
+    )
+    parser.addoption(
+        "--fault-seed", type=int, help=f"of the rows' draws and of the third; else ${_SEED}, else the day's number"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -2,14 +2,15 @@
 
     python -I account_checker.py CASES.json
 
-In: a list of cases, each with the spools of devices, what their `put` has accepted (`accepted`: a file of frame ids, one a line, written
-outside the spool after each `put` returned), and the server's catalogue and blobs, or only the ids that an imagined server has. Out: a
-line of numbers for each case on stdout, every discrepancy on stderr, and exit code 1 when there is one. The files are read as the last
-process left them, also after a kill; nothing is repaired, opened for writing or imported beyond Python's own library.
+In: a list of cases, each with the spools of devices, what their `put` has accepted (`accepted`: a file of frame ids, one a line,
+written outside the spool after each `put` returned), and the server's catalogue and blobs, or only the ids that an imagined
+server has. Out: a line of numbers for each case on stdout, every discrepancy on stderr, and exit code 1 when there is one. The
+files are read as the last process left them, also after a kill; nothing is repaired, opened for writing or imported beyond
+Python's own library.
 
-What must hold: spooled = committed + evicted + refused + dropped + still in the spool; each accepted frame is a row, in the spool, or in a
-count of evicted, refused or dropped frames; nothing is dropped for a reason that the case does not name; no frame has two rows; what
-the device calls committed is a row; every row has its blob and its header record; every blob has its digest.
+What must hold: spooled = committed + evicted + refused + dropped + still in the spool; each accepted frame is a row, in the
+spool, or in a count of evicted, refused or dropped frames; nothing is dropped for a reason that the case does not name; no frame
+has two rows; what the device calls committed is a row; every row has its blob and its header record; every blob has its digest.
 """
 
 from __future__ import annotations

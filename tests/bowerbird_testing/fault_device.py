@@ -1,8 +1,9 @@
 """A device of the fault suite: captures small frames and sends them, and writes down outside its spool what the spool has promised.
 
-In: a spool folder, a file for the promises, a broker's address, how many frames at which pace. Out: frames at the server. As a process of
-its own (`python -m bowerbird_testing.fault_device OPTIONS.json`) or forked (`work`), it is there to be killed; `life` keeps the frames
-of its lives apart. The pictures are a JPEG header and noise: ingest opens none, and neither OpenCV nor NumPy has to be loaded.
+In: a spool folder, a file for the promises, a broker's address, how many frames at which pace. Out: frames at the server. As a
+process of its own (`python -m bowerbird_testing.fault_device OPTIONS.json`) or forked (`work`), it is there to be killed; `life`
+keeps the frames of its lives apart. The pictures are a JPEG header and noise: ingest opens none, and neither OpenCV nor NumPy has
+to be loaded.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Processes that are there to be killed, forked from a server that has imported everything: a life costs milliseconds, not a second.
 
-In: a function of a module and its arguments. Out: a process with a pid, an exit code and `kill`. They die with the process that asked for
-them. Each writes its log into a file of its own.
+In: a function of a module and its arguments. Out: a process with a pid, an exit code and `kill`. They die with the process that
+asked for them. Each writes its log into a file of its own.
 """
 
 from __future__ import annotations

@@ -41,13 +41,17 @@ ROWS: Mapping[str, Row] = {
         "no broker while six times what the spool holds is captured: the worst frames are evicted and counted", _BROKER
     ),
     "broker_lowers_its_packet_limit_at_run_time": Row("300 kB allowed, then 6 kB, with frames of 30 kB waiting", _BROKER),
-    "broker_enforces_receive_maximum_4_with_1000_spooled": Row("the broker ends connections that have five packets out", _BROKER),
+    "broker_enforces_receive_maximum_4_with_1000_spooled": Row(
+        "the broker ends connections that have five packets out", _BROKER
+    ),
     "broker_queue_overflows": Row("ingest is away and the broker drops what it has acknowledged, silently", _BROKER),
     "ingest_killed_after_receive": Row("kill -9 of ingest with a group in memory, three times", _INGEST),
     "ingest_killed_after_blob": Row("kill -9 with the images durable and no rows, three times", _INGEST),
     "ingest_killed_after_row": Row("kill -9 inside the transaction, three times", _INGEST),
     "ingest_killed_after_commit": Row("kill -9 with rows and no receipts, three times", _INGEST),
-    "ingest_killed_after_receipt": Row("kill -9 with receipts sent and nothing acknowledged to the broker, three times", _INGEST),
+    "ingest_killed_after_receipt": Row(
+        "kill -9 with receipts sent and nothing acknowledged to the broker, three times", _INGEST
+    ),
     "shared_subscription_worker_dies_with_32_unacknowledged": Row(
         "one of two ingest processes dies holding a full group and is started again", _INGEST
     ),
@@ -63,7 +67,9 @@ ROWS: Mapping[str, Row] = {
     "callback_exception_inside_paho": Row("callbacks raise, and paho's network thread dies of an exception", _LINK),
     "agent_killed_at_random": Row("kill -9 of a device that captures and sends, at random moments", _DEVICE),
     "agent_power_cut_at_each_spool_step": Row(
-        "the power goes at each system call that changes the spool; what was not fsynced is gone, names and contents", _POWER, _CC
+        "the power goes at each system call that changes the spool; what was not fsynced is gone, names and contents",
+        _POWER,
+        _CC,
     ),
     "agent_power_cut_in_mid_upload": Row("the same at random moments of a device that captures and sends", _POWER, _CC),
     "spool_index_corrupted": Row("pages of the index are overwritten: it is built again from the files", _DEVICE),
@@ -77,12 +83,16 @@ ROWS: Mapping[str, Row] = {
     "poison_digest_mismatch": Row("frames whose image is not the one of their header, between good ones", _INGEST),
     "poison_image_bombs": Row("small files that declare gigapixels, in the device's own spool: refused and counted", _INGEST),
     "poison_unknown_version": Row("frames of a format of tomorrow, between good ones", _INGEST),
-    "mixed_header_versions": Row("headers with keys of tomorrow and without the optional ones; both kinds are kept whole", _INGEST),
+    "mixed_header_versions": Row(
+        "headers with keys of tomorrow and without the optional ones; both kinds are kept whole", _INGEST
+    ),
     "clock_at_1970": Row("the device's clock has never been set", _POWER, _CC),
     "clock_ten_years_ahead": Row("the device's clock is ten years fast", _POWER, _CC),
     "clock_steps_in_mid_flight": Row("the clock jumps by years, both ways, while frames are captured and sent", _POWER, _CC),
     "two_devices_with_one_identity": Row("two devices with one name end each other's connection all the time", _FLEET),
-    "access_rules_deny_the_device": Row("the broker takes the connection and denies the frames, then its rules are mended", _FLEET),
+    "access_rules_deny_the_device": Row(
+        "the broker takes the connection and denies the frames, then its rules are mended", _FLEET
+    ),
     "five_hundred_agents_reconnect_at_once": Row("the broker dies under 500 connected devices", _FLEET),
     "slow_consumer": Row("ingest needs a third of a second for a group while a device has all it can send", _INGEST),
     "seeded_soak_mixes_them": Row("random kills of agents, ingest, broker and delivery over a link that resets", _SOAK),

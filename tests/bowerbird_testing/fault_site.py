@@ -1,7 +1,8 @@
-"""What a row of the fault table works with: a data folder, devices with spools and promises, ingest, and the program that checks them.
+"""What a row of the fault table works with: a data folder, devices with spools and promises, ingest, and the program that checks
+them.
 
-In: a folder and a running broker. Out: parts to start and kill, and `check`, which runs `account_checker.py` as a process of its own and
-fails with its words. It injects nothing itself.
+In: a folder and a running broker. Out: parts to start and kill, and `check`, which runs `account_checker.py` as a process of its
+own and fails with its words. It injects nothing itself.
 """
 
 from __future__ import annotations
@@ -96,9 +97,7 @@ class FaultSite:
     # -- parts that run
 
     @contextmanager
-    def device(
-        self, device: str = "cam-01", *, host: str = "", port: int = 0, **settings: Any
-    ) -> Iterator[UploadingDevice]:
+    def device(self, device: str = "cam-01", *, host: str = "", port: int = 0, **settings: Any) -> Iterator[UploadingDevice]:
         """A device in this process, connected to the broker or to a link in front of it."""
         with uploading(
             self.spools[device], host or self.broker.host, port or self.broker.port, device=device, **settings
@@ -139,9 +138,7 @@ class FaultSite:
 
     # -- the end
 
-    def case(
-        self, name: str = "", *, drained: bool = True, may_drop: Mapping[str, int | None] | None = None
-    ) -> dict[str, Any]:
+    def case(self, name: str = "", *, drained: bool = True, may_drop: Mapping[str, int | None] | None = None) -> dict[str, Any]:
         """This site for the checker."""
         devices = [
             {

@@ -1,7 +1,9 @@
-"""A soak: agents, ingest, delivery and the broker are killed at random over a link that resets, and the account is checked all along.
+"""A soak: agents, ingest, delivery and the broker are killed at random over a link that resets, and the account is checked all
+along.
 
-In: a folder, a seed, how many kills. Out: numbers of the checker; `Discrepancy` when a frame is lost or double. Every draw is one of the
-seed and of the step's number, and the number is on disk: a soak that was interrupted goes on in the same folder where it was.
+In: a folder, a seed, how many kills. Out: numbers of the checker; `Discrepancy` when a frame is lost or double. Every draw is one
+of the seed and of the step's number, and the number is on disk: a soak that was interrupted goes on in the same folder where it
+was.
 """
 
 from __future__ import annotations
@@ -46,10 +48,14 @@ class Soak:
         if self._progress.exists():
             saved = json.loads(self._progress.read_text())
             if saved["seed"] != seed:
-                raise ValueError(f"{folder} holds a soak with seed {saved['seed']}: go on with that seed, or take another folder")
+                raise ValueError(
+                    f"{folder} holds a soak with seed {saved['seed']}: go on with that seed, or take another folder"
+                )
             self.step, self.lives, self.kills = saved["step"], saved["lives"], Counter(saved["kills"])
 
-    def run(self, kills: int, *, check_every: int = 50, on_check: Callable[[dict[str, Any]], None] = lambda _: None) -> dict[str, Any]:
+    def run(
+        self, kills: int, *, check_every: int = 50, on_check: Callable[[dict[str, Any]], None] = lambda _: None
+    ) -> dict[str, Any]:
         """Kill until there were so many in all, let everything come to rest, and return the last numbers.
 
         Args:

@@ -1,8 +1,8 @@
 """A link in front of a broker that sees MQTT packets: they can be repeated, overtaken or swallowed, each way by itself.
 
-In: where the broker is, and rules. Out: a loopback port to connect to. A rule gets every packet of its direction and returns the packets
-to pass on instead, in order; it is called in the thread of its connection and direction. It knows no more of MQTT than where a packet
-ends and what kind it is; `thin_link.py` is the link that is slow.
+In: where the broker is, and rules. Out: a loopback port to connect to. A rule gets every packet of its direction and returns the
+packets to pass on instead, in order; it is called in the thread of its connection and direction. It knows no more of MQTT than
+where a packet ends and what kind it is; `thin_link.py` is the link that is slow.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def thrice(packet: bytes) -> Sequence[bytes]:
 
 
 class Shuffle:
-    """Messages overtake each other: up to `depth` wait until as many are there, or another kind of packet comes, and go in any order."""
+    """Messages overtake each other: up to `depth` wait until as many are there or another kind comes, then go in any order."""
 
     def __init__(self, seed: int, depth: int = 4) -> None:
         self._dice, self._depth = random.Random(seed), depth

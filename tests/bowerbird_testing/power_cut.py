@@ -1,9 +1,10 @@
-"""What a disk may hold after the power went, from what `fault_shim.c` has noted; and the shim itself, compiled where there is a compiler.
+"""What a disk may hold after the power went, from what `fault_shim.c` has noted; and the shim itself, compiled where there is a
+compiler.
 
-In: a folder as a killed process left it, and its shadow. Out: a folder as the next boot could find it. Three disks: `strict` has lost every
-name and every byte that was not fsynced; `names` has kept all names and lost the bytes (as a journal of metadata only); `mixed` draws, a
-folder's names and a file's content each by itself. `python -m bowerbird_testing.power_cut OPTIONS.json` is the process that works a
-spool and dies at each of its changes, one forked child after the other.
+In: a folder as a killed process left it, and its shadow. Out: a folder as the next boot could find it. Three disks: `strict` has
+lost every name and every byte that was not fsynced; `names` has kept all names and lost the bytes (as a journal of metadata
+only); `mixed` draws, a folder's names and a file's content each by itself. `python -m bowerbird_testing.power_cut OPTIONS.json`
+is the process that works a spool and dies at each of its changes, one forked child after the other.
 """
 
 from __future__ import annotations
@@ -32,7 +33,20 @@ def compiled_shim(folder: Path) -> Path:
     if compiler is None:
         pytest.skip("needs a C compiler for the LD_PRELOAD library: apt-get install gcc libc6-dev")
     library = folder / "fault_shim.so"
-    argv = [compiler, "-O1", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl", "-lpthread"]
+    argv = [
+        compiler,
+        "-O1",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+        "-fPIC",
+        "-o",
+        str(library),
+        str(SOURCE),
+        "-ldl",
+        "-lpthread",
+    ]
     built = subprocess.run(argv, capture_output=True, text=True, check=False)
     if built.returncode != 0 and "stdio.h" in built.stderr:
         pytest.skip("needs the C library's headers: apt-get install libc6-dev")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.spool import FrameState, Spool
+from bowerbird_agent.mqtt_link import LinkEvent, Published
+from bowerbird_agent.spool import MIN_SPOOL_BYTES, FrameState, Spool
+from bowerbird_agent.spool_index import SpoolIndex
 from bowerbird_server import ingest
-from bowerbird_testing.broker import Mosquitto
+from bowerbird_testing.broker import Mosquitto, mosquitto_path
+from bowerbird_testing.fault_device import Promises, captured
 from bowerbird_testing.fault_rows import ROWS, chosen, table
 from bowerbird_testing.fault_site import Discrepancy, FaultSite
 from bowerbird_wire.messages import Receipt
@@ -24,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def settled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A site with ten frames at the server and three in the spool, made once; tests spoil copies."""
+    if mosquitto_path() is None:
+        pytest.skip("mosquitto is not installed: apt-get install mosquitto")
     root = tmp_path_factory.mktemp("settled") / "site"
     with Mosquitto(root.parent / "broker") as broker:
         site = FaultSite(root, broker)
@@ -41,10 +46,11 @@ def site(settled: Path, tmp_path: Path) -> FaultSite:
     return FaultSite(tmp_path / "site", Mosquitto(tmp_path / "broker"))
 
 
-def edit(path: Path, *statements: str) -> None:
+def edit(path: Path, *statements: tuple[str, str] | tuple[str]) -> None:
+    """Statements with their one value, if they have one."""
     with closing(sqlite3.connect(path)) as db, db:
-        for statement in statements:
-            db.execute(statement)
+        for statement, *values in statements:
+            db.execute(statement, values)
 
 
 def test_a_site_without_a_fault_is_found_to_be_one(site: FaultSite) -> None:
@@ -67,15 +73,15 @@ def a_frame_is_forgotten(site: FaultSite) -> None:
     file = next((site.spools["cam-01"] / "frames").glob("*.frame"))
     edit(
         site.spools["cam-01"] / "index.db",
-        f"DELETE FROM frame WHERE frame_id = '{file.stem}'",
-        "UPDATE counter SET value = value - 1 WHERE name = 'spool.spooled'",
+        ("DELETE FROM frame WHERE frame_id = ?", file.stem),
+        ("UPDATE counter SET value = value - 1 WHERE name = 'spool.spooled'",),
     )
     file.unlink()
 
 
 def an_eviction_is_not_counted(site: FaultSite) -> None:
     file = next((site.spools["cam-01"] / "frames").glob("*.frame"))
-    edit(site.spools["cam-01"] / "index.db", f"DELETE FROM frame WHERE frame_id = '{file.stem}'")
+    edit(site.spools["cam-01"] / "index.db", ("DELETE FROM frame WHERE frame_id = ?", file.stem))
     file.unlink()
 
 
@@ -92,17 +98,19 @@ def a_receipt_comes_without_a_commit(site: FaultSite) -> None:
 
 
 def a_frame_has_two_rows(site: FaultSite) -> None:
-    with closing(sqlite3.connect(site.folder.catalogue)) as db, db:
-        names = [row[1] for row in db.execute("PRAGMA table_info(frame)")]
-        others = ", ".join(f'"{name}"' for name in names if name != "id")
-        db.execute(f"INSERT INTO frame (id, {others}) SELECT 'twice', {others} FROM frame LIMIT 1")
+    edit(
+        site.folder.catalogue,
+        ("CREATE TEMP TABLE copy AS SELECT * FROM frame LIMIT 1",),
+        ("UPDATE copy SET id = 'twice'",),
+        ("INSERT INTO frame SELECT * FROM copy",),
+    )
 
 
 def a_row_is_gone(site: FaultSite) -> None:
     edit(
         site.folder.catalogue,
-        "DELETE FROM detection WHERE frame = (SELECT min(id) FROM frame)",
-        "DELETE FROM frame WHERE id = (SELECT min(id) FROM frame)",
+        ("DELETE FROM detection WHERE frame = (SELECT min(id) FROM frame)",),
+        ("DELETE FROM frame WHERE id = (SELECT min(id) FROM frame)",),
     )
 
 
@@ -170,6 +178,47 @@ def test_the_checker_notices_a_receipt_that_was_sent_before_the_commit(
         device.run(lambda: device.spool.ledger().committed == 3)
     with pytest.raises(Discrepancy, match="the server does not have it"):
         site.check()
+
+
+def test_the_checker_notices_a_device_that_trusts_the_brokers_acknowledgement(tmp_path: Path, broker: Mosquitto) -> None:
+    """A weakened agent: it deletes what the broker has taken. The broker dies with it."""
+    site = FaultSite(tmp_path / "site", broker)
+    with site.serving():
+        pass  # the session stands, and the broker keeps frames for it
+    site.fill(5)
+    with site.device() as device:
+
+        def trusting(event: LinkEvent, now_s: float) -> None:
+            if isinstance(event, Published) and (frame_id := device.runner._tokens.get(event.token)):
+                device.spool.receipt(Receipt(committed=(frame_id,)))
+            handle(event, now_s)
+
+        handle = device.runner.handle
+        device.runner.handle = trusting  # type: ignore[assignment, method-assign]
+        device.run(lambda: device.spool.ledger().committed == 5)
+    broker.restart()
+    with site.serving(), pytest.raises(Discrepancy, match="the server does not have it"):
+        site.check()
+
+
+def test_the_checker_notices_a_spool_that_does_not_count_what_it_evicts(
+    tmp_path: Path, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A weakened spool: evictions leave no trace but the missing frame."""
+    count = SpoolIndex.count
+
+    def forgetful(self: SpoolIndex, deltas: Mapping[str, int]) -> None:
+        count(self, {name: delta for name, delta in deltas.items() if not name.startswith("spool.evicted")})
+
+    monkeypatch.setattr(SpoolIndex, "count", forgetful)
+    site = FaultSite(tmp_path / "site", broker)
+    spool, promises = Spool(site.spools["cam-01"], max_bytes=MIN_SPOOL_BYTES), Promises(site.promises())
+    for number in range(20):
+        promises.put(spool, *captured(number, size=100_000, score=number / 20))
+    promises.close()
+    spool.close()
+    with pytest.raises(Discrepancy, match="frames were spooled and"):
+        site.check(drained=False)
 
 
 def test_every_row_has_one_test_of_its_name_and_every_such_test_a_row() -> None:

@@ -41,17 +41,17 @@ def test_two_devices_with_one_identity(tmp_path: Path, site: FaultSite) -> None:
         cases.append(
             {"device": "cam-01", "spool": str(spool), "accepted": str(tmp_path / f"{side}.accepted"), "must_be_empty": True}
         )
-    with site.serving():
-        with (
-            uploading(tmp_path / "north", site.broker.host, site.broker.port, seed=1) as north,
-            uploading(tmp_path / "south", site.broker.host, site.broker.port, seed=2) as south,
-        ):
-            until_s = time.monotonic() + 90
-            while any(sum(device.spool.counts().values()) for device in (north, south)):
-                assert time.monotonic() < until_s, (north.spool.ledger(), south.spool.ledger())
-                north.step(0.02)
-                south.step(0.02)
-            ends = [event.reason for device in (north, south) for event in device.seen if isinstance(event, LinkDown)]
+    with (
+        site.serving(),
+        uploading(tmp_path / "north", site.broker.host, site.broker.port, seed=1) as north,
+        uploading(tmp_path / "south", site.broker.host, site.broker.port, seed=2) as south,
+    ):
+        until_s = time.monotonic() + 90
+        while any(sum(device.spool.counts().values()) for device in (north, south)):
+            assert time.monotonic() < until_s, (north.spool.ledger(), south.spool.ledger())
+            north.step(0.02)
+            south.step(0.02)
+        ends = [event.reason for device in (north, south) for event in device.seen if isinstance(event, LinkDown)]
     assert len(ends) >= 2, ends
     whole = {**site.case(), "devices": cases}
     (numbers,) = run_checker([whole], tmp_path / "check")
@@ -94,7 +94,12 @@ def many_links(names: list[str], host: str, port: int) -> None:
     broker = BrokerSettings(host, port, connect_timeout_s=30.0)
     for name in names:
         link = MqttLink(
-            broker, "demo", name, events, online=lambda: Status("online"), offline=Status("offline")  # type: ignore[arg-type]
+            broker,
+            "demo",
+            name,
+            events,
+            online=lambda: Status("online"),
+            offline=Status("offline"),  # type: ignore[arg-type]
         )
         link.start()
     while True:

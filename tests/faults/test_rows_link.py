@@ -121,18 +121,21 @@ def test_link_of_9600_bit_and_1500_ms(site: FaultSite) -> None:
 @row("uplink_passes_and_downlink_is_black_holed")
 def test_uplink_passes_and_downlink_is_black_holed(site: FaultSite) -> None:
     site.fill(40)
-    with site.serving(), PacketLink(site.broker.host, site.broker.port) as link:
-        with site.device(host=link.host, port=link.port, stall_s=2.0) as device:
-            device.run(lambda: device.spool.ledger().committed >= 5)
-            link.deaf = True
-            work_for(device, 4.0)
-            known = device.spool.ledger().committed
-            link.deaf = False
-            sent = device.link.bytes_sent
-            drain(device)
-            assert count(device, LinkUp) >= 2
-            # What had arrived in the meantime is asked about, not sent again.
-            assert device.link.bytes_sent - sent < (40 - known) * 2200 + 20_000
+    with (
+        site.serving(),
+        PacketLink(site.broker.host, site.broker.port) as link,
+        site.device(host=link.host, port=link.port, stall_s=2.0) as device,
+    ):
+        device.run(lambda: device.spool.ledger().committed >= 5)
+        link.deaf = True
+        work_for(device, 4.0)
+        known = device.spool.ledger().committed
+        link.deaf = False
+        sent = device.link.bytes_sent
+        drain(device)
+        assert count(device, LinkUp) >= 2
+        # What had arrived in the meantime is asked about, not sent again.
+        assert device.link.bytes_sent - sent < (40 - known) * 2200 + 20_000
     assert site.check()["rows"] == 40
 
 

@@ -80,7 +80,9 @@ def test_agent_power_cut_at_each_spool_step(tmp_path: Path, memory_disk: Path, d
     assert power_cuts(memory_disk, compiled_shim(tmp_path), dice) > 600
 
 
-@pytest.mark.parametrize(("weak", "said"), [("no fsync of the file", "has 0 bytes"), ("no fsync of the folder", "frames are lost")])
+@pytest.mark.parametrize(
+    ("weak", "said"), [("no fsync of the file", "has 0 bytes"), ("no fsync of the folder", "frames are lost")]
+)
 def test_the_checker_notices(weak: str, said: str, tmp_path: Path, memory_disk: Path, dice: random.Random) -> None:
     """A spool that does not wait for its disk loses frames that it has accepted."""
     with pytest.raises(Discrepancy, match=said):
