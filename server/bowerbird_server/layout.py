@@ -41,6 +41,11 @@ class DataFolder:
         return self.root / "keys"
 
     @property
+    def identity(self) -> Path:
+        """The certificate authority's keys and certificates, and those of the server's own processes; mode 0700."""
+        return self.root / "identity"
+
+    @property
     def repository(self) -> Path:
         """The TUF repository that devices read: `metadata/` and `targets/`."""
         return self.root / "repository"
@@ -74,7 +79,9 @@ class DataFolder:
         """Make every folder that is missing; returns itself."""
         self.root.mkdir(parents=True, exist_ok=True)
         for folder in self.places():
-            folder.mkdir(exist_ok=True, mode=0o700 if folder in (self.broker, self.keys, self.devices) else 0o777)
+            folder.mkdir(
+                exist_ok=True, mode=0o700 if folder in (self.broker, self.keys, self.identity, self.devices) else 0o777
+            )
         return self
 
     def places(self) -> tuple[Path, ...]:
@@ -89,5 +96,6 @@ class DataFolder:
             self.logs,
             self.broker,
             self.keys,
+            self.identity,
             self.devices,
         )

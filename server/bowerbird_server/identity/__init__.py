@@ -1,0 +1,1 @@
+"""Who a device is: the certificate authority, invitations, claims, renewals, and what makes a clone noticed."""
