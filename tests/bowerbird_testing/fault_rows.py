@@ -93,6 +93,7 @@ ROWS: Mapping[str, Row] = {
     "access_rules_deny_the_device": Row(
         "the broker takes the connection and denies the frames, then its rules are mended", _FLEET
     ),
+    "certificate_expired": Row("the device's certificate is past its end, then the broker's", _FLEET),
     "five_hundred_agents_reconnect_at_once": Row("the broker dies under 500 connected devices", _FLEET),
     "slow_consumer": Row("ingest needs a third of a second for a group while a device has all it can send", _INGEST),
     "seeded_soak_mixes_them": Row("random kills of agents, ingest, broker and delivery over a link that resets", _SOAK),

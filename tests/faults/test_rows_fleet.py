@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import queue
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from bowerbird_agent.mqtt_link import BrokerSettings, LinkDown, MqttLink
+from bowerbird_agent.mqtt_link import BrokerSettings, LinkDown, LinkUp, MqttLink
 from bowerbird_server.broker import SERVER_USER, BrokerAddress, access_rules
+from bowerbird_server.identity.authority import Authority, key_pem
 from bowerbird_testing import fault_processes
-from bowerbird_testing.broker import Mosquitto
+from bowerbird_testing.broker import Mosquitto, free_port
 from bowerbird_testing.fault_device import Promises, captured
 from bowerbird_testing.fault_rows import row
 from bowerbird_testing.fault_site import FaultSite, run_checker
@@ -85,6 +89,75 @@ def test_access_rules_deny_the_device(tmp_path: Path, start_broker: Callable[...
         broker.reload(acl=right)
         drain(device)
     assert site.check()["rows"] == 20
+
+
+class Certificates:
+    """An authority, and the files that a broker with TLS reads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._now = folder, datetime.now(tz=UTC)
+        self.authority = Authority.open(folder / "identity", now=self._now - timedelta(days=200))
+        self.root = folder / "root.pem"
+        self.root.write_bytes(self.authority.root_pem)
+        self.port = free_port()
+
+    def listener(self, days_ago: int) -> list[str]:
+        """Lines of mosquitto.conf for a port that asks for certificates; its own was made so many days ago."""
+        file = self._folder / f"server-{days_ago}.pem"
+        file.write_bytes(self.authority.server_certificate(["127.0.0.1"], now=self._now - timedelta(days=days_ago)))
+        return [
+            f"listener {self.port} 127.0.0.1",
+            f"cafile {self.root}",
+            f"certfile {file}",
+            f"keyfile {file}",
+            "require_certificate true",
+            "use_identity_as_username true",
+        ]
+
+    def give(self, context: ssl.SSLContext, days_ago: int) -> None:
+        """A certificate that was made so many days ago, for the next connections of a device; it is good for 45."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        leaf = self.authority.device_certificate(
+            "cam-01", key.public_key(), generation=1, now=self._now - timedelta(days=days_ago)
+        )
+        file = self._folder / f"device-{days_ago}.pem"
+        file.write_bytes(key_pem(key) + leaf)
+        context.load_cert_chain(file)
+
+
+@row("certificate_expired")
+def test_certificate_expired(tmp_path: Path, start_broker: Callable[..., Mosquitto]) -> None:
+    """First the device's, then the broker's: frames wait, nothing is sent past it, and a new certificate is all that it takes."""
+    certificates = Certificates(tmp_path)
+    broker = start_broker(settings=certificates.listener(0))
+    site = FaultSite(tmp_path / "site", broker)
+    site.fill(20)
+    context = ssl.create_default_context(cafile=str(certificates.root))
+    certificates.give(context, 60)
+
+    def refused(device: UploadingDevice) -> None:
+        before = len(device.seen)
+        device.run(lambda: sum(isinstance(event, LinkDown) for event in device.seen[before:]) >= 2)
+        assert not any(isinstance(event, LinkUp) for event in device.seen[before:])
+
+    with site.serving(), site.device(port=certificates.port, tls=context) as device:
+        refused(device)
+        assert sum(device.spool.counts().values()) == 20
+        certificates.give(context, 0)
+        drain(device)
+        broker.kill()
+        promises = Promises(site.promises())
+        for number in range(20, 40):
+            assert promises.put(device.spool, *captured(number))
+        promises.close()
+        broker.settings = certificates.listener(60)
+        broker.start()
+        device.run(lambda: isinstance(device.seen[-1], LinkDown))
+        refused(device)
+        broker.settings = certificates.listener(0)
+        broker.restart()
+        drain(device)
+    assert site.check()["rows"] == 40
 
 
 def many_links(names: list[str], host: str, port: int) -> None:
