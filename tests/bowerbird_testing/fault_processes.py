@@ -6,7 +6,6 @@ asked for them. Each writes its log into a file of its own.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
@@ -22,13 +21,20 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["bowerbird_server.ingest", "bowerbird_server.delivery", "bowerbird_agent.mqtt_link", "bowerbird_agent.upload_runner"]
 )
-_PR_SET_PDEATHSIG = 1
 
 
 def _begin(log: str, function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    threading.Thread(target=_die_with_the_parent, daemon=True).start()
     logging.basicConfig(filename=log, level=logging.INFO, format="%(asctime)s %(process)d %(name)s %(message)s", force=True)
     function(*arguments)
+
+
+def _die_with_the_parent() -> None:
+    """The server that forks lives as long as one of its children does: the death of whoever asked for them must be noticed here."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def start(log: Path, function: Callable[..., None], *arguments: Any) -> BaseProcess:

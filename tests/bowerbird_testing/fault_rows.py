@@ -106,7 +106,8 @@ def row(name: str) -> pytest.MarkDecorator:
     Raises:
         KeyError: there is no such row.
     """
-    assert ROWS[name]
+    if name not in ROWS:
+        raise KeyError(f"no row {name} in the table of faults")
     return pytest.mark.fault_row(name)
 
 

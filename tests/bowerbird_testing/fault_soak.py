@@ -24,8 +24,11 @@ from bowerbird_testing.fault_device import work
 from bowerbird_testing.fault_site import FaultSite
 from bowerbird_testing.thin_link import ThinLink
 
-AGENTS = ("cam-01", "cam-02")
+# One sends many small frames, the other large ones, in parts, from a spool that is soon full.
+KINDS: dict[str, dict[str, Any]] = {"cam-01": {}, "cam-02": {"size": 24_000, "every_s": 0.2, "max_bytes": 2_300_000}}
+AGENTS = tuple(KINDS)
 WORKERS = 2
+LINK_BYTES_PER_S = 250_000
 # Victim -> weight. The broker's death takes everybody's connection with it.
 VICTIMS = {"agent": 4, "ingest": 4, "delivery": 1, "broker": 1}
 
@@ -66,7 +69,14 @@ class Soak:
             broker = running.enter_context(Mosquitto(self.folder / "broker"))
             site = FaultSite(self.folder / "site", broker, AGENTS)
             link = running.enter_context(
-                ThinLink(broker.host, broker.port, rtt_s=0.004, reset_every_s=3.0, seed=self.seed + self.step)
+                ThinLink(
+                    broker.host,
+                    broker.port,
+                    bytes_per_s=LINK_BYTES_PER_S,
+                    rtt_s=0.02,
+                    reset_every_s=3.0,
+                    seed=self.seed + self.step,
+                )
             )
             parts = _Parts(self, site, link)
             running.callback(parts.end_all)
@@ -174,5 +184,5 @@ class _Parts:
             life = self._soak.next_life()
             # Each second life over the link that resets, so that there is progress as well.
             way = {"host": self._link.host, "port": self._link.port} if life % 2 else {}
-            values = {"life": life, "every_s": self._soak.every_s, **way, **order}
+            values = {"life": life, "every_s": self._soak.every_s, **KINDS[name], **way, **order}
             self._processes[name] = fault_processes.start(log, work, site.order(name, **values))

@@ -85,8 +85,8 @@ def _restore(inode: int, live: Path | None, shadow: Path, into: Path, disk: Disk
     into.mkdir(parents=True)
     here: dict[str, tuple[int, bool, Path | None]] = {}
     if live is not None:
-        for path in sorted(live.iterdir()):
-            here[path.name] = (path.stat().st_ino, path.is_dir(), path)
+        for entry in sorted(live.iterdir()):
+            here[entry.name] = (entry.stat().st_ino, entry.is_dir(), entry)
     names = here
     if disk == "strict" or (disk == "mixed" and dice.random() < 0.5):
         noted = shadow / f"d{inode}"
@@ -173,7 +173,10 @@ def _weaken(how: str) -> None:
 
         spool_files.FrameFiles.write = write  # type: ignore[method-assign]
     elif how == "no fsync of the folder":
-        spool_files.FrameFiles._sync_folder = lambda _self: None  # type: ignore[method-assign]
+                def not_at_all(self: spool_files.FrameFiles) -> None:
+            del self
+
+        spool_files.FrameFiles._sync_folder = not_at_all  # type: ignore[method-assign]
 
 
 def main(argv: list[str]) -> None:

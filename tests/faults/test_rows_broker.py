@@ -11,6 +11,7 @@ import pytest
 from bowerbird_agent.errors import SpoolFull
 from bowerbird_agent.mqtt_link import LinkDown, LinkUp, Published
 from bowerbird_agent.spool import FrameState
+from bowerbird_server import ingest
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.fault_device import Promises, captured
 from bowerbird_testing.fault_rows import row
@@ -93,7 +94,10 @@ def test_broker_lowers_its_packet_limit_at_run_time(tmp_path: Path, start_broker
 
 
 @row("broker_enforces_receive_maximum_4_with_1000_spooled")
-def test_broker_enforces_receive_maximum_4_with_1000_spooled(tmp_path: Path, start_broker: Callable[..., Mosquitto]) -> None:
+def test_broker_enforces_receive_maximum_4_with_1000_spooled(
+    tmp_path: Path, start_broker: Callable[..., Mosquitto], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ingest, "GROUP_WAIT_S", 0.002)  # no group is larger than what is out
     site = FaultSite(tmp_path / "site", start_broker(settings=["max_inflight_messages 4"]))
     site.fill(1000, size=200)
     with site.serving(), site.device() as device:
