@@ -173,7 +173,8 @@ def _weaken(how: str) -> None:
 
         spool_files.FrameFiles.write = write  # type: ignore[method-assign]
     elif how == "no fsync of the folder":
-                def not_at_all(self: spool_files.FrameFiles) -> None:
+
+        def not_at_all(self: spool_files.FrameFiles) -> None:
             del self
 
         spool_files.FrameFiles._sync_folder = not_at_all  # type: ignore[method-assign]
