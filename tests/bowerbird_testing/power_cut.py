@@ -181,7 +181,10 @@ def _weaken(how: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    """Die at change 1, 2, 3 … until the work is through without a death."""
+    """Die at change 1, 2, 3 … until the work is through without a death.
+
+    Says the number of each on stdout and waits for a line on stdin, so that whoever looks at the folder can clear it away first.
+    """
     options = json.loads(Path(argv[0]).read_text())
     base, every = Path(options["base"]), int(options["every"])
     _weaken(options["weak"])
@@ -198,6 +201,10 @@ def main(argv: list[str]) -> None:
             work_a_spool(beside / "spool", beside)
             os._exit(0)
         _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status) and os.WEXITSTATUS(status) != 0:
+            raise SystemExit(f"the work failed before change {at}")
+        print(at, flush=True)
+        sys.stdin.readline()
         if os.WIFEXITED(status):
             return
         at += every

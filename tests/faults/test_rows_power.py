@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ from bowerbird_testing.fault_device import write_order
 from bowerbird_testing.fault_rows import row
 from bowerbird_testing.fault_site import Discrepancy, FaultSite, run_checker
 from bowerbird_testing.mqtt_device import wait_until
-from bowerbird_testing.power_cut import DISKS, Control, after_the_cut, compiled_shim, shim_environment
+from bowerbird_testing.power_cut import DISKS, Control, Disk, after_the_cut, compiled_shim, shim_environment
 
 
 @pytest.fixture
@@ -49,32 +50,55 @@ def power_cuts(memory_disk: Path, library: Path, dice: random.Random, *, first: 
         library, control=Control(memory_disk / "control").path, root=memory_disk / "none", shadow=memory_disk / "none-shadow"
     )
     argv = [sys.executable, "-m", "bowerbird_testing.power_cut", str(options)]
-    done = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    cases = []
-    for beside in sorted(memory_disk.glob("[0-9]*"), key=lambda path: int(path.name)):
-        for disk in ("strict", dice.choice(DISKS[1:])):
-            spool = after_the_cut(beside / "spool", beside / "shadow", beside / disk, disk, dice)
-            Spool(spool, max_bytes=MIN_SPOOL_BYTES).close()  # the next boot
-            server = beside / "server"
-            cases.append(
-                {
-                    "name": f"change {beside.name}, {disk}",
-                    "devices": [
-                        {
-                            "device": "cam-01",
-                            "spool": str(spool),
-                            "accepted": str(beside / "accepted"),
-                            "may_drop": {"not_chosen": None},
-                        }
-                    ],
-                    "server_has": server.read_text().split() if server.exists() else [],
-                }
-            )
-    numbers = run_checker(cases, memory_disk / "check")
-    assert max(one["evicted"] for one in numbers) >= 1, "the work of the child includes an eviction"
-    assert max(one["committed"] for one in numbers) == 2
-    return len(cases)
+    cases: list[dict[str, Any]] = []
+    most: Counter[str] = Counter()
+    looked_at = 0
+
+    def check() -> None:
+        nonlocal looked_at
+        for numbers in run_checker(cases, memory_disk / "check"):
+            looked_at += 1
+            for key in ("evicted", "committed"):
+                most[key] = max(most[key], numbers[key])
+        for case in cases:
+            shutil.rmtree(case["devices"][0]["spool"])
+        cases.clear()
+
+    with subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for line in process.stdout:
+            beside = memory_disk / line.strip()
+            for disk in (DISKS[0], dice.choice(DISKS[1:])):
+                spool = after_the_cut(beside / "spool", beside / "shadow", beside / disk, disk, dice)
+                Spool(spool, max_bytes=MIN_SPOOL_BYTES).close()  # the next boot
+                cases.append(power_case(beside, disk))
+            shutil.rmtree(beside / "spool")
+            shutil.rmtree(beside / "shadow")
+            if len(cases) >= 60:
+                check()
+            process.stdin.write("\n")
+            process.stdin.flush()
+        check()
+    assert process.returncode == 0
+    assert (most["evicted"] >= 1, most["committed"]) == (True, 2), "the work of the child includes an eviction and two receipts"
+    return looked_at
+
+
+def power_case(beside: Path, disk: Disk) -> dict[str, Any]:
+    """One disk for the checker: what was promised and what had a receipt stands beside it."""
+    server = beside / "server"
+    device = {
+        "device": "cam-01",
+        "spool": str(beside / disk),
+        "accepted": str(beside / "accepted"),
+        "may_drop": {"not_chosen": None},
+    }
+    return {
+        "name": f"change {beside.name}, {disk}",
+        "devices": [device],
+        "server_has": server.read_text().split() if server.exists() else [],
+    }
 
 
 @row("agent_power_cut_at_each_spool_step")
