@@ -1,12 +1,14 @@
-"""Frames per second of ingest, as a share of what a bare subscriber reaches that writes and syncs the same bytes in the same groups.
+"""Frames per second of ingest, as a share of what a bare subscriber reaches that writes and syncs the same bytes in the same
+groups.
 
     python benchmarks/ingest.py [--quick] [--folder DIR] [--workers N]
 
-In: nothing; it starts its own mosquitto and publisher for each pass. Out: both rates, and the figure as a last line of JSON: the median
-over pairs of passes of ingest's rate over the bare subscriber's (goal: at least 0.7). Frames are JPEGs of 60 kB, QoS 1; a pass
-ends with the last committed row, of the bare subscriber with the last acknowledged message. The bare subscriber takes the same
-messages in the same groups (32 frames or 50 ms), writes each image to a file, flushes the file system once a group, as ingest does, and
-acknowledges; it verifies nothing, keeps no rows and sends no receipts. Passes alternate, since disks drift.
+In: nothing; it starts its own broker and publisher for each pass, which speak TLS as a site does, both arms alike. Out: both
+rates, and the figure as a last line of JSON: the median over pairs of passes of ingest's rate over the bare subscriber's (goal:
+at least 0.7). Frames are JPEGs of 60 kB, QoS 1; a pass ends with the last committed row, of the bare subscriber with the last
+acknowledged message. The bare subscriber takes the same messages in the same groups (32 frames or 50 ms), writes each image to
+a file, flushes the file system once a group, as ingest does, and acknowledges; it verifies nothing, keeps no rows and sends no
+receipts. Passes alternate, since disks drift.
 
 Beside the figure: the 99th percentile of the time from publishing a frame to its receipt at half of ingest's own rate, and with
 `--workers N` the rate of N processes that share the frames out, over that of one such process.
@@ -25,7 +27,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -36,14 +38,14 @@ from figure import report
 
 from bowerbird_server import ingest
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.broker import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.catalogue.frames import blobs_of
+from bowerbird_server.ingest_share import client_ids
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import MqttSession
-from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message, jpeg
 from bowerbird_testing.mqtt_device import MqttDevice
+from bowerbird_testing.tls_broker import TlsBroker
 from bowerbird_wire.codec import decode, decode_frame_header, encode_frame
 from bowerbird_wire.messages import Receipt
 
@@ -54,6 +56,7 @@ PUBLISHER = """
 import sys, pathlib, paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 client = mqtt.Client(CallbackAPIVersion.VERSION2, 'cam-01', protocol=mqtt.MQTTv5)
+client.tls_set(ca_certs=sys.argv[3], certfile=sys.argv[4], keyfile=sys.argv[4])
 client.connect('127.0.0.1', int(sys.argv[1])); client.loop_start()
 last = None
 for path in sorted(pathlib.Path(sys.argv[2]).iterdir()):
@@ -62,9 +65,18 @@ last.wait_for_publish(600)
 """
 
 
-def publish(port: int, messages: Path) -> subprocess.Popen[bytes]:
+def broker_in(folder: Path, clients: Sequence[str] = ()) -> TlsBroker:
+    """The server's own broker, whose queues hold whatever a pass sends."""
+    folder.mkdir()
+    return TlsBroker(folder, {"cam-01": "demo"}, clients=("bare", *clients), settings=BROKER_SETTINGS)
+
+
+def publish(site: TlsBroker, messages: Path) -> subprocess.Popen[bytes]:
     """The frames of a folder, as fast as the broker takes them, from a process of its own."""
-    return subprocess.Popen([sys.executable, "-c", PUBLISHER, str(port), str(messages)])
+    address = site.address("cam-01")
+    return subprocess.Popen(
+        [sys.executable, "-c", PUBLISHER, str(address.port), str(messages), address.ca_file, address.certificate]
+    )
 
 
 def timed(start: Callable[[], None], count: Callable[[], int], frames: int) -> float:
@@ -78,9 +90,9 @@ def timed(start: Callable[[], None], count: Callable[[], int], frames: int) -> f
     return time.monotonic() - began
 
 
-def bare(address: BrokerAddress, folder: Path, messages: Path, frames: int) -> float:
+def bare(site: TlsBroker, folder: Path, messages: Path, frames: int) -> float:
     """The baseline."""
-    session = MqttSession(address, "bare", ["bowerbird/v1/+/up/+/frame"], receive_maximum=ingest.RECEIVE_MAXIMUM)
+    session = MqttSession(site.server, "bare", ["bowerbird/v1/+/up/+/frame"], receive_maximum=ingest.RECEIVE_MAXIMUM)
     stop, taken = threading.Event(), [0]
     syncfs = ctypes.CDLL(None, use_errno=True).syncfs
     handle = os.open(folder, os.O_RDONLY)
@@ -101,7 +113,7 @@ def bare(address: BrokerAddress, folder: Path, messages: Path, frames: int) -> f
     session.start()
     thread.start()
     time.sleep(1.5)
-    seconds = timed(lambda: publishers.append(publish(address.port, messages)), lambda: taken[0], frames)
+    seconds = timed(lambda: publishers.append(publish(site, messages)), lambda: taken[0], frames)
     stop.set()
     thread.join()
     session.stop()
@@ -110,12 +122,13 @@ def bare(address: BrokerAddress, folder: Path, messages: Path, frames: int) -> f
 
 
 @contextmanager
-def processes(address: BrokerAddress, root: Path, workers: int) -> Iterator[DataFolder]:
+def processes(site: TlsBroker, root: Path, workers: int) -> Iterator[DataFolder]:
     """Ingest as so many processes of their own, all of them subscribed."""
     folder = DataFolder(root).make()
     with Catalogue(folder.catalogue) as cat:
         fleet.add_device(cat, "cam-01", "demo", "benchmark")
-    argv = [sys.executable, "-m", "bowerbird_testing.ingest_child", str(folder.root), address.host, str(address.port), "-", "1"]
+    address = f"@{site.broker.address_path}"
+    argv = [sys.executable, "-m", "bowerbird_testing.ingest_child", str(folder.root), address, "0", "-", "1"]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "tests")}
     running = [
         subprocess.Popen([*argv, str(number), str(workers)], env=environment, stderr=subprocess.DEVNULL)
@@ -130,21 +143,21 @@ def processes(address: BrokerAddress, root: Path, workers: int) -> Iterator[Data
             process.wait()
 
 
-def rate_of_processes(address: BrokerAddress, root: Path, messages: Path, frames: int, workers: int) -> float:
+def rate_of_processes(site: TlsBroker, root: Path, messages: Path, frames: int, workers: int) -> float:
     """Frames per second of `workers` processes."""
-    with processes(address, root, workers) as folder, Catalogue(folder.catalogue) as cat:
+    with processes(site, root, workers) as folder, Catalogue(folder.catalogue) as cat:
         seconds = timed(
-            lambda: publishers.append(publish(address.port, messages)),
+            lambda: publishers.append(publish(site, messages)),
             lambda: int(cat.value("SELECT count(*) FROM frame")),
             frames,
         )
     return frames / seconds
 
 
-def receipt_p99_s(address: BrokerAddress, root: Path, messages: Path, per_s: float) -> float:
+def receipt_p99_s(site: TlsBroker, root: Path, messages: Path, per_s: float) -> float:
     """99th percentile of the time from publishing a frame to its receipt, at a steady rate."""
     sent, answered = {}, {}
-    with processes(address, root, 1), MqttDevice(address, "cam-01") as device:
+    with processes(site, root, 1), MqttDevice(site.address("cam-01"), "cam-01") as device:
         receive = device.client.on_message
 
         def on_message(client: Any, data: Any, message: Any) -> None:
@@ -167,17 +180,17 @@ def receipt_p99_s(address: BrokerAddress, root: Path, messages: Path, per_s: flo
     return waits[int(0.99 * (len(waits) - 1))]
 
 
-def ours(address: BrokerAddress, root: Path, messages: Path, frames: int) -> float:
+def ours(site: TlsBroker, root: Path, messages: Path, frames: int) -> float:
     """Ingest as it is, to the committed row."""
     folder = DataFolder(root).make()
     with Catalogue(folder.catalogue) as cat:
         fleet.add_device(cat, "cam-01", "demo", "benchmark")
         stop = threading.Event()
-        thread = threading.Thread(target=ingest.run, args=(folder, address, stop))
+        thread = threading.Thread(target=ingest.run, args=(folder, site.server, stop))
         thread.start()
         time.sleep(1.5)
         seconds = timed(
-            lambda: publishers.append(publish(address.port, messages)),
+            lambda: publishers.append(publish(site, messages)),
             lambda: int(cat.value("SELECT count(*) FROM frame")),
             frames,
         )
@@ -216,23 +229,21 @@ def main() -> int:
             for arm in ("bare", "ingest") if number % 2 == 0 else ("ingest", "bare"):
                 folder = root / f"{arm}-{number}"
                 folder.mkdir()
-                with Mosquitto(root / f"broker-{arm}-{number}", settings=BROKER_SETTINGS) as broker:
-                    address = BrokerAddress(broker.host, broker.port)
+                with broker_in(root / f"broker-{arm}-{number}") as site:
                     run = bare if arm == "bare" else ours
-                    seconds = run(address, folder, messages, frames)
+                    seconds = run(site, folder, messages, frames)
                 rates[arm].append(frames / seconds)
                 print(f"{arm:7} {frames / seconds:6.0f} frames/s", flush=True)
                 shutil.rmtree(folder)
         for process in publishers:
             process.wait()
         half = statistics.median(rates["ingest"]) / 2
-        with Mosquitto(root / "broker-latency", settings=BROKER_SETTINGS) as broker:
-            p99_s = receipt_p99_s(BrokerAddress(broker.host, broker.port), root / "latency", messages, half)
+        with broker_in(root / "broker-latency") as site:
+            p99_s = receipt_p99_s(site, root / "latency", messages, half)
         shared = {}
         for number in (1, options.workers) if options.workers > 1 else ():
-            with Mosquitto(root / f"broker-workers-{number}", settings=BROKER_SETTINGS) as broker:
-                address = BrokerAddress(broker.host, broker.port)
-                shared[number] = rate_of_processes(address, root / f"workers-{number}", messages, frames, number)
+            with broker_in(root / f"broker-workers-{number}", client_ids(number)) as site:
+                shared[number] = rate_of_processes(site, root / f"workers-{number}", messages, frames, number)
     value = statistics.median(ours_ / bare_ for ours_, bare_ in zip(rates["ingest"], rates["bare"], strict=True))
     details = {
         "frames": frames,

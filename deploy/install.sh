@@ -26,7 +26,7 @@ usage: install.sh --wheel FILE | --wheelhouse FOLDER  [options]
   --config FOLDER          the folder that `bowerbird devices add` made: agent.toml, password, root.json
   --model FILE             or write a first agent.toml, which begins with this model (ONNX), and with
   --device ID --site NAME --broker HOST[:PORT] --camera SOURCE
-                           defaults: this machine's name, site, 127.0.0.1:1883, /dev/video0
+                           defaults: this machine's name, site, 127.0.0.1:8883, /dev/video0
 
   --no-start               do not start or restart the service
   --prefix FOLDER          put everything below FOLDER, as any user: no user is made, systemd is not told
@@ -240,14 +240,14 @@ elif [ -n "$config" ]; then
   say "$etc/agent.toml is that of $config"
 elif [ -n "$model" ]; then
   : "${device:=$(uname -n | tr '[:upper:]' '[:lower:]' | tr -cs 'a-z0-9\n' - | sed 's/^-*//; s/-*$//')}"
-  port=1883
+  port=8883
   if [[ $broker =~ ^(.*):([0-9]+)$ ]]; then
     broker=${BASH_REMATCH[1]} port=${BASH_REMATCH[2]}
   fi
   install -m 0640 "$model" "$etc/factory.onnx"
   owned 0640 root "$etc/factory.onnx"
   cat >"$etc/.agent.toml.new" <<TOML
-# Written by install.sh. The folder that \`bowerbird devices add\` makes at the server has a password and the trust for updates as well.
+# Written by install.sh. The folder that \`bowerbird devices add\` makes at the server has a bundle to enrol with and the trust for updates.
 [device]
 id = "$device"
 site = "$site"

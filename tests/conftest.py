@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bowerbird_server.identity.authority import Authority
 from bowerbird_testing import fault_rows
 from bowerbird_testing.broker import Mosquitto, mosquitto_path
 
@@ -66,6 +67,14 @@ def start_broker(tmp_path: Path) -> Iterator[Callable[..., Mosquitto]]:
 def broker(start_broker: Callable[..., Mosquitto]) -> Mosquitto:
     """A running mosquitto that lets everybody in."""
     return start_broker()
+
+
+@pytest.fixture(scope="session")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a certificate authority that all tests of a run share."""
+    folder = tmp_path_factory.mktemp("authority") / "identity"
+    Authority.open(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

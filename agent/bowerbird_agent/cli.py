@@ -16,6 +16,7 @@ import sys
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from bowerbird_agent.cli_enrol import add_enrol
 from bowerbird_agent.cli_explain import add_explain
 from bowerbird_agent.cli_models import add_bench, add_tune
 from bowerbird_agent.cli_options import EXIT_FAILED, EXIT_HUNG, EXIT_OK, EXIT_USAGE, add_command, add_common_options
@@ -33,6 +34,7 @@ _LOG_FORMAT = "%(asctime)s %(levelname)s %(message)s"
 
 _EXAMPLES = """\
 examples:
+  bowerbird-agent enrol bundle.json --config agent.toml
   bowerbird-agent run --config agent.toml
   bowerbird-agent --check-config --config agent.toml
   bowerbird-agent doctor --config agent.toml
@@ -109,6 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--until-done", action="store_true", help="end when all films have ended and the server has every frame")
     run.set_defaults(command=_run)
 
+    add_enrol(commands, _version())
     add_score(commands)
     add_tune(commands)
     add_bench(commands)
@@ -230,7 +233,8 @@ def _begin_again_on_huge_pages(config: AgentConfig) -> None:
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.config import read_config
-    from bowerbird_agent.doctor import FAIL, examine
+    from bowerbird_agent.doctor import examine
+    from bowerbird_agent.findings import FAIL
 
     findings = examine(read_config(arguments.config), str(arguments.config))
     if arguments.json:

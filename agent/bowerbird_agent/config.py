@@ -66,24 +66,35 @@ class DeviceConfig:
 
 @dataclass(frozen=True)
 class BrokerConfig:
-    """The MQTT broker. The password stands in a file of its own, readable by this user only.
+    """The MQTT broker. With TLS the device shows the certificate that it was enrolled with. A password stands in a file of its own,
+    readable by this user only.
 
     Args:
-        host, port: where it listens.
+        host, port: where it listens; port 0 for 8883 with TLS and 1883 without.
+        tls: whether TLS is spoken, 1.2 or newer; without it everybody on the way reads along.
+        ca_file: CA of a broker that is not the server's own; None for the one that came with the enrolment.
+        certificate_file: key and certificate in one PEM file for such a broker; None for those of the enrolment.
         username: None for the device's id.
         password_file: first line is the password; None for no password.
         keepalive_s: seconds without traffic after which both sides ask whether the other still lives.
     """
 
     host: str
-    port: int = 1883
+    port: int = 0
+    tls: bool = True
+    ca_file: Path | None = None
+    certificate_file: Path | None = None
     username: str | None = None
     password_file: Path | None = None
     keepalive_s: int = 30
 
     def __post_init__(self) -> None:
         _require(bool(self.host), "host is empty; name the broker's address")
-        _require(1 <= self.port <= 65535, f"port is {self.port}; it must be 1 to 65535")
+        _require(0 <= self.port <= 65535, f"port is {self.port}; it must be 1 to 65535")
+        if self.port == 0:
+            object.__setattr__(self, "port", 8883 if self.tls else 1883)
+        named = self.ca_file or self.certificate_file
+        _require(self.tls or not named, "tls is false; ca_file and certificate_file are for TLS")
         _require(5 <= self.keepalive_s <= 3600, f"keepalive_s is {self.keepalive_s}; it must be 5 to 3600")
 
 
@@ -319,13 +330,16 @@ def check_files(config: AgentConfig, source: str) -> None:
         ("model.factory", config.model.factory),
         ("update.trusted_root", config.update.trusted_root),
         ("broker.password_file", config.broker.password_file),
+        ("broker.ca_file", config.broker.ca_file),
+        ("broker.certificate_file", config.broker.certificate_file),
     )
     found += [
         f"{key}: {path} does not exist; check the path" for key, path in pointed if path is not None and not path.exists()
     ]
-    password_file = config.broker.password_file
-    if password_file is not None and password_file.is_file() and password_file.stat().st_mode & 0o077:
-        found.append(f"broker.password_file: others can read {password_file}; run `chmod 600 {password_file}`")
+    for key in ("password_file", "certificate_file"):
+        secret = getattr(config.broker, key)
+        if secret is not None and secret.is_file() and secret.stat().st_mode & 0o077:
+            found.append(f"broker.{key}: others can read {secret}; run `chmod 600 {secret}`")
     if config.model.factory is None and config.update.trusted_root is None:
         found.append(
             "model.factory: neither a factory model nor update.trusted_root is given, so no model would ever run; name one"
@@ -361,7 +375,12 @@ def _absolute(config: AgentConfig, folder: Path) -> AgentConfig:
     return replace(
         config,
         device=replace(config.device, state_dir=folder / config.device.state_dir.expanduser()),
-        broker=replace(config.broker, password_file=at(config.broker.password_file)),
+        broker=replace(
+            config.broker,
+            password_file=at(config.broker.password_file),
+            ca_file=at(config.broker.ca_file),
+            certificate_file=at(config.broker.certificate_file),
+        ),
         update=replace(config.update, trusted_root=at(config.update.trusted_root)),
         model=replace(config.model, factory=at(config.model.factory)),
         cameras=cameras,
@@ -412,7 +431,7 @@ def summary(config: AgentConfig) -> dict[str, Any]:
         "device": config.device.id,
         "site": config.device.site,
         "state_dir": str(config.device.state_dir),
-        "broker": f"{config.broker.host}:{config.broker.port}",
+        "broker": f"{'mqtts' if config.broker.tls else 'mqtt'}://{config.broker.host}:{config.broker.port}",
         "cameras": {camera.name: without_password(camera.source) for camera in config.cameras},
         "factory_model": None if config.model.factory is None else str(config.model.factory),
     }

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.attempt import cameras_hang
+from bowerbird_agent.broker_tls import tls_of
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
@@ -43,6 +44,7 @@ from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
 from bowerbird_agent.publish import LocalPublisher
 from bowerbird_agent.reload import reload_plan
+from bowerbird_agent.renewal import identity_facts, renewals_of
 from bowerbird_agent.sd_notify import Notifier
 from bowerbird_agent.select import Selector
 from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
@@ -172,6 +174,7 @@ class Device:
             version,
             lambda: self._guard.state,
             uplink=lambda: self._control.uplink,
+            identity=lambda: identity_facts(config, self._link.take_overs),
         )
         self._link = MqttLink(
             BrokerSettings(
@@ -180,6 +183,7 @@ class Device:
                 config.broker.username or device.id,
                 password,
                 keepalive_s=config.broker.keepalive_s,
+                tls=tls_of(config.broker, device.state_dir),
             ),
             device.site,
             device.id,
@@ -187,6 +191,7 @@ class Device:
             online=vitals.status,
             offline=vitals.offline(),
         )
+        self._renewals = renewals_of(config, lambda _new: self._link.reconnect("a renewed certificate"))
         self._publisher = LocalPublisher(
             config.publish,
             device.site,
@@ -247,6 +252,8 @@ class Device:
                 if self._metrics is not None:
                     self._stages.start("metrics", self._metrics.run, self._pulses["metrics"])
                 self._link.start()
+                if self._renewals is not None:
+                    self._renewals.start()
                 if self._models.updates is not None:
                     self._pulses["update"].beat()
                     self._models.updates.start()
@@ -319,6 +326,8 @@ class Device:
         self._storing.stop()
         if self._models.updates is not None:
             self._models.updates.stop(timeout_s=STAGE_S["update"])
+        if self._renewals is not None:
+            self._renewals.stop()
         self._link.stop(timeout_s=STAGE_S["link"])
         self._hanging = self._stages.join(STAGE_S["threads"])
         if self._hanging:

@@ -1,25 +1,25 @@
 """Looks at everything an agent needs and says what is missing: machine, runtimes, files, disk, clock, model, cameras, broker.
 
 In: a configuration. Out: one `Finding` per point, each with what to do when it is not well. It changes nothing but a probe file in the
-state folder, and signs in at the broker under a name of its own so that a running agent keeps its connection.
+state folder, and leaves a running agent its connection.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import socket
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bowerbird_agent.autotune import REFERENCE_RUNTIME
 from bowerbird_agent.capture import kind_of, open_camera
-from bowerbird_agent.config import check_files, read_password
+from bowerbird_agent.config import check_files
+from bowerbird_agent.doctor_link import examine_link
 from bowerbird_agent.errors import AgentError, ConfigError
+from bowerbird_agent.findings import ABSENT, FAIL, OK, WARN, Finding
 from bowerbird_agent.model_config import AUTO
 from bowerbird_models.errors import ModelError
 from bowerbird_models.runtimes import available
@@ -31,28 +31,15 @@ if TYPE_CHECKING:
     from bowerbird_agent.config import AgentConfig
     from bowerbird_models.runtimes import RuntimeFound
 
-OK, WARN, FAIL = "ok", "warn", "fail"
-ABSENT = "-"  # something that this device can do without is not here
 _CAMERA_TIMEOUT_S = 15.0
-_BROKER_TIMEOUT_S = 8.0
 # This release was made after that moment; an earlier clock is wrong.
 _NOT_BEFORE_S = 1_767_225_600
 _SLOW_FSYNC_S = 0.5
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One point: state "ok", "warn", "fail" (something cannot work) or "-" (can be had), what was found, and what to do."""
-
-    name: str
-    state: str
-    found: str
-    advice: str = ""
-
-
 def examine(config: AgentConfig, source: str) -> list[Finding]:
     """All findings, quick ones first. Nothing raises: what goes wrong is a finding."""
-    checks: list[tuple[str, Callable[[], Finding]]] = [
+    checks: list[tuple[str, Callable[[], Finding | list[Finding]]]] = [
         ("machine", _machine),
         *((f"runtime {found.name}", lambda found=found: _runtime(found, config)) for found in available()),
         ("opencv", _opencv),
@@ -61,12 +48,13 @@ def examine(config: AgentConfig, source: str) -> list[Finding]:
         ("clock", _clock),
         ("model", lambda: _model(config)),
         *((f"camera {camera.name}", lambda camera=camera: _camera(camera)) for camera in config.cameras),
-        ("broker", lambda: _broker(config)),
+        ("link", lambda: examine_link(config)),
     ]
-    found = []
+    found: list[Finding] = []
     for name, check in checks:
         try:
-            found.append(check())
+            result = check()
+            found += result if isinstance(result, list) else [result]
         except (AgentError, ModelError, OSError) as error:
             found.append(Finding(name, FAIL, str(error)))
         except ImportError as error:
@@ -240,43 +228,3 @@ def _look_through(config: CameraConfig) -> Finding:
     if camera.live and is_dark(look_at(image, Framing(config.to_source()).visible)):
         return Finding(name, WARN, f"{found}, dark", ADVICE["dark"])
     return Finding(name, OK, found)
-
-
-def _broker(config: AgentConfig) -> Finding:
-    import paho.mqtt.client as paho
-    from paho.mqtt.enums import CallbackAPIVersion
-    from paho.mqtt.reasoncodes import ReasonCode
-
-    broker = config.broker
-    where = f"{broker.host}:{broker.port}"
-    try:
-        socket.create_connection((broker.host, broker.port), timeout=_BROKER_TIMEOUT_S).close()
-    except OSError as error:
-        return Finding(
-            "broker", FAIL, f"{where}: {error.strerror or error}", "check broker.host and port, and that the server runs"
-        )
-    answered = threading.Event()
-    reasons: list[str] = []
-
-    def on_connect(client: object, userdata: object, flags: object, reason: ReasonCode, properties: object) -> None:
-        del client, userdata, flags, properties
-        if reason.is_failure:
-            reasons.append(str(reason))
-        answered.set()
-
-    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=f"{config.device.id}-doctor", protocol=paho.MQTTv5)
-    client.on_connect = on_connect
-    password = read_password(broker)
-    client.username_pw_set(broker.username or config.device.id, password)
-    client.connect(broker.host, broker.port, 10)
-    client.loop_start()
-    in_time = answered.wait(_BROKER_TIMEOUT_S)
-    client.disconnect()
-    client.loop_stop()
-    if not in_time:
-        return Finding("broker", FAIL, f"{where} does not answer as an MQTT broker", "check the port")
-    if reasons:
-        return Finding(
-            "broker", FAIL, f"{where} refuses: {reasons[0]}", "check username and password file; register the device again"
-        )
-    return Finding("broker", OK, f"{where} lets {broker.username or config.device.id} in")

@@ -68,10 +68,14 @@ class Vitals:
     guard: Callable[[], GuardState]
     reload: ReloadNews = field(default_factory=ReloadNews)
     uplink: Callable[[], Mapping[str, object]] = dict
+    identity: Callable[[], Mapping[str, object]] = dict
 
     def status(self) -> Status:
-        """The retained presence while connected."""
-        extra = {"runtime": dict(self.inference.runs_with)} if self.inference.runs_with else {}
+        """The retained presence while connected; `identity`: generation of the certificate, connections that were taken over."""
+        extra: dict[str, object] = {"runtime": dict(self.inference.runs_with)} if self.inference.runs_with else {}
+        identity = dict(self.identity())
+        if identity:
+            extra["identity"] = identity
         return Status("online", self.boot_id, self.agent_version, self.inference.model_digest, now_ms(), extra)
 
     def offline(self) -> Status:

@@ -30,12 +30,14 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from bowerbird_agent.errors import AgentError
 from bowerbird_agent.paho_client import CountingClient, Traffic
 from bowerbird_agent.reconnect import ReconnectDelay
 from bowerbird_agent.spending import Spending
 from bowerbird_wire import codec
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.messages import Status
+from bowerbird_wire.tls_faults import OTHER, explain_tls, tls_fault
 from bowerbird_wire.topics import DOWN, BlocksTopic, CreditTopic, DeviceTopic, StatusTopic, parse_topic
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ _TCP_NOTSENT_LOWAT = 25  # Linux; the socket module does not name it
 _NOTSENT_BYTES = 16 * 1024
 _DISCONNECT_WITH_WILL = 4
 _SESSION_TAKEN_OVER = 142
+_NOT_AUTHORIZED = 135
+DENIED = "denied"  # beside the codes of tls_faults.py
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class BrokerSettings:
         keepalive_s: MQTT keep-alive, whole seconds.
         max_retry_s: the longest wait between two attempts.
         stall_s: a connection on which no byte arrives for this long is given up; None for three keep-alives.
-        tls: context for TLS, None for plain TCP.
+        tls: -> the context for the next connection, so that a renewed certificate is used from then on; None for plain TCP.
     """
 
     host: str
@@ -67,7 +71,7 @@ class BrokerSettings:
     connect_timeout_s: float = 10.0
     max_retry_s: float = 120.0
     stall_s: float | None = None
-    tls: ssl.SSLContext | None = None
+    tls: Callable[[], ssl.SSLContext] | None = None
 
 
 @dataclass(frozen=True)
@@ -84,11 +88,15 @@ class LinkUp:
 
 @dataclass(frozen=True)
 class LinkDown:
-    """The connection ended or could not be made. `refused`: the broker is there and does not want this device."""
+    """The connection ended or could not be made. `refused`: the broker is there and does not want this device.
+
+    `fault` is a code of `tls_faults.py` where TLS failed, "denied" where the broker passes nothing of this device on; else empty.
+    """
 
     reason: str
     refused: bool = False
     retry_in_s: float = 0.0
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ class _Connection:
         self.number = number
         self.ended = threading.Event()
         self.reason = ""
+        self.fault = ""
         self.refused = False
         self.up = False
         self.progress = False
@@ -158,8 +167,6 @@ class _Connection:
         client.will_set(str(StatusTopic(link.site, link.device)), link.offline_payload(), qos=1, retain=True)
         if broker.username is not None:
             client.username_pw_set(broker.username, broker.password)
-        if broker.tls is not None:
-            client.tls_set_context(broker.tls)
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
@@ -173,11 +180,14 @@ class _Connection:
 
         Raises:
             OSError: nobody there, or TLS fails.
+            AgentError: the certificate cannot be used.
         """
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
         properties.MaximumPacketSize = MAX_INCOMING_BYTES
         properties.SessionExpiryInterval = 0
         broker = self.link.broker
+        if broker.tls is not None:
+            self.client.tls_set_context(broker.tls())
         self.client.connect(broker.host, broker.port, broker.keepalive_s, clean_start=True, properties=properties)
         self.client.loop_start()
 
@@ -211,6 +221,11 @@ class _Connection:
 
     def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:
         self.taken += 1
+        if self.taken == 1 and reason.value == _NOT_AUTHORIZED:
+            # Connected and subscribed all the same: rules are looked at only when something is published.
+            self.refused, self.fault, self.reason = True, DENIED, str(reason)
+            self.ended.set()
+            return
         self.progress = self.progress or self.taken > 1  # the first one is the status
         self.link.put(Published(self.token(mid), accepted=not reason.is_failure))
 
@@ -226,6 +241,7 @@ class _Connection:
 
     def _on_disconnect(self, _c: object, _u: object, _flags: object, reason: ReasonCode, _p: object) -> None:
         self.taken_over = reason.value == _SESSION_TAKEN_OVER
+        self.link.take_overs += self.taken_over and self.up
         self.reason = self.reason or str(reason)
         self.ended.set()
 
@@ -272,6 +288,8 @@ class MqttLink:
         self._thread: threading.Thread | None = None
         self._connections = 0
         self._warned = False
+        self._told_fault = ""
+        self.take_overs = 0  # connections that were up and ended because another one has this device's name
 
     # -- for the agent
 
@@ -295,6 +313,13 @@ class MqttLink:
         if self._thread is not None:
             self._thread.join(max(0.0, deadline_s - time.monotonic()))
             self._thread = None
+
+    def reconnect(self, why: str) -> None:
+        """End the connection that there is and make the next one at once; what was under way is sent again."""
+        connection = self._connection
+        if connection is not None and connection.up:
+            connection.progress, connection.reason = True, why
+            connection.ended.set()
 
     @property
     def connected(self) -> bool:
@@ -372,20 +397,25 @@ class MqttLink:
             connection = _Connection(self, self._connections)
             try:
                 connection.open()
+            except ssl.SSLError as error:
+                connection.fault, connection.reason = tls_fault(error), explain_tls(error)
             except (OSError, ValueError) as error:
                 connection.reason = f"{type(error).__name__}: {error}"
+            except AgentError as error:
+                connection.fault, connection.reason = OTHER, str(error)
             else:
                 self._connection = connection
                 if self._stopping.is_set():
                     connection.ended.set()
                 self._watch(connection)
             self._connection = None
+            self._look_for_refusal(connection)
             connection.client.abandon()
             progress = connection.progress and not connection.taken_over
             retry_in_s = self._delay.after(progress=progress)
             if not self._stopping.is_set():
                 self._tell(connection, retry_in_s)
-            self.put(LinkDown(connection.reason or "closed", connection.refused, retry_in_s))
+            self.put(LinkDown(connection.reason or "closed", connection.refused, retry_in_s, connection.fault))
             self._stopping.wait(retry_in_s)
 
     def _watch(self, connection: _Connection) -> None:
@@ -407,14 +437,28 @@ class MqttLink:
                 connection.reason = connection.reason or "the network thread ended"
                 return
 
+    def _look_for_refusal(self, connection: _Connection) -> None:
+        """With TLS 1.3 a refused certificate looks like a connection that was made and lost at once."""
+        fault = connection.client.tls_fault
+        if fault is not None:
+            connection.fault, connection.reason, connection.refused = tls_fault(fault), explain_tls(fault), True
+
     def _tell(self, connection: _Connection, retry_in_s: float) -> None:
-        """The first failure is a warning that says what to do, the repeats are for the curious."""
-        level = logging.DEBUG if self._warned else logging.WARNING
-        self._warned = True
+        """The first failure of a kind is a warning that says what to do, the repeats are for the curious."""
+        level = logging.DEBUG if self._warned and connection.fault == self._told_fault else logging.WARNING
+        self._warned, self._told_fault = True, connection.fault
         where = f"{self.broker.host}:{self.broker.port}"
-        if connection.refused:
+        if connection.fault == DENIED:
+            what = (
+                f"broker {where} passes nothing of device {self.device} on: it was suspended or retired, or waits for approval"
+            )
+            advice = "ask who runs the server (`bowerbird devices list`); frames wait in the spool"
+        elif connection.fault:
+            what = f"no TLS with broker {where}: {connection.reason}"
+            advice = "frames wait in the spool"
+        elif connection.refused:
             what = f"broker {where} refuses device {self.device} ({connection.reason})"
-            advice = "check broker.username and broker.password_file, and that the server knows the device"
+            advice = "check the certificate, or broker.username and broker.password_file, and that the server knows the device"
         elif connection.taken_over:
             what = f"broker {where} has a newer connection with the name {self.device}"
             advice = "two agents run with one device.id: give each its own"

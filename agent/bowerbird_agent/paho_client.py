@@ -1,16 +1,20 @@
-"""paho's client with the two things that it lacks: a count of every MQTT byte, and an end that cannot hang.
+"""paho's client with what it lacks: a count of every MQTT byte, an end that cannot hang, and the reason why TLS ended.
 
-In: what `paho.mqtt.client.Client` takes. Out: that client, whose traffic is counted where it meets the socket (below MQTT, above
-TLS), so that no packet of paho's own making is missed. The members of paho that are used are private; their presence is tested.
+In: what `paho.mqtt.client.Client` takes. Out: that client, whose traffic is counted where it meets the socket (below MQTT,
+above TLS), so that no packet of paho's own making is missed. With TLS 1.3 a refusal comes after the handshake, where paho would
+drop it. The members of paho that are used are private; their presence is tested.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ssl
 import threading
 from typing import Any
 
 import paho.mqtt.client as paho
+
+from bowerbird_wire.tls_faults import refusal
 
 
 class Traffic:
@@ -34,14 +38,27 @@ class CountingClient(paho.Client):
     def __init__(self, *args: Any, traffic: Traffic, **options: Any) -> None:
         super().__init__(*args, **options)
         self._traffic = traffic
+        self.tls_fault: ssl.SSLError | None = None
 
     def _sock_send(self, buf: bytes | bytearray) -> int:
-        sent = super()._sock_send(buf)
+        try:
+            sent = super()._sock_send(buf)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.tls_fault = self.tls_fault or refusal(error, self._sock)
+            raise
         self._traffic.add(sent=sent)
         return sent
 
     def _sock_recv(self, bufsize: int) -> bytes:
-        data = super()._sock_recv(bufsize)
+        try:
+            data = super()._sock_recv(bufsize)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.tls_fault = self.tls_fault or refusal(error, self._sock)
+            raise
         self._traffic.add(received=len(data))
         return data
 

@@ -24,6 +24,7 @@ from bowerbird_models.durable import write_durably
 from bowerbird_server.blobs import LocalBlobs, sync_folder
 from bowerbird_server.catalogue import fleet, frames, kept
 from bowerbird_server.catalogue.core import Catalogue
+from bowerbird_server.catalogue.identity import forget_tokens
 from bowerbird_server.catalogue_rebuild import read_records
 from bowerbird_server.catalogue_verify import verify_rows
 from bowerbird_server.config import CONFIG_NAME
@@ -42,7 +43,7 @@ _KIND = "bowerbird backup 1"
 _MANIFEST = "backup.json"
 _BLOB_LIST = "blobs.txt"
 _PLAIN = ("packages", "repository", CONFIG_NAME)
-_PRIVATE = ("keys", "broker", "devices", "web.json")
+_PRIVATE = ("keys", "identity", "broker", "devices", "web.json")
 _GROUP_BLOBS, _GROUP_BYTES = 64, 32 * 1024**2
 
 
@@ -152,6 +153,7 @@ def restore(source: Path, data: Path, actor: str, on_progress: OnProgress = lamb
         with Catalogue(folder.catalogue) as cat:
             _apply_tombstones(cat, store, actor)
             fleet.raise_desired_versions(cat, RAISE_BY)
+            forget_tokens(cat)
             cat.log(actor, "site restored", str(manifest["site"]), {"made_at": manifest["made_at"], "raised_by": RAISE_BY})
             broken = kept.faults(cat)
             missing = [fault.text for fault in verify_rows(cat, store, read=False).faults]

@@ -1,15 +1,15 @@
-"""The MQTT broker: its address, and one that is started for you (mosquitto if it is installed, else the `iotcore` wheel).
+"""The MQTT broker that is started for you: mosquitto if it is installed, else the `iotcore` wheel.
 
-In: the folder `broker/` of the data folder, and which devices there are. Out: configuration, hashed passwords, access rules derived
-from the topic types, and the command line that runs the broker; `supervisor.py` runs it. The broker keeps nothing: receipts make
-its disk needless, and what is retained is published again on every connect. It does not start processes itself.
+In: the folder `broker/` of the data folder, which devices there are, the site's authority. Out: configuration, certificates,
+access rules and the command line that runs the broker; `supervisor.py` runs it. mosquitto takes client certificates only; names
+on the deny list have no rules, and their sessions are ended. The broker keeps nothing: receipts make its disk needless, and
+what is retained is published again on every connect. It starts no broker itself and decides nothing about who is trusted.
 """
 
 from __future__ import annotations
 
 import fcntl
 import importlib.util
-import json
 import os
 import secrets
 import shutil
@@ -17,71 +17,29 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
+from bowerbird_server.broker_address import BrokerAddress, write_private
+from bowerbird_server.broker_certificates import BrokerCertificates, hosts_for
+from bowerbird_server.broker_config import MAX_PACKET_BYTES, MosquittoFiles, mosquitto_config
+from bowerbird_server.broker_iotcore_files import read_passwords, rumqttd_config, write_passwords
+from bowerbird_server.broker_kick import SOCKET_NAME, Kicker, KickLogin
+from bowerbird_server.broker_rules import SERVER_USER, AccessRules, access_rules, probe_topic_of, read_devices, read_readers
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
-from bowerbird_wire.codec import MAX_FRAME_BYTES
+from bowerbird_server.identity.authority import is_reserved, random_service_name
 from bowerbird_wire.errors import TopicError
-from bowerbird_wire.topics import DOWN, LOCAL, ROOT, UP, VERSION, CreditTopic, FrameTopic, check_name
+from bowerbird_wire.topics import check_name
 
-SERVER_USER = "bowerbird-server"
+__all__ = ["MAX_PACKET_BYTES", "SERVER_USER", "BrokerAddress", "EmbeddedBroker", "access_rules", "find_program"]
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-MAX_PACKET_BYTES = MAX_FRAME_BYTES + 64 * 1024  # a frame message, its topic and its properties
+SERVICES = ("bowerbird-ingest", "bowerbird-delivery")
 # Debian keeps mosquitto in /usr/sbin, which is not on the PATH of every user.
 _EXTRA_PLACES = ("/usr/sbin", "/usr/local/sbin", "/opt/homebrew/sbin")
-
-
-@dataclass(frozen=True)
-class BrokerAddress:
-    """Where the broker is and who we are there."""
-
-    host: str
-    port: int
-    username: str = ""
-    password: str = field(default="", repr=False)
-    tls: bool = False
-
-    @classmethod
-    def from_url(cls, url: str) -> BrokerAddress:
-        """`mqtt://user:password@host:1883` or `mqtts://...:8883`; user and password may be percent-encoded.
-
-        Raises:
-            BadInput: another scheme, or no host.
-        """
-        try:
-            parts = urlsplit(url)
-            port = parts.port
-        except ValueError as error:
-            raise BadInput(f"broker URL: {error}; write mqtt://user:password@host:1883") from error
-        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-            raise BadInput("a broker URL is mqtt://user:password@host:1883, or mqtts:// for TLS")
-        tls = parts.scheme == "mqtts"
-        return cls(
-            parts.hostname, port or (8883 if tls else 1883), unquote(parts.username or ""), unquote(parts.password or ""), tls
-        )
-
-    def save(self, path: Path) -> None:
-        """Write as JSON, mode 0600."""
-        _write_private(path, json.dumps(asdict(self), indent=1) + "\n")
-
-    @classmethod
-    def load(cls, path: Path) -> BrokerAddress:
-        """What `save` wrote; other keys of the file are left alone.
-
-        Raises:
-            EnvironmentFault: the file is missing or damaged.
-        """
-        try:
-            plain = json.loads(path.read_text())
-            return cls(plain["host"], int(plain["port"]), plain["username"], plain["password"], bool(plain.get("tls")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise EnvironmentFault(
-                f"no usable broker address in {path}: run `bowerbird serve` once, or name a broker by its URL"
-            ) from error
+_SOCKET_PATH_BYTES = 100  # a unix socket's path has fewer than 108
 
 
 def find_program(name: str) -> str | None:
@@ -90,52 +48,47 @@ def find_program(name: str) -> str | None:
     return shutil.which(name) or shutil.which(name, path=places)
 
 
-def access_rules(
-    devices: Mapping[str, str], server_user: str = SERVER_USER, *, readers: Mapping[str, str] | None = None
-) -> str:
-    """mosquitto's ACL: the server may do all below our tree, a device publish its own `up` and
-    `local` leaves and read its own `down` leaves.
-
-    Args:
-        devices: name -> site.
-        readers: other programs of a site, which read what its devices tell it (`local` leaves) and nothing else; name -> site.
-    """
-    lines = [f"user {server_user}", f"topic readwrite {ROOT}/{VERSION}/#"]
-    for device, site in sorted(devices.items()):
-        lines += ["", f"user {device}"]
-        lines += [f"topic write {kind(site, device)}" for kind in UP]
-        lines += [f"topic write {kind.of_device(site, device)}" for kind in LOCAL]
-        lines += [f"topic read {kind(site, device)}" for kind in DOWN]
-        lines.append(f"topic read {CreditTopic(site)}")
-    for reader, site in sorted((readers or {}).items()):
-        lines += ["", f"user {reader}"]
-        lines += [f"topic read {kind.filter(site)}" for kind in LOCAL]
-    return "\n".join(lines) + "\n"
-
-
 class EmbeddedBroker:
     """A broker of our own below `folder`.
 
     Args:
-        folder: for configuration, passwords and `broker.json`; mode 0700.
+        folder: for configuration, certificates and `broker.json`; mode 0700.
         host: where it listens; loopback unless told otherwise.
         port: None keeps the port of last time, or finds a free one.
         program: `mosquitto` or `iotcore`; None takes the first that is installed.
+        authority: the folder of the site's authority; beside `folder` by default.
+        names: host names and addresses under which devices reach it, beside `host`.
 
     Raises:
         EnvironmentFault: neither is installed, or iotcore would have to listen beyond loopback (it has no access rules).
     """
 
-    def __init__(self, folder: Path, *, host: str = "127.0.0.1", port: int | None = None, program: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        program: str | None = None,
+        authority: Path | None = None,
+        names: Collection[str] = (),
+    ) -> None:
         self.folder = folder
         self.host = host
         self._port = port
+        self._names = tuple(names)
         self.program = program or _choose_program()
+        self.certificates = BrokerCertificates(folder, authority or folder.parent / "identity")
         if self.program == "iotcore" and host not in LOOPBACK:
             raise EnvironmentFault(
                 f"the built-in broker cannot listen on {host}: it has no access rules. Install mosquitto (apt-get install "
                 "mosquitto), or name an external broker by its URL."
             )
+
+    @property
+    def takes_certificates(self) -> bool:
+        """Whether devices log in by certificate; iotcore takes passwords."""
+        return self.program == "mosquitto"
 
     @property
     def config_path(self) -> Path:
@@ -148,66 +101,154 @@ class EmbeddedBroker:
         return self.folder / "broker.json"
 
     @property
-    def _passwords(self) -> Path:
-        return self.folder / ("passwords" if self.program == "mosquitto" else "passwords.json")
+    def rules_path(self) -> Path:
+        """The access rules."""
+        return self.folder / "acl"
+
+    @property
+    def denied_path(self) -> Path:
+        """The deny list: a name a line."""
+        return self.folder / "denied"
 
     @property
     def _pid_file(self) -> Path:
         return self.folder / "broker.pid"
 
-    def prepare(self, devices: Mapping[str, str]) -> BrokerAddress:
-        """Write everything the broker reads; port and passwords stay what they were. Returns the server's own address.
+    # -- configuration
+
+    def prepare(
+        self,
+        devices: Mapping[str, str],
+        *,
+        clients: Iterable[str] = SERVICES,
+        afresh: bool = False,
+        exact: bool = False,
+        now: datetime | None = None,
+    ) -> BrokerAddress:
+        """Write everything the broker reads; port and names stay what they were. A running broker goes by it when this returns.
+
+        Returns:
+            The server's own address.
 
         Args:
-            devices: name -> site, all active devices. Those without a password can log in only after `add_device`.
+            devices: name -> site, all active devices.
+            clients: client ids of the server's processes that need a certificate.
+            afresh: new certificates for `clients`, as when a process starts.
+            exact: `devices` is the whole truth, as when the server starts; else a device that another process added meanwhile stays.
+            now: aware time; the clock's by default.
 
         Raises:
-            EnvironmentFault: `mosquitto_passwd` is missing or fails, or the folder is not writable.
+            EnvironmentFault: a program is missing, the authority cannot sign, or the folder is not writable.
         """
+        before = self._rules_text()
         with self._changing():
-            return self._prepare(devices)
-
-    def _prepare(self, devices: Mapping[str, str], readers: Mapping[str, str] | None = None) -> BrokerAddress:
-        old = BrokerAddress.load(self.address_path) if self.address_path.is_file() else None
-        port = self._port or (old.port if old else _free_port(self.host))
-        password = old.password if old else secrets.token_urlsafe(24)
-        address = BrokerAddress(self.host, port, SERVER_USER, password)
-        address.save(self.address_path)
-        self._port = port
-        known = self._read_passwords()
-        if SERVER_USER not in known:
-            self._store_password(SERVER_USER, password)
-        # Another process may have added a device since the caller asked the catalogue: who has a password keeps its rules.
-        others = {device: site for device, site in self._read_rules().items() if device in known}
-        readers = {reader: site for reader, site in {**self._read_readers(), **(readers or {})}.items() if reader in known}
-        self._write_config({**others, **devices}, readers)
+            address = self._prepare(devices, clients=clients, afresh=afresh, exact=exact, now=now)
+        if self._rules_text() != before:
+            self._reload_and_wait()
         return address
 
-    def add_device(self, name: str, devices: Mapping[str, str]) -> str:
-        """A password for a new device, or a new one for an old device, which `reload` makes known to a running broker.
+    def _prepare(
+        self,
+        devices: Mapping[str, str],
+        readers: Mapping[str, str] | None = None,
+        *,
+        clients: Iterable[str] = (),
+        afresh: bool = False,
+        exact: bool = False,
+        now: datetime | None = None,
+    ) -> BrokerAddress:
+        old = BrokerAddress.load(self.address_path) if self.address_path.is_file() else None
+        self._port = self._port or (old.port if old else _free_port(self.host))
+        rules = self._rules_text()
+        denied = self.denied()
+        kept = {} if exact else {name: site for name, site in read_devices(rules).items() if name not in denied}
+        readers = {name: site for name, site in {**read_readers(rules), **(readers or {})}.items() if name not in denied}
+        allowed = {name: site for name, site in {**kept, **devices}.items() if name not in denied}
+        if self.program == "iotcore":
+            return self._prepare_iotcore(old, allowed, readers)
+        now = now or datetime.now(tz=UTC)
+        self.certificates.keep_server(hosts_for(self.host, (*self._names, *self.known_as())), now)
+        self.certificates.keep_services(clients, now, afresh=afresh)
+        login = KickLogin.load(self.folder) or self._make_kick_login()
+        write_private(self.config_path, mosquitto_config(self.host, self._port, self._files()))
+        write_private(self.rules_path, AccessRules(allowed, readers, self.certificates.names(), login.name).text())
+        address = BrokerAddress(
+            "127.0.0.1" if self.host == "0.0.0.0" else self.host,  # noqa: S104 - compared with, not bound to
+            self._port,
+            tls=True,
+            ca_file=str(self.certificates.ca_file),
+            certificate=str(self.certificates.services),
+        )
+        address.save(self.address_path)
+        return address
+
+    def _prepare_iotcore(
+        self, old: BrokerAddress | None, devices: Mapping[str, str], readers: Mapping[str, str]
+    ) -> BrokerAddress:
+        assert self._port is not None  # noqa: S101 - for the type checker
+        known = read_passwords(self.folder)
+        password = old.password if old and old.password else secrets.token_urlsafe(24)
+        address = BrokerAddress(self.host, self._port, SERVER_USER, password)
+        address.save(self.address_path)
+        if known.get(SERVER_USER) != password:
+            known = {**known, SERVER_USER: password}
+            write_passwords(self.folder, known)
+        write_private(
+            self.rules_path,
+            access_rules(
+                {name: site for name, site in devices.items() if name in known},
+                readers={name: site for name, site in readers.items() if name in known},
+            ),
+        )
+        write_private(self.config_path, rumqttd_config(self.host, self._port, known))
+        return address
+
+    def known_as(self) -> list[str]:
+        """Names and addresses that devices were given for this broker; its certificate holds them."""
+        with suppress(FileNotFoundError):
+            return (self.folder / "names").read_text().split()
+        return []
+
+    def be_known_as(self, name: str, devices: Mapping[str, str]) -> None:
+        """Have the broker's certificate hold another name, at once.
+
+        Raises:
+            BadInput: it is neither a host name nor an address.
+        """
+        hosts_for(self.host, [name])
+        with self._changing():
+            if self.program == "mosquitto" and name not in hosts_for(self.host, (*self._names, *self.known_as())):
+                write_private(self.folder / "names", "".join(f"{each}\n" for each in sorted({*self.known_as(), name})))
+                self._prepare(devices)
+        self.reload()
+
+    # -- who may
+
+    def add_device(self, name: str, devices: Mapping[str, str]) -> str | None:
+        """Let a device in, which a running broker knows when this returns.
 
         Args:
             name: of the device, in `devices`.
             devices: name -> site, all active devices, the new one included.
 
         Returns:
-            The password. It is stored only as a hash (in clear with iotcore, which knows no hashes).
+            Its password with iotcore, which stores it in clear; None where certificates count.
+
+        Raises:
+            BadInput, Conflict: the name cannot be a device's.
         """
-        try:
-            check_name(name, "device")
-        except TopicError as error:
-            raise BadInput(str(error)) from error
-        if name == SERVER_USER:
-            raise Conflict(f"{name} is the server's own name at the broker; choose another")
-        password = secrets.token_urlsafe(24)
+        self._check_name(name, "device")
+        if name in self.readers():
+            raise Conflict(f"{name} is a reader at the broker; choose another name")
         with self._changing():
-            self._store_password(name, password)
+            self._admit(name)
+            password = self._new_password(name)
             self._prepare(devices)
-        self.reload()
+        self._reload_and_wait()
         return password
 
-    def add_reader(self, name: str, site: str, devices: Mapping[str, str]) -> str:
-        """A password for another program of a site, which may read the detections of its cameras; again: a new one.
+    def add_reader(self, name: str, site: str, devices: Mapping[str, str]) -> str | None:
+        """Let another program of a site read the detections of its cameras; as `add_device`.
 
         Args:
             devices: name -> site, all active devices.
@@ -215,38 +256,91 @@ class EmbeddedBroker:
         Raises:
             BadInput, Conflict: the name cannot be one, or is taken by a device or the server.
         """
-        try:
-            check_name(name, "reader")
-        except TopicError as error:
-            raise BadInput(str(error)) from error
-        if name == SERVER_USER or name in devices or name in self._read_rules():
+        self._check_name(name, "reader")
+        if name in devices or name in read_devices(self._rules_text()):
             raise Conflict(f"{name} is a device, or the server itself; a reader needs a name of its own")
-        password = secrets.token_urlsafe(24)
         with self._changing():
-            self._store_password(name, password)
+            self._admit(name)
+            password = self._new_password(name)
             self._prepare(devices, {name: site})
-        self.reload()
+        self._reload_and_wait()
         return password
 
     def readers(self) -> dict[str, str]:
         """The programs that may read detections: name -> site."""
-        known = self._read_passwords()
-        return {reader: site for reader, site in self._read_readers().items() if reader in known}
+        return read_readers(self._rules_text())
 
     def remove_device(self, name: str, devices: Mapping[str, str]) -> None:
-        """Forget a device's, or a reader's, password and rules; `devices` are those that remain."""
+        """Keep a device, or a reader, out: no rules, and its session ended with all that waits for it.
+
+        Returns only when a running broker has done so; while none runs, the deny list is what the next one starts with.
+
+        Args:
+            devices: those that remain.
+
+        Raises:
+            EnvironmentFault: the broker runs and does not do it; the deny list stands nevertheless.
+        """
         with self._changing():
-            known = self._read_passwords()
-            if known.pop(name, None) is not None:
-                self._write_passwords(known)
+            write_private(self.denied_path, "".join(f"{each}\n" for each in sorted({*self.denied(), name})))
+            if self.program == "iotcore":
+                known = read_passwords(self.folder)
+                known.pop(name, None)
+                write_passwords(self.folder, known)
             self._prepare({device: site for device, site in devices.items() if device != name})
-        self.reload()
+        if self._reload_and_wait() and self.program == "mosquitto":
+            Kicker(self.folder).end(name)
+
+    def denied(self) -> set[str]:
+        """The deny list."""
+        with suppress(FileNotFoundError):
+            return set(self.denied_path.read_text().split())
+        return set()
+
+    def _admit(self, name: str) -> None:
+        denied = self.denied()
+        if name in denied:
+            write_private(self.denied_path, "".join(f"{each}\n" for each in sorted(denied - {name})))
+
+    def _check_name(self, name: str, what: str) -> None:
+        try:
+            check_name(name, what)
+        except TopicError as error:
+            raise BadInput(str(error)) from error
+        if name == SERVER_USER or is_reserved(name):
+            raise Conflict(f"{name} is a name of the server's own at the broker; choose another")
+
+    def _new_password(self, name: str) -> str | None:
+        if self.program == "mosquitto":
+            return None
+        password = secrets.token_urlsafe(24)
+        write_passwords(self.folder, {**read_passwords(self.folder), name: password})
+        return password
+
+    # -- the process
+
+    def upkeep(self, now: datetime) -> bool:
+        """Make anew what runs out: the broker's certificate and those of the server's processes; whether the broker had to be told.
+
+        Raises:
+            EnvironmentFault: as `prepare`.
+        """
+        if self.program != "mosquitto":
+            return False
+        with self._changing():
+            hosts = hosts_for(self.host, (*self._names, *self.known_as()))
+            changed = self.certificates.keep_server(hosts, now)
+            self.certificates.keep_services(self.certificates.client_ids(), now)
+        return changed and self.reload()
 
     def argv(self) -> list[str]:
         """The command line that runs the broker in the foreground."""
-        if self.program == "mosquitto":
-            return [find_program("mosquitto") or "mosquitto", "-c", str(self.config_path)]
-        return [sys.executable, "-m", "bowerbird_server.broker_iotcore", str(self.config_path), str(self._pid_file)]
+        if self.program == "iotcore":
+            return [sys.executable, "-m", "bowerbird_server.broker_iotcore", str(self.config_path), str(self._pid_file)]
+        argv = [find_program("mosquitto") or "mosquitto", "-c", str(self.config_path)]
+        if self._files().kick_socket == Path(SOCKET_NAME):
+            argv = ["env", f"--chdir={self.folder}", *argv]
+        return argv
 
     def ready(self) -> bool:
         """Whether something accepts connections where the broker should be."""
@@ -259,7 +353,7 @@ class EmbeddedBroker:
         return True
 
     def reload(self) -> bool:
-        """Have a running broker read passwords and rules again: mosquitto by SIGHUP, iotcore by ending it, so that its
+        """Have a running broker read certificates and rules again: mosquitto by SIGHUP, iotcore by ending it, so that its
         supervisor starts it anew. False when it does not run.
         """
         try:
@@ -272,62 +366,34 @@ class EmbeddedBroker:
             return False
         return True
 
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """One process changes passwords and rules at a time."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise EnvironmentFault(f"cannot write {self.folder}: {error.strerror}. Check space and permissions.") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(handle)
+    def _reload_and_wait(self) -> bool:
+        """Whether a broker runs, which then goes by the rules on disk."""
+        if not self.reload():
+            return False
+        if self.program == "mosquitto":
+            Kicker(self.folder).await_rules(probe_topic_of(self._rules_text()))
+        return True
 
-    def _read_rules(self) -> dict[str, str]:
-        """Devices (name -> site) that the rules on disk know."""
-        try:
-            lines = (self.folder / "acl").read_text().splitlines()
-        except FileNotFoundError:
-            return {}
-        topics = [line.removeprefix("topic write ") for line in lines if line.endswith(f"/{FrameTopic.LEAF}")]
-        return {topic.device: topic.site for topic in map(FrameTopic.parse, topics)}
+    # -- files
 
-    def _read_readers(self) -> dict[str, str]:
-        """Readers (name -> site) that the rules on disk know: those that read a topic of the cameras."""
-        try:
-            lines = (self.folder / "acl").read_text().splitlines()
-        except FileNotFoundError:
-            return {}
-        found: dict[str, str] = {}
-        user = ""
-        for line in lines:
-            user = line.removeprefix("user ") if line.startswith("user ") else user
-            levels = line.removeprefix("topic read ").split("/")
-            if line.startswith("topic read ") and levels[3:4] == [LOCAL[0].DIRECTION]:
-                found[user] = levels[2]
-        return found
+    def _files(self) -> MosquittoFiles:
+        path = self.folder / SOCKET_NAME
+        return MosquittoFiles(
+            ca=self.certificates.ca_file,
+            server=self.certificates.server_file,
+            rules=self.rules_path,
+            pid=self._pid_file,
+            kick_socket=path if len(os.fsencode(path)) < _SOCKET_PATH_BYTES else Path(SOCKET_NAME),
+            passwords=self.folder / "passwords",
+            # Otherwise it becomes `mosquitto`, which may not read this folder.
+            runs_as="root" if os.geteuid() == 0 else None,
+        )
 
-    def _read_passwords(self) -> dict[str, str]:
-        try:
-            text = self._passwords.read_text()
-        except FileNotFoundError:
-            return {}
-        if self.program == "iotcore":
-            return dict(json.loads(text))
-        return dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-
-    def _write_passwords(self, known: Mapping[str, str]) -> None:
-        if self.program == "iotcore":
-            _write_private(self._passwords, json.dumps(dict(known)))
-        else:
-            _write_private(self._passwords, "".join(f"{name}:{value}\n" for name, value in sorted(known.items())))
-
-    def _store_password(self, name: str, password: str) -> None:
-        value = self._hash(name, password) if self.program == "mosquitto" else password
-        self._write_passwords({**self._read_passwords(), name: value})
+    def _make_kick_login(self) -> KickLogin:
+        login = KickLogin(random_service_name("kick"), secrets.token_urlsafe(24))
+        write_private(self.folder / "passwords", f"{login.name}:{self._hash(login.name, login.password)}\n")
+        login.save(self.folder)
+        return login
 
     def _hash(self, name: str, password: str) -> str:
         # By file, since a command line can be read by every user of the machine.
@@ -336,7 +402,7 @@ class EmbeddedBroker:
             raise EnvironmentFault("mosquitto_passwd is missing beside mosquitto: apt-get install mosquitto")
         scratch = self.folder / f"new-password-{os.getpid()}"
         try:
-            _write_private(scratch, f"{name}:{password}\n")
+            write_private(scratch, f"{name}:{password}\n")
             done = subprocess.run([tool, "-U", str(scratch)], capture_output=True, text=True, timeout=30, check=False)
             hashed = scratch.read_text().strip().partition(":")[2]
         except OSError as error:
@@ -347,61 +413,25 @@ class EmbeddedBroker:
             raise EnvironmentFault(f"mosquitto_passwd could not hash a password: {done.stderr.strip()[:300]}")
         return hashed
 
-    def _write_config(self, devices: Mapping[str, str], readers: Mapping[str, str]) -> None:
-        if self.program == "mosquitto":
-            _write_private(self.config_path, self._mosquitto_config())
-        _write_private(self.folder / "acl", access_rules(devices, readers=readers))
-        if self.program == "iotcore":
-            _write_private(self.config_path, self._rumqttd_config())
+    def _rules_text(self) -> str:
+        try:
+            return self.rules_path.read_text()
+        except FileNotFoundError:
+            return ""
 
-    def _mosquitto_config(self) -> str:
-        lines = [
-            f"listener {self._port} {self.host}",
-            "allow_anonymous false",
-            f"password_file {self._passwords}",
-            f"acl_file {self.folder / 'acl'}",
-            f"pid_file {self._pid_file}",
-            "persistence false",  # end-to-end receipts: a broker needs no state
-            f"max_packet_size {MAX_PACKET_BYTES}",
-            "max_inflight_messages 64",
-            # What waits for an ingest that is down. Beyond it messages are dropped, and the devices send them again.
-            "max_queued_messages 2000",
-            "max_queued_bytes 268435456",
-            "set_tcp_nodelay true",
-            "log_dest stderr",
-            "log_type error",
-            "log_type warning",
-            "log_type notice",
-        ]
-        if os.geteuid() == 0:
-            lines.append("user root")  # otherwise it becomes `mosquitto`, which may not read this folder
-        return "\n".join(lines) + "\n"
-
-    def _rumqttd_config(self) -> str:
-        users = "".join(f"{json.dumps(name)} = {json.dumps(word)}\n" for name, word in sorted(self._read_passwords().items()))
-        host = "127.0.0.1" if self.host == "localhost" else self.host
-        return f"""id = 0
-
-[router]
-id = 0
-max_connections = 1000
-max_outgoing_packet_count = 200
-max_segment_size = 67108864
-max_segment_count = 4
-
-[v5.1]
-name = "bowerbird"
-listen = {json.dumps(f"[{host}]:{self._port}" if ":" in host else f"{host}:{self._port}")}
-next_connection_delay_ms = 1
-
-[v5.1.connections]
-connection_timeout_ms = 60000
-max_payload_size = {MAX_PACKET_BYTES}
-max_inflight_count = 100
-dynamic_filters = true
-
-[v5.1.connections.auth]
-{users}"""
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
+        """One process changes names and rules at a time."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise EnvironmentFault(f"cannot write {self.folder}: {error.strerror}. Check space and permissions.") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
 
 def _choose_program() -> str:
@@ -419,17 +449,3 @@ def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise EnvironmentFault(f"cannot write {path}: {error.strerror}. Check space and permissions.") from error

@@ -33,16 +33,49 @@ class WebConfig(_Part):
 class BrokerConfig(_Part):
     """Which MQTT broker the devices meet the server at."""
 
-    url: str = Field("", description="`mqtt://user@host:1883` of a broker of your own; empty starts one on loopback.")
+    url: str = Field(
+        "", description="`mqtts://host:8883` or `mqtt://user@host:1883` of a broker of your own; empty starts one on loopback."
+    )
     password_file: str = Field("", description="File with the password for `url`, mode 0600.")
+    ca_file: str = Field(
+        "", description="With `mqtts://`: PEM file of the CA that signed the broker; empty: what the machine trusts."
+    )
+    certificate: str = Field(
+        "", description="With `mqtts://`: PEM file with key and certificate, or a folder with `<client id>.pem` each."
+    )
     host: str = Field("127.0.0.1", description="Address that the embedded broker binds.")
+    names: list[str] = Field([], description="Host names and addresses under which devices reach this server; best first.")
 
     @field_validator("url")
     @classmethod
     def _scheme(cls, value: str) -> str:
-        if value and not value.startswith("mqtt://"):
-            raise ValueError("must look like mqtt://user@host:1883")
+        if value and not value.startswith(("mqtt://", "mqtts://")):
+            raise ValueError("must look like mqtts://host:8883, or mqtt://user@host:1883 without TLS")
         return value
+
+    @model_validator(mode="after")
+    def _tls_only(self) -> Self:
+        if (self.ca_file or self.certificate) and not self.url.startswith("mqtts://"):
+            raise ValueError("ca_file and certificate go with a url that begins with mqtts://")
+        return self
+
+
+class IdentityConfig(_Part):
+    """How boards become devices."""
+
+    host: str = Field("", description="Address that the claim listener binds; empty: the embedded broker's, `broker.host`.")
+    port: int = Field(0, ge=0, le=65535, description="Its port; 0 takes a free one and keeps it, since devices renew there.")
+    issuer_command: list[str] = Field(
+        [],
+        description="Command that signs device certificates in the own CA's place; `{device}` and `{generation}` are filled in.",
+    )
+    issuer_ca: str = Field("", description="PEM file with the CA certificates that `issuer_command` signs by.")
+
+    @model_validator(mode="after")
+    def _both(self) -> Self:
+        if bool(self.issuer_command) != bool(self.issuer_ca):
+            raise ValueError("issuer_command and issuer_ca go together: whose certificates the command gives must be known")
+        return self
 
 
 class IngestConfig(_Part):
@@ -129,6 +162,7 @@ class ServerConfig(_Part):
     site: str = Field("site", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$", description="Name of the site in topics.")
     web: WebConfig = WebConfig()
     broker: BrokerConfig = BrokerConfig()
+    identity: IdentityConfig = IdentityConfig()
     ingest: IngestConfig = IngestConfig()
     loop: LoopConfig = LoopConfig()
     gate: GateConfig = GateConfig()

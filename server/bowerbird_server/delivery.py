@@ -20,11 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.catalogue import fleet, rollouts
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
 from bowerbird_server.errors import ServerError
+from bowerbird_server.identity.watch import CloneWatch
 from bowerbird_server.ingest import DiskMarks
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import Arrived, Connected, Event, MqttSession
@@ -71,13 +72,22 @@ class Delivery:
         blocks: block requests that wait.
         publisher: where messages go.
         sign: signs a job for the device named second.
+        on_suspended: shuts a device out at the broker that turned out to be two.
     """
 
-    def __init__(self, cat: Catalogue, blocks: BlockQueue, publisher: Publisher, sign: Callable[[Job, str], Job]) -> None:
+    def __init__(
+        self,
+        cat: Catalogue,
+        blocks: BlockQueue,
+        publisher: Publisher,
+        sign: Callable[[Job, str], Job],
+        on_suspended: Callable[[str], None] = lambda _device: None,
+    ) -> None:
         self._cat = cat
         self._blocks = blocks
         self._publisher = publisher
         self._sign = sign
+        self._watch = CloneWatch(cat, on_suspended)
         self._desired: dict[str, Desired] = {}  # as last published on this connection
         self._jobs: dict[str, Job] = {}
         self._credits: dict[str, int] = {}  # by site
@@ -112,6 +122,9 @@ class Delivery:
             log.warning("dropped a message on %s: %s", topic_text[:200], error)
 
     def _status(self, topic: StatusTopic, status: Status) -> None:
+        if not self._watch.saw(topic.device, status):
+            self._blocks.forget(topic.site, topic.device)
+            return
         fleet.record_status(self._cat, topic.device, status)
         self._present.add(topic.device)
         if status.state != "online":
@@ -181,7 +194,13 @@ class Delivery:
 
 
 def run(
-    folder: DataFolder, broker: BrokerAddress, stop: threading.Event, *, site: str = "+", marks: DiskMarks | None = None
+    folder: DataFolder,
+    broker: BrokerAddress,
+    stop: threading.Event,
+    *,
+    site: str = "+",
+    marks: DiskMarks | None = None,
+    on_suspended: Callable[[str], None] = lambda _device: None,
 ) -> None:
     """Converse until `stop`; waits for the broker as long as it takes.
 
@@ -191,12 +210,13 @@ def run(
         stop: ends it within a second.
         site: whose devices; all sites by default.
         marks: at which free space devices are told to wait, and to go on.
+        on_suspended: shuts a device out at the broker.
     """
     session = MqttSession(broker, CLIENT_ID, [kind.filter(site) for kind in UP_TOPICS])
     repository = Repository(folder.repository, folder.keys)
     with Catalogue(folder.catalogue) as cat:
         blocks = BlockQueue(folder.repository)
-        delivery = Delivery(cat, blocks, session, lambda job, device: repository.sign_job(job, device=device))
+        delivery = Delivery(cat, blocks, session, lambda job, device: repository.sign_job(job, device=device), on_suspended)
         session.start()
         try:
             gauge = CreditGauge(marks or DiskMarks())

@@ -21,7 +21,7 @@ from typing import Protocol
 
 from bowerbird_server.arrival import Accepted, Rejected, judge
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.catalogue import fleet, frames
 from bowerbird_server.catalogue.core import Catalogue, utc_now
 from bowerbird_server.chunks import ChunkStore

@@ -13,7 +13,8 @@ import queue
 from dataclasses import dataclass
 from pathlib import Path
 
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker_address import BrokerAddress
+from bowerbird_server.errors import EnvironmentFault
 from bowerbird_server.mqtt_session import new_client
 from bowerbird_wire.topics import ChunkTopic, FrameTopic, OfferTopic
 
@@ -89,7 +90,10 @@ def _noted(note: Path) -> int:
 def _end_session(address: BrokerAddress, client_id: str) -> bool:
     """Take a session over with a clean start and without expiry; whether the broker agreed."""
     answers: queue.Queue[bool] = queue.Queue()
-    client = new_client(address, client_id)
+    try:
+        client = new_client(address, client_id)
+    except EnvironmentFault:
+        return False
     client.on_connect = lambda _c, _d, _f, reason, _p: answers.put(not reason.is_failure)
     try:
         client.connect(address.host, address.port, clean_start=True)

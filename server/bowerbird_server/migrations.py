@@ -260,3 +260,6 @@ def m002_thumbnails(db: Database) -> None:
             at TEXT NOT NULL
         ) STRICT"""
     )
+
+
+from bowerbird_server import migrations_identity as _identity  # noqa: E402, F401 - registers its step behind those above

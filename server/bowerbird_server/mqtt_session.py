@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import random
+import ssl
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,8 +22,10 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
-from bowerbird_server.broker import MAX_PACKET_BYTES, BrokerAddress
+from bowerbird_server.broker_address import BrokerAddress
+from bowerbird_server.broker_config import MAX_PACKET_BYTES
 from bowerbird_server.errors import EnvironmentFault
+from bowerbird_wire.tls_faults import explain_tls, refusal
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +60,8 @@ Event = Connected | Arrived
 def explain_refusal(address: BrokerAddress, reason: str) -> str:
     """What to do when the broker answers a connection with `reason`."""
     where = f"the broker at {address.host}:{address.port}"
+    if address.tls and not address.password:
+        return f"{where} refuses this process's certificate or its rights: {reason}. See the broker's log."
     if "auth" in reason.lower() or "password" in reason.lower():
         return f"{where} refuses user {address.username!r}: wrong password or user. Put the right one into the broker's URL or file."
     return f"{where} refuses the connection: {reason}. Check its log, and that it speaks MQTT 5."
@@ -131,7 +136,11 @@ class MqttSession:
         self._epoch += 1
         epoch = self._epoch
         stood, gone = threading.Event(), threading.Event()
-        client = new_client(self._address, self._client_id)
+        try:
+            client = new_client(self._address, self._client_id)
+        except EnvironmentFault as error:
+            self._complain(f"{error}. Trying again.")
+            return False
 
         def on_connect(client: mqtt.Client, _data: object, _flags: object, reason: ReasonCode, _props: object) -> None:
             if reason.is_failure:
@@ -162,7 +171,7 @@ class MqttSession:
         try:
             client.connect(self._address.host, self._address.port, KEEPALIVE_S, clean_start=False, properties=properties)
         except (OSError, ValueError) as error:
-            self._complain(f"no broker at {self._address.host}:{self._address.port}: {error}. Is it running? Trying again.")
+            self._complain(f"{_why_not(self._address, error)} Trying again.")
             return False
         client.loop_start()
         while not self._stop.is_set() and not gone.wait(0.2):
@@ -174,7 +183,7 @@ class MqttSession:
         elif stood.is_set():
             log.warning("%s lost the broker at %s:%s; reconnecting", self._client_id, self._address.host, self._address.port)
         else:
-            self._complain(f"the broker at {self._address.host}:{self._address.port} closed the connection: wrong password?")
+            self._complain(closed_early(self._address, client.tls_fault))
         client.loop_stop()
         return stood.is_set()
 
@@ -183,35 +192,79 @@ class MqttSession:
         self._complained = True
 
 
-def new_client(address: BrokerAddress, client_id: str) -> mqtt.Client:
-    """A paho client that acknowledges by hand and does not reconnect by itself."""
-    client = mqtt.Client(
+class TlsClient(mqtt.Client):
+    """paho's client that remembers why TLS ended: with TLS 1.3 a refusal comes after the handshake, and paho tells nobody of it."""
+
+    tls_fault: ssl.SSLError | None = None
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        try:
+            return super()._sock_recv(bufsize)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.tls_fault = self.tls_fault or refusal(error, self._sock)
+            raise
+
+    def _sock_send(self, buf: bytes | bytearray) -> int:
+        try:
+            return super()._sock_send(buf)
+        except BlockingIOError:
+            raise
+        except OSError as error:
+            self.tls_fault = self.tls_fault or refusal(error, self._sock)
+            raise
+
+
+def new_client(address: BrokerAddress, client_id: str) -> TlsClient:
+    """A paho client that acknowledges by hand and does not reconnect by itself. Certificates are read from disk now.
+
+    Raises:
+        EnvironmentFault: a certificate cannot be used.
+    """
+    client = TlsClient(
         CallbackAPIVersion.VERSION2, client_id, protocol=mqtt.MQTTv5, manual_ack=True, reconnect_on_failure=False
     )
     client.connect_timeout = CONNECT_TIMEOUT_S
     if address.username:
         client.username_pw_set(address.username, address.password)
-    if address.tls:
-        client.tls_set()
+    context = address.tls_context(client_id)
+    if context is not None:
+        client.tls_set_context(context)
     return client
 
 
-def check_broker(address: BrokerAddress, *, timeout_s: float = 5.0) -> None:
+def closed_early(address: BrokerAddress, fault: ssl.SSLError | None) -> str:
+    """What it means that the broker closed a connection before it answered."""
+    where = f"the broker at {address.host}:{address.port}"
+    if fault is not None:
+        return f"{where}: {explain_tls(fault)}"
+    if address.tls:
+        return f"{where} closed the connection before it answered: it may not accept this certificate; see the broker's log."
+    return f"{where} closed the connection: wrong password, or it wants TLS (mqtts://)?"
+
+
+def _why_not(address: BrokerAddress, error: Exception) -> str:
+    where = f"{address.host}:{address.port}"
+    if isinstance(error, ssl.SSLError):
+        return f"the broker at {where}: {explain_tls(error)}"
+    return f"no broker at {where}: {error}. Is it running?"
+
+
+def check_broker(address: BrokerAddress, client_id: str = "", *, timeout_s: float = 5.0) -> None:
     """Log in once and leave.
 
     Raises:
         EnvironmentFault: nothing listens there, the password is wrong, or it is no MQTT 5 broker; the text says which.
     """
     answers: queue.Queue[str] = queue.Queue()
-    client = new_client(address, "")
+    client = new_client(address, client_id)
     client.on_connect = lambda _c, _d, _f, reason, _p: answers.put(str(reason) if reason.is_failure else "")
-    client.on_disconnect = lambda *_: answers.put("the connection was closed (wrong password, or not an MQTT 5 broker)")
+    client.on_disconnect = lambda *_: answers.put(closed_early(address, client.tls_fault))
     try:
         client.connect(address.host, address.port, KEEPALIVE_S)
     except (OSError, ValueError) as error:
-        raise EnvironmentFault(
-            f"no broker at {address.host}:{address.port}: {error}. Start it, or correct the address."
-        ) from error
+        raise EnvironmentFault(f"{_why_not(address, error)} Start it, or correct the address.") from error
     client.loop_start()
     try:
         answer = answers.get(timeout=timeout_s)
@@ -220,4 +273,4 @@ def check_broker(address: BrokerAddress, *, timeout_s: float = 5.0) -> None:
     client.disconnect()
     client.loop_stop()
     if answer:
-        raise EnvironmentFault(explain_refusal(address, answer))
+        raise EnvironmentFault(answer if answer.startswith("the broker at ") else explain_refusal(address, answer))

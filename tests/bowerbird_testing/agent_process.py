@@ -33,7 +33,7 @@ def write_config(folder: Path, *, port: int, cameras: str, overrides: Mapping[st
         write_tiny_yolo(folder / "model.onnx", boxes=UNSURE_BOXES)
     sections: dict[str, dict[str, Any]] = {
         "device": {"id": "cam-01", "site": "demo"},
-        "broker": {"host": "127.0.0.1", "port": port},
+        "broker": {"host": "127.0.0.1", "port": port, "tls": False},
         "model": {"factory": "model.onnx", "runtime": "onnxruntime-cpu"},  # named: an update measures nothing
         "selection": {"window_frames": 60, "frames_per_window": 5, "min_gap_s": 0.5},
         "budget": {"bytes_per_s": 1e9, "burst_bytes": 100_000_000},

@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     logging.basicConfig(level=logging.INFO)
-    ingest.run(DataFolder(Path(data)), BrokerAddress(host, int(port)), threading.Event(), share=share, passed=passed)
+    address = BrokerAddress.load(Path(host[1:])) if host.startswith("@") else BrokerAddress(host, int(port))
+    ingest.run(DataFolder(Path(data)), address, threading.Event(), share=share, passed=passed)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ import cv2
 import numpy as np
 
 from bowerbird_server.catalogue import Row, fleet
+from bowerbird_server.catalogue import identity as identity_rows
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.datasets import assign_scene
 from bowerbird_server.chunks import ChunkStore
 from bowerbird_server.dataset_import import import_frames
 from bowerbird_server.dead_letters import DeadLetters
+from bowerbird_server.identity.states import Happening
 from bowerbird_server.ingest import Ingest
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.mqtt_session import Arrived, Event
@@ -80,7 +82,7 @@ def live_in(folder: Path, scratch: Path) -> Site:
     cat, blobs = site.catalogue, site.blobs
     for device in ("cam-01", "cam-02", "cam-03"):
         fleet.add_device(cat, device, "site", "test")
-    fleet.retire_device(cat, "cam-03", "test")
+    identity_rows.change_state(cat, "cam-03", Happening.RETIRED, "test")
     fleet.set_frames_total(cat, "cam-02", 50)
     add_classes(cat, ["bird", "fox"], "test")
     # Frame 5 of both cameras is the same picture.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_wire.codec import decode, encode_frame
 from bowerbird_wire.messages import FrameMessage, Receipt
 from bowerbird_wire.topics import FrameTopic, ReceiptTopic
@@ -28,7 +28,11 @@ class MqttDevice:
         self._lock = threading.Lock()
         self._subscribed = threading.Event()
         self.client = mqtt.Client(CallbackAPIVersion.VERSION2, device, protocol=mqtt.MQTTv5)
-        self.client.username_pw_set(username or address.username or device, address.password)
+        context = address.tls_context(device)
+        if context is not None:
+            self.client.tls_set_context(context)
+        if context is None or address.password:
+            self.client.username_pw_set(username or address.username or device, address.password)
         self.client.reconnect_delay_set(1, 1)
         self.client.on_connect = lambda client, *_: client.subscribe(f"bowerbird/v1/{site}/down/{device}/+", 1)
         self.client.on_subscribe = lambda *_: self._subscribed.set()

@@ -6,6 +6,7 @@ silent or to refuse. It verifies every message as the real ingest does and keeps
 
 from __future__ import annotations
 
+import ssl
 import threading
 from collections import Counter
 from types import TracebackType
@@ -28,7 +29,15 @@ class ReceiptServer:
         refuse_offers: frame ids that it refuses with code `near_duplicate` when it is asked.
     """
 
-    def __init__(self, host: str, port: int, site: str = "demo", username: str = "", password: str = "") -> None:
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        site: str = "demo",
+        username: str = "",
+        password: str = "",
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self.site = site
         self.committed: Counter[str] = Counter()
         self.faults: list[str] = []
@@ -40,6 +49,8 @@ class ReceiptServer:
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="receipt-server", protocol=mqtt.MQTTv5)
         if username:
             self._client.username_pw_set(username, password)
+        if tls is not None:
+            self._client.tls_set_context(tls)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = lambda client, *_: client.subscribe(
             [(kind.filter(site), 1) for kind in (FrameTopic, ChunkTopic, OfferTopic)]

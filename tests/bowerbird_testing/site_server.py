@@ -6,6 +6,7 @@ Frames are verified as the real ingest does. With an `UpdateServer` it also serv
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections import Counter
@@ -54,6 +55,7 @@ class SiteServer:
         site: str = "demo",
         username: str = "",
         password: str = "",
+        tls: ssl.SSLContext | None = None,
         updates: UpdateServer | None = None,
     ) -> None:
         self.site = site
@@ -72,6 +74,8 @@ class SiteServer:
         self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="site-server", protocol=mqtt.MQTTv5)
         if username:
             self._client.username_pw_set(username, password)
+        if tls is not None:
+            self._client.tls_set_context(tls)
         self._client.reconnect_delay_set(1, 1)
         self._client.on_connect = lambda client, *_: client.subscribe(f"bowerbird/v1/{site}/up/+/+", qos=1)
         self._client.on_subscribe = lambda *_: self._ready.set()

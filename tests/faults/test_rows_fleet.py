@@ -140,7 +140,7 @@ def test_certificate_expired(tmp_path: Path, start_broker: Callable[..., Mosquit
         device.run(lambda: sum(isinstance(event, LinkDown) for event in device.seen[before:]) >= 2)
         assert not any(isinstance(event, LinkUp) for event in device.seen[before:])
 
-    with site.serving(), site.device(port=certificates.port, tls=context) as device:
+    with site.serving(), site.device(port=certificates.port, tls=lambda: context) as device:
         refused(device)
         assert sum(device.spool.counts().values()) == 20
         certificates.give(context, 0)

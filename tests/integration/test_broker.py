@@ -1,94 +1,80 @@
-"""The embedded broker: what it lets a device do, by what is *delivered* (a SUBACK is granted even where nothing ever comes)."""
+"""The embedded broker: its files, its certificates, its names. What it lets whom do: tests/security/test_broker_delivery.py."""
 
 from __future__ import annotations
 
+import re
+import socket
 import stat
-import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from bowerbird_server.broker import BrokerAddress, EmbeddedBroker, find_program
+from bowerbird_server.broker import EmbeddedBroker, find_program
+from bowerbird_server.broker_address import BrokerAddress
+from bowerbird_server.broker_certificates import read_leaf
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
+from bowerbird_server.identity.authority import Authority, common_name
 from bowerbird_server.mqtt_session import check_broker
-from bowerbird_server.supervisor import die_with_parent
 from bowerbird_testing.mqtt_device import MqttDevice, wait_until
-from bowerbird_wire.topics import DOWN, LOCAL, UP, CreditTopic
+from bowerbird_testing.tls_broker import WATCHER, TlsBroker
 
 pytestmark = pytest.mark.broker
 
 DEVICES = {"cam-01": "demo", "cam-02": "demo"}
 
 
-class Started:
-    """An embedded broker that runs, with addresses of the server and of two devices."""
-
-    def __init__(self, folder: Path, program: str) -> None:
-        self.broker = EmbeddedBroker(folder, program=program)
-        self.server = self.broker.prepare(DEVICES)
-        self.devices = {
-            name: replace(self.server, username=name, password=self.broker.add_device(name, DEVICES)) for name in DEVICES
-        }
-        self.process = self._start()
-
-    def _start(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(self.broker.argv(), preexec_fn=die_with_parent())  # noqa: PLW1509 - see supervisor.py
-        # Another object of the same folder: a supervisor need not be what prepared it.
-        wait_until(EmbeddedBroker(self.broker.folder, program=self.broker.program).ready, "the broker")
-        return process
-
-    def restart(self) -> None:
-        self.process.kill()
-        self.process.wait()
-        self.process = self._start()
-
-
 @pytest.fixture(params=["mosquitto", "iotcore"])
-def started(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Started]:
+def started(request: pytest.FixtureRequest, tmp_path: Path, authority: Path) -> Iterator[TlsBroker]:
     if request.param == "mosquitto" and find_program("mosquitto") is None:
         pytest.skip("mosquitto is not installed: apt-get install mosquitto")
     if request.param == "iotcore":
         pytest.importorskip("iotcore")
-    running = Started(tmp_path / "broker", request.param)
-    yield running
-    running.process.kill()
-    running.process.wait()
+    with TlsBroker(tmp_path, DEVICES, authority=authority, program=request.param) as running:
+        yield running
 
 
-def server_device(started: Started) -> MqttDevice:
-    """A connection as the server's user, under another client id."""
-    return MqttDevice(started.server, "watcher")
+@pytest.fixture
+def mosquitto(tmp_path: Path, authority: Path) -> Iterator[TlsBroker]:
+    if find_program("mosquitto") is None:
+        pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+    with TlsBroker(tmp_path, DEVICES, authority=authority) as running:
+        yield running
 
 
-def test_server_and_device_hear_each_other_and_passwords_count(started: Started) -> None:
-    """The right password opens the way in both directions; a wrong one, and none, are refused with a clear message."""
-    address = started.devices["cam-01"]
-    with server_device(started) as server, MqttDevice(address, "cam-01") as device:
+def test_server_and_device_hear_each_other_and_who_shows_nothing_is_refused(started: TlsBroker) -> None:
+    """A large message and its answer pass; without certificate or password, and with wrong ones, the way is shut, and why is told."""
+    address = started.address("cam-01")
+    with MqttDevice(started.server, WATCHER) as server, MqttDevice(address, "cam-01") as device:
         server.subscribe("bowerbird/v1/demo/up/+/frame")
         device.publish("bowerbird/v1/demo/up/cam-01/frame", b"x" * 300_000)
         wait_until(lambda: any(len(payload) == 300_000 for _, payload, _ in server.messages), "a large message")
         server.publish("bowerbird/v1/demo/down/cam-01/receipt", b"ok")
         wait_until(lambda: any(payload == b"ok" for _, payload, _ in device.messages), "an answer")
-    for wrong in (replace(address, password="wrong"), BrokerAddress(address.host, address.port)):
-        with pytest.raises(EnvironmentFault, match=r"password|auth"):
-            check_broker(wrong)
-    check_broker(address)
+    nothing = replace(address, certificate="", username="", password="")
+    for wrong in (nothing, replace(nothing, username="cam-01", password="wrong")):
+        with pytest.raises(EnvironmentFault, match=r"password|auth|certificate"):
+            check_broker(wrong, "cam-01")
+    check_broker(address, "cam-01")
 
 
-def test_a_device_added_later_gets_in_and_a_removed_one_does_not(started: Started) -> None:
-    """mosquitto reads its files again by a signal; iotcore ends and is started again."""
-    devices = {**DEVICES, "cam-03": "demo"}
-    password = started.broker.add_device("cam-03", devices)
-    started.broker.remove_device("cam-02", devices)
-    if started.broker.program == "iotcore":
+def test_iotcore_lets_in_a_device_that_was_added_and_not_one_that_was_removed(tmp_path: Path) -> None:
+    """It ends at each change, and its supervisor starts it anew."""
+    pytest.importorskip("iotcore")
+    with TlsBroker(tmp_path, DEVICES, program="iotcore") as started:
+        removed = started.address("cam-02")
+        started.devices["cam-03"] = "demo"
+        started.passwords["cam-03"] = started.broker.add_device("cam-03", started.devices)
+        started.broker.remove_device("cam-02", started.devices)
+        assert started.process is not None
         started.process.wait(10)
         started.restart()
-    new = replace(started.server, username="cam-03", password=password)
-    wait_until(lambda: _accepted(new), "the new device to be let in")
-    assert not _accepted(started.devices["cam-02"])
-    assert _accepted(started.devices["cam-01"])
+        wait_until(lambda: _accepted(started.address("cam-03")), "the new device to be let in")
+        assert not _accepted(removed)
+        assert _accepted(started.address("cam-01"))
 
 
 def _accepted(address: BrokerAddress) -> bool:
@@ -99,94 +85,96 @@ def _accepted(address: BrokerAddress) -> bool:
     return True
 
 
-@pytest.mark.skipif(find_program("mosquitto") is None, reason="mosquitto is not installed: apt-get install mosquitto")
-def test_no_device_can_publish_or_read_anything_of_another(tmp_path: Path) -> None:
-    """cam-01 subscribes to all and publishes as cam-02: neither of them hears any of it; each topic type is tried."""
-    started = Started(tmp_path / "broker", "mosquitto")
-    try:
-        with (
-            server_device(started) as server,
-            MqttDevice(started.devices["cam-01"], "cam-01") as spy,
-            MqttDevice(started.devices["cam-02"], "cam-02") as victim,
-        ):
-            server.subscribe("bowerbird/#")
-            spy.subscribe("#", "bowerbird/v1/demo/down/cam-02/+", "$share/x/bowerbird/v1/demo/up/+/frame")
-            for kind in UP + DOWN:
-                spy.publish(str(kind("demo", "cam-02")), b"forged")
-            for kind in DOWN:
-                spy.publish(str(kind("demo", "cam-01")), b"forged")
-                server.publish(str(kind("demo", "cam-02")), b"for cam-02", retain=True)
-            for kind in UP:
-                victim.publish(str(kind("demo", "cam-02")), b"from cam-02", retain=True)
-                spy.publish(str(kind("demo", "cam-01")), b"from cam-01")
-            # What comes behind all of the above, so that its absence is not just lateness.
-            server.publish("bowerbird/v1/demo/down/cam-01/receipt", b"end")
-            wait_until(lambda: any(payload == b"end" for _, payload, _ in spy.messages), "the end")
-            wait_until(lambda: len(victim.messages) >= len(DOWN), "the victim's own messages")
-            wait_until(lambda: sum(payload == b"from cam-01" for _, payload, _ in server.messages) == len(UP), "its own")
-            assert {payload for _, payload, _ in spy.messages} == {b"end"}
-            assert {payload for _, payload, _ in victim.messages} == {b"for cam-02"}
-            assert b"forged" not in {payload for _, payload, _ in server.messages}
-            assert sum(payload == b"from cam-02" for _, payload, _ in server.messages) == len(UP)
-    finally:
-        started.process.kill()
-        started.process.wait()
-
-
-@pytest.mark.skipif(find_program("mosquitto") is None, reason="mosquitto is not installed: apt-get install mosquitto")
-def test_a_reader_hears_what_the_cameras_of_its_site_see_and_nothing_else(tmp_path: Path) -> None:
-    """Nor can it, or another device, speak in a camera's name; removed, it hears nothing at all."""
-    started = Started(tmp_path / "broker", "mosquitto")
-    try:
-        password = started.broker.add_reader("barrier", "demo", DEVICES)
-        # Whoever prepares the folder again, knowing devices only, must not take the reader's rules away.
-        EmbeddedBroker(started.broker.folder, program="mosquitto").prepare(DEVICES)
-        assert started.broker.readers() == {"barrier": "demo"}
-        address = replace(started.server, username="barrier", password=password)
-        wait_until(lambda: _accepted(address), "the reader to be let in")
-        with (
-            MqttDevice(address, "reader") as reader,
-            MqttDevice(started.devices["cam-01"], "cam-01") as device,
-            MqttDevice(started.devices["cam-02"], "cam-02") as other,
-        ):
-            reader.subscribe("#")
-            other.subscribe("#")
-            for kind in LOCAL:
-                reader.publish(str(kind("demo", "cam-01", "gate")), b"forged")
-                other.publish(str(kind("demo", "cam-01", "gate")), b"forged")
-            for up in UP:
-                device.publish(str(up("demo", "cam-01")), b"for the server")
-            for kind in LOCAL:
-                device.publish(str(kind("demo", "cam-01", "gate")), b"seen")
-            wait_until(lambda: len(reader.messages) >= len(LOCAL), "what the camera saw")
-            assert {payload for _, payload, _ in reader.messages} == {b"seen"}
-            assert other.messages == []
-        with pytest.raises(Conflict):
-            started.broker.add_reader("cam-01", "demo", DEVICES)
-        started.broker.remove_device("barrier", DEVICES)
-        wait_until(lambda: not _accepted(address), "the reader to be turned away")
-        assert started.broker.readers() == {}
-    finally:
-        started.process.kill()
-        started.process.wait()
-
-
-def test_port_and_passwords_stay_and_no_password_can_be_read(tmp_path: Path) -> None:
-    """Preparing again changes nothing that a device was told; files are private, hashes only."""
+def test_port_and_names_stay_and_no_key_can_be_read(tmp_path: Path, authority: Path) -> None:
+    """Preparing again changes nothing that others were told; every file is private; nothing says what another site could guess."""
     if find_program("mosquitto") is None:
         pytest.skip("mosquitto is not installed: apt-get install mosquitto")
-    first = EmbeddedBroker(tmp_path / "broker", program="mosquitto")
-    address = first.prepare({})
-    password = first.add_device("cam-01", {"cam-01": "demo"})
-    hashes = (tmp_path / "broker" / "passwords").read_text()
+
+    def broker() -> EmbeddedBroker:
+        return EmbeddedBroker(tmp_path / "broker", program="mosquitto", authority=authority)
+
+    address = broker().prepare({})
+    names = broker().certificates.names()
+    assert broker().add_device("cam-01", {"cam-01": "demo"}) is None
     # A process that asked the catalogue before cam-01 was added must not take its rules away.
-    assert EmbeddedBroker(tmp_path / "broker", program="mosquitto").prepare({}) == address
+    assert broker().prepare({}, clients=("bowerbird-ingest",), afresh=True) == address
     assert "user cam-01" in (tmp_path / "broker" / "acl").read_text()
-    assert (tmp_path / "broker" / "passwords").read_text() == hashes
-    for file in (tmp_path / "broker").iterdir():
-        assert stat.S_IMODE(file.stat().st_mode) == 0o600
-        assert password not in file.read_text()
-    assert password not in repr(replace(address, password=password))
+    assert broker().certificates.names() == names
+    assert all(re.fullmatch(r"svc-(ingest|delivery)-[0-9a-f]{32}", name) for name in names)
+    for file in (tmp_path / "broker").rglob("*"):
+        assert stat.S_IMODE(file.stat().st_mode) == (0o700 if file.is_dir() else 0o600)
+    broker().prepare({}, exact=True)
+    assert "user cam-01" not in (tmp_path / "broker" / "acl").read_text()
+
+
+def test_the_brokers_certificate_is_renewed_before_it_ends_and_without_a_word_when_it_is_good(mosquitto: TlsBroker) -> None:
+    """The running broker shows the new one, and connections stand; a name under which devices reach it comes in at once."""
+    now = datetime.now(tz=UTC)
+    assert not mosquitto.broker.upkeep(now)
+    # Back-dated by a day, so that one of an hour has little left.
+    ends_soon = Authority.open(mosquitto.authority).server_certificate(
+        ["127.0.0.1", "localhost"], now=now, life=timedelta(hours=1)
+    )
+    mosquitto.broker.certificates.server_file.write_bytes(ends_soon)
+    mosquitto.restart()
+    with MqttDevice(mosquitto.address("cam-01"), "cam-01") as device:
+        first = _shown(mosquitto)
+        assert mosquitto.broker.upkeep(now)
+        wait_until(lambda: _shown(mosquitto)["serialNumber"] != first["serialNumber"], "the new certificate")
+        mosquitto.broker.be_known_as("bowerbird.example", DEVICES)
+        wait_until(lambda: ("DNS", "bowerbird.example") in _shown(mosquitto)["subjectAltName"], "the new name")
+        assert device.client.is_connected()
+    again = EmbeddedBroker(mosquitto.broker.folder, program="mosquitto", authority=mosquitto.authority)
+    assert not again.upkeep(now), "the name is remembered"
+
+
+def _shown(started: TlsBroker) -> dict[str, Any]:
+    """The certificate that the broker shows."""
+    context = started.address("cam-01").tls_context("cam-01")
+    assert context is not None
+    with (
+        socket.create_connection((started.server.host, started.server.port), timeout=5) as plain,
+        context.wrap_socket(plain, server_hostname=started.server.host) as secure,
+    ):
+        return dict(secure.getpeercert() or {})
+
+
+def test_a_process_of_the_server_keeps_its_name_and_gets_new_certificates(tmp_path: Path, authority: Path) -> None:
+    """At each start, and before the old one ends; a session hangs on the name."""
+    if find_program("mosquitto") is None:
+        pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+    broker = EmbeddedBroker(tmp_path / "broker", program="mosquitto", authority=authority)
+    address = broker.prepare({})
+    file = address.certificate_for("bowerbird-ingest")
+    assert file is not None
+
+    def shown() -> tuple[str, int]:
+        leaf = read_leaf(file)
+        assert leaf is not None
+        return common_name(leaf), leaf.serial_number
+
+    name, first = shown()
+    broker.prepare({}, clients=["bowerbird-ingest"], afresh=True)
+    assert shown()[0] == name
+    assert shown()[1] != first
+    second = shown()
+    broker.upkeep(datetime.now(tz=UTC))
+    assert shown() == second
+    broker.upkeep(datetime.now(tz=UTC) + timedelta(days=31))
+    assert shown()[0] == name
+    assert shown()[1] != second[1]
+
+
+def test_a_folder_whose_path_is_too_long_for_a_socket_serves_as_well(tmp_path: Path, authority: Path) -> None:
+    """A unix socket's path has fewer than 108 characters."""
+    if find_program("mosquitto") is None:
+        pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+    folder = tmp_path / ("x" * 100)
+    folder.mkdir()
+    with TlsBroker(folder, DEVICES, authority=authority) as started:
+        started.broker.remove_device("cam-01", {"cam-02": "demo"})
+        started.restart()
+        started.broker.add_device("cam-01", DEVICES)
 
 
 def test_iotcore_is_refused_beyond_loopback(tmp_path: Path) -> None:
@@ -204,7 +192,7 @@ def test_nothing_there_is_said_so() -> None:
 @pytest.mark.parametrize("url", ["http://h:1", "mqtt://", "mqtt://h:port", "h:1883"])
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     """With the form that is expected."""
-    with pytest.raises(BadInput, match="mqtt://"):
+    with pytest.raises(BadInput, match="mqtts://"):
         BrokerAddress.from_url(url)
 
 
@@ -213,19 +201,12 @@ def test_a_url_gives_all_parts() -> None:
     assert BrokerAddress.from_url("mqtts://a%40b:p%3Aw@host") == BrokerAddress("host", 8883, "a@b", "p:w", tls=True)
 
 
-@pytest.mark.skipif(find_program("mosquitto") is None, reason="mosquitto is not installed: apt-get install mosquitto")
-def test_a_device_hears_its_sites_credit_and_cannot_give_one(tmp_path: Path) -> None:
-    """A device that could would stop all others, or send them to a full disk."""
-    started = Started(tmp_path / "broker", "mosquitto")
-    try:
-        with server_device(started) as server, MqttDevice(started.devices["cam-01"], "cam-01") as device:
-            topic = str(CreditTopic("demo"))
-            server.subscribe(topic)
-            device.subscribe(topic)
-            device.publish(topic, b"forged", retain=True)
-            server.publish(topic, b"ours", retain=True)
-            wait_until(lambda: any(payload == b"ours" for _, payload, _ in device.messages), "the credit")
-            assert {payload for _, payload, _ in server.messages} == {b"ours"}
-    finally:
-        started.process.kill()
-        started.process.wait()
+@pytest.mark.parametrize("name", ["svc-ingest-1", "bowerbird-server", "admin"])
+def test_a_name_of_the_servers_own_is_nobody_elses(tmp_path: Path, authority: Path, name: str) -> None:
+    """Neither a device nor a reader can be called so."""
+    if find_program("mosquitto") is None:
+        pytest.skip("mosquitto is not installed: apt-get install mosquitto")
+    broker = EmbeddedBroker(tmp_path / "broker", program="mosquitto", authority=authority)
+    for attempt in (lambda: broker.add_device(name, {name: "demo"}), lambda: broker.add_reader(name, "demo", {})):
+        with pytest.raises(Conflict):
+            attempt()

@@ -138,6 +138,14 @@ class BlocksTopic(DeviceTopic):
 
 
 @dataclass(frozen=True)
+class EchoTopic(DeviceTopic):
+    """What a device says to itself, to see whether the broker passes its messages on; nobody else may write or read it."""
+
+    DIRECTION: ClassVar[str] = "echo"
+    LEAF: ClassVar[str] = "echo"
+
+
+@dataclass(frozen=True)
 class CameraTopic(DeviceTopic):
     """A topic of one camera of a device, for the site's own programs. Devices write, who reads for the site reads."""
 

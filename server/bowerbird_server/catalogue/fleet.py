@@ -12,6 +12,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
+from bowerbird_server.device_trouble import trouble_of
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.messages import Desired, Health, Report, Status
@@ -45,14 +46,6 @@ def add_device(cat: Catalogue, device: str, site: str, actor: str) -> Row:
     return get(cat, device)
 
 
-def retire_device(cat: Catalogue, device: str, actor: str) -> None:
-    """The device's frames are refused from now on; what it sent stays."""
-    with cat.transaction():
-        if get(cat, device)["state"] != "retired":
-            cat.execute("UPDATE device SET state = 'retired', online = 0 WHERE id = ?", device)
-            cat.log(actor, "device retired", device)
-
-
 def get(cat: Catalogue, device: str) -> Row:
     """A device's row, `health` as a dictionary by field name.
 
@@ -65,18 +58,38 @@ def get(cat: Catalogue, device: str) -> Row:
     return {**row, "health": json.loads(row["health"])}
 
 
-def list_devices(cat: Catalogue, *, site: str | None = None) -> list[Row]:
-    """All devices by name, each with `health` as a dictionary and `cameras` as a list of names."""
-    rows = cat.rows("SELECT * FROM device WHERE ?1 IS NULL OR site = ?1 ORDER BY id", site)
+def list_devices(cat: Catalogue, *, site: str | None = None, now: datetime | None = None) -> list[Row]:
+    """All devices by name, each with `health` as a dictionary, `cameras` as a list of names, `certificate_until` (None without one) and
+    `trouble`, a sentence or nothing.
+    """
+    rows = cat.rows(
+        "SELECT device.*, (SELECT not_after FROM certificate WHERE certificate.device = device.id ORDER BY generation DESC LIMIT 1) "
+        "AS certificate_until FROM device WHERE ?1 IS NULL OR site = ?1 ORDER BY id",
+        site,
+    )
     cameras: dict[str, list[str]] = {}
     for camera in cat.rows("SELECT device, name FROM camera ORDER BY name"):
         cameras.setdefault(camera["device"], []).append(camera["name"])
-    return [{**row, "health": json.loads(row["health"]), "cameras": cameras.get(row["id"], [])} for row in rows]
+    now = now or datetime.now(tz=UTC)
+    return [
+        {**row, "health": json.loads(row["health"]), "cameras": cameras.get(row["id"], []), "trouble": trouble_of(row, now)}
+        for row in rows
+    ]
 
 
 def active_devices(cat: Catalogue) -> dict[str, str]:
     """The devices whose messages are taken: name -> site."""
     return {row["id"]: row["site"] for row in cat.rows("SELECT id, site FROM device WHERE state = 'active'")}
+
+
+def expected_devices(cat: Catalogue) -> dict[str, str]:
+    """Active devices, and those that are to become so: name -> site."""
+    return {row["id"]: row["site"] for row in cat.rows("SELECT id, site FROM device WHERE state IN ('active', 'pending')")}
+
+
+def shut_out(cat: Catalogue) -> list[str]:
+    """The devices that were let in once and are not now."""
+    return [row["id"] for row in cat.rows("SELECT id FROM device WHERE state IN ('suspended', 'retired') ORDER BY id")]
 
 
 def touch_camera(cat: Catalogue, device: str, camera: str) -> str:
@@ -87,7 +100,13 @@ def touch_camera(cat: Catalogue, device: str, camera: str) -> str:
     """
     identity = camera_id(device, camera)
     if cat.value("SELECT 1 FROM camera WHERE id = ?", identity) is None:
-        cat.insert("camera", {"id": identity, "device": device, "name": camera})
+        # A board that replaces another stands in its place: what its cameras show goes on where theirs ended.
+        replaced = cat.value(
+            "SELECT camera.place FROM camera JOIN device ON camera.device = device.replaces WHERE device.id = ? AND name = ?",
+            device,
+            camera,
+        )
+        cat.insert("camera", {"id": identity, "device": device, "name": camera, "place": replaced or identity})
     return identity
 
 

@@ -26,11 +26,15 @@ GROWING: Mapping[str, str] = {
 }
 # Few rows that change: compared whole, key first.
 CHANGING: Mapping[str, str] = {
-    "device": "SELECT id, site, created_at, state, desired_version, frames_total FROM device ORDER BY id",
+    "device": (
+        "SELECT id, site, created_at, state, desired_version, frames_total, label, serial, replaces, state_why FROM device ORDER BY id"
+    ),
     "model": "SELECT * FROM model ORDER BY created_at, digest",
     "training_run": f"SELECT * FROM training_run WHERE state IN {_FINAL_RUNS} ORDER BY id",  # noqa: S608 - a constant
 }
 NOT_REBUILT = (
+    "invitation",
+    "certificate",
     "batch",
     "batch_frame",
     "event",

@@ -61,19 +61,16 @@ def start_rollout(
 
     Args:
         release: the model's release number in the update repository.
-        devices: names of active devices.
+        devices: names of active devices, and of pending ones, which join when they are let in.
         approved: approve and start at once (automatic after the gate); otherwise it waits as a draft for `approve`.
 
     Returns:
         The rollout's id.
 
     Raises:
-        BadInput: no devices.
         NotFound: a device is not active here.
     """
     settings = settings or Settings()
-    if not devices:
-        raise BadInput("a rollout needs at least one device; `bowerbird devices add` makes one")
     rollout = new_id()
     now = utc_now()
     with cat.transaction():
@@ -82,7 +79,10 @@ def start_rollout(
         values = {"id": rollout, "created_at": now, "model": model_digest, "release": release, "state": State.DRAFT.value}
         cat.insert("rollout", {**values, "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True)})
         for device, wave in sorted(assign_waves(rollout, devices, settings.wave_shares).items()):
-            if cat.value("SELECT 1 FROM device WHERE id = ? AND state = 'active'", device) is None:
+            known = cat.value("SELECT state FROM device WHERE id = ?", device)
+            if known == "pending":
+                continue  # it joins when it is let in
+            if known != "active":
                 raise NotFound(f"no active device {device[:80]!r}; `bowerbird devices list` shows all")
             row = {"rollout": rollout, "device": device, "job": new_id(), "wave": wave, "state": WAITING, "updated_at": now}
             cat.insert("execution", row)
@@ -91,6 +91,37 @@ def start_rollout(
             transition(cat, rollout, Event.APPROVE, actor)
             transition(cat, rollout, Event.START, actor)
     return rollout
+
+
+def join(cat: Catalogue, device: str) -> bool:
+    """A device that has just become active takes part in the newest rollout, also in one that is over, so that it gets the model that
+    the others run; whether there is one.
+    """
+    with cat.transaction():
+        newest = cat.row(
+            "SELECT id, state FROM rollout WHERE state NOT IN (?, ?) ORDER BY id DESC LIMIT 1",
+            State.ABORTED.value,
+            State.ROLLED_BACK.value,
+        )
+        if newest is None:
+            return False
+        known = cat.value("SELECT state FROM execution WHERE rollout = ? AND device = ?", newest["id"], device)
+        if known not in (None, CANCELLED):
+            return True
+        wave = int(cat.value("SELECT coalesce(max(wave), 0) FROM execution WHERE rollout = ?", newest["id"]))
+        cat.execute("DELETE FROM execution WHERE rollout = ? AND device = ?", newest["id"], device)
+        state = OFFERED if newest["state"] == State.COMPLETED.value else WAITING
+        row = {
+            "rollout": newest["id"],
+            "device": device,
+            "job": new_id(),
+            "wave": wave,
+            "state": state,
+            "updated_at": utc_now(),
+        }
+        cat.insert("execution", row)
+        cat.log(device, "rollout joined", newest["id"], {"state": state})
+    return True
 
 
 def transition(cat: Catalogue, rollout: str, event: Event, actor: str, why: Mapping[str, object] | None = None) -> State:

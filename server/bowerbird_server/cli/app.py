@@ -13,12 +13,14 @@ from rich.markup import escape
 from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import (
     backup,
+    broker,
     catalogue,
     dataset,
     demo,
     devices,
     doctor,
     frames,
+    identity,
     labels,
     models,
     readers,
@@ -57,7 +59,9 @@ def root(
 demo.add_to(app)
 serve.add_to(app)
 app.add_typer(devices.app, name="devices")
+app.add_typer(identity.app, name="identity")
 app.add_typer(readers.app, name="readers")
+app.add_typer(broker.app, name="broker")
 app.add_typer(frames.app, name="frames")
 app.add_typer(labels.app, name="labels")
 app.add_typer(dataset.app, name="dataset")

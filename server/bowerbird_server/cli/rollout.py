@@ -9,7 +9,7 @@ import typer
 from bowerbird_server.catalogue import fleet, overview, rollouts
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
-from bowerbird_server.errors import Conflict, NotFound
+from bowerbird_server.errors import NotFound
 from bowerbird_server.registry import publish
 from bowerbird_server.rollout import Event
 
@@ -27,19 +27,17 @@ def start(
     """Publish a model if need be and offer it to devices, wave by wave; a running server does the rest."""
     with open_site(data, config) as site:
         row = model_rows.model(site.catalogue, model)
-        active = fleet.active_devices(site.catalogue)
+        active = fleet.expected_devices(site.catalogue)
         unknown = sorted(set(device or ()) - active.keys())
         if unknown:
             raise NotFound(f"no active device {', '.join(unknown)}; `bowerbird devices list` shows all")
         devices = sorted(set(device)) if device else sorted(active)
-        if not devices:
-            raise Conflict("there are no devices; add one with `bowerbird devices add cam-01`")
         release = publish(site, row["digest"], actor())
         rollout = rollouts.start_rollout(site.catalogue, row["digest"], release, devices, actor())
         if as_json:
             show_json(rollouts.get(site.catalogue, rollout))
         else:
-            say(f"rollout {rollout}: model {row['digest'][:12]}, release {release}, {len(devices)} devices")
+            say(f"rollout {rollout}: model {row['digest'][:12]}, release {release}, {len(devices)} devices, and later ones")
 
 
 @app.command("list")

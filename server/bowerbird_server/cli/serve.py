@@ -1,4 +1,4 @@
-"""`bowerbird serve`, and each of its processes alone: `ingest`, `delivery`, `web`, `scheduler`."""
+"""`bowerbird serve`, and each of its processes alone: `ingest`, `delivery`, `web`, `scheduler`, `claims`."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bowerbird_server.broker_upkeep import keep_certificates
+from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
 from bowerbird_server.endpoint import WebEndpoint, is_free
 from bowerbird_server.errors import BadInput, ConfigError, EnvironmentFault
-from bowerbird_server.ingest_share import MAX_WORKERS, Share
-from bowerbird_server.provision import broker_of, server_address
+from bowerbird_server.identity.place import check_port, listener_address
+from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
+from bowerbird_server.provision import broker_of, refresh_access, server_address, uses_certificates
 from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
 
@@ -26,13 +29,14 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PROCESSES = ("ingest", "delivery", "web", "scheduler")
+DELIVERY = "bowerbird-delivery"  # the client id of delivery.py, which is not imported before it is needed
+PROCESSES = ("ingest", "delivery", "web", "scheduler", "claims")
 
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands at the root."""
     app.command()(serve)
-    for command in (ingest, delivery, web, scheduler):
+    for command in (ingest, delivery, web, scheduler, claims):
         app.command(rich_help_panel="One process of the server alone")(command)
 
 
@@ -75,6 +79,9 @@ def serve(
         address = server_address(site)
         facts = {"web": endpoint.url, "broker": f"{address.host}:{address.port}"}
         supervisor = Supervisor(children, site.folder.logs, state_path=site.folder.root / "serve.json", facts=facts)
+        broker = broker_of(site)
+        if broker is not None:
+            keep_certificates(broker, stop)
         supervisor.run(stop)
 
 
@@ -91,12 +98,20 @@ def _refuse_open_address(host: str) -> None:
 
 
 def _children(site: Site, config: Path | None, ingest_workers: int) -> list[ChildSpec]:
-    server_address(site)  # writes the broker's configuration, or checks the external one
     broker = broker_of(site)
+    if broker is None:
+        server_address(site)  # checks it
+    else:
+        clients = [*client_ids(ingest_workers), DELIVERY]
+        broker.prepare(fleet.active_devices(site.catalogue), clients=clients, exact=True)
     _check_broker_port(site)
+    if uses_certificates(site):
+        check_port(site)
     children = [] if broker is None else [ChildSpec("broker", tuple(broker.argv()), ready=broker.ready)]
     options = ["--data", str(site.folder.root), *([] if config is None else ["--config", str(config.resolve())])]
     for name in PROCESSES:
+        if name == "claims" and not uses_certificates(site):
+            continue
         argv = (sys.executable, "-m", "bowerbird_server.cli", name, *options)
         if name != "ingest" or ingest_workers == 1:
             children.append(ChildSpec(name, argv))
@@ -123,6 +138,9 @@ def _say_what_was_chosen(site: Site, endpoint: WebEndpoint) -> None:
     own = "of its own" if broker_of(site) is not None else "yours"
     tell(f"data       {site.folder.root}")
     tell(f"broker     {address.host}:{address.port} ({own})")
+    if uses_certificates(site):
+        claims_at = listener_address(site)
+        tell(f"claims     {claims_at.host}:{claims_at.port}, for {', '.join(claims_at.names)}")
     tell(f"dashboard  {endpoint.url}/login#token={endpoint.token}")
     tell(f"devices    bowerbird devices add cam-01 --data {site.folder.root}")
 
@@ -142,7 +160,7 @@ def ingest(
     stop = stop_event()
     configure_logging()
     with open_site(data, config) as site:
-        address = server_address(site)
+        address = server_address(site, Share(worker, workers).client_id)
         folder = site.folder
         marks = _disk_marks(site)
     process.run(folder, address, stop, share=Share(worker, workers), marks=marks)
@@ -162,9 +180,14 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
     stop = stop_event()
     configure_logging()
     with open_site(data, config) as site:
-        address = server_address(site)
+        address = server_address(site, DELIVERY)
         folder, marks = site.folder, _disk_marks(site)
-    process.run(folder, address, stop, marks=marks)
+
+    def shut_out(_device: str) -> None:
+        with open_site(data, config) as site:
+            refresh_access(site)
+
+    process.run(folder, address, stop, marks=marks, on_suspended=shut_out)
 
 
 def web(data: Data = DATA, config: Config = None) -> None:
@@ -201,3 +224,12 @@ def scheduler(data: Data = DATA, config: Config = None) -> None:
     configure_logging()
     with open_site(data, config) as site:
         process.run(site, stop)
+
+
+def claims(data: Data = DATA, config: Config = None) -> None:
+    """Answer boards that enrol and devices that renew, over HTTPS, and nothing else."""
+    from bowerbird_server.identity import service
+
+    stop = stop_event()
+    configure_logging()
+    service.run(data, config, stop)

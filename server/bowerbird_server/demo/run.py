@@ -36,6 +36,7 @@ from bowerbird_server.config import (
 )
 from bowerbird_server.dataset_import import import_frames
 from bowerbird_server.demo.control import Control
+from bowerbird_server.demo.enrolling import enrol_here, is_enrolled
 from bowerbird_server.demo.founding import ACTOR, FirstModel, first_model, found, import_world
 from bowerbird_server.demo.world import FilmWorld, SyntheticWorld, World
 from bowerbird_server.endpoint import WebEndpoint
@@ -61,6 +62,7 @@ AGENT_TABLES: dict[str, dict[str, Any]] = {
     "guard": {"cpu_pressure": 100.0},
 }
 MARK = "demo.json"
+ENROLLED = "state/identity/claimed"  # in a device's folder, once it is one
 # A stage that makes no progress for so long is given up, with a word on where to look.
 STALLED_S = 900.0
 
@@ -239,10 +241,11 @@ def _agents(site: Site, world: World) -> dict[str, Path]:
     made = {}
     for device, camera in world.cameras().items():
         folder = site.folder.devices / device
-        if not (folder / "agent.toml").exists():
+        if not (folder / "agent.toml").exists() or not is_enrolled(site, folder):
             tables = {"selection": world.selection(), **AGENT_TABLES, **world.recipe.agent_tables}
             folder = add_device(site, device, actor=ACTOR, cameras=[camera], tables=tables)
         made[device] = folder / "agent.toml"
+    enrol_here(site, [config.parent for config in made.values()])
     return made
 
 

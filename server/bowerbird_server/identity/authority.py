@@ -1,7 +1,7 @@
 """The certificate authority of a site: a root that may lie offline, and issuing authorities that sign for devices and services.
 
-In: the folder `identity/` of the data folder, public keys, names that the caller has chosen, the time. Out: certificates as PEM. All
-keys are EC P-256. It decides nothing about who may have a certificate (`claims.py` does) and never sees a device's private key.
+In: the folder `identity/` of the data folder, public keys, names that the caller has chosen, the time. Out: certificates as PEM.
+All keys are EC P-256. It decides nothing about who may have a certificate (`claims.py` does) and never sees a device's private key.
 
 `root.key` is needed only to make an issuing authority; once it has been carried away, everything else goes on. Two issuing
 authorities may overlap: the newest signs, and leaves of the older one stay good until they end.

@@ -170,6 +170,8 @@ class Device(_Out):
     frames_total: int | None
     frames_received: int
     image_bytes: int
+    certificate_until: str | None
+    trouble: str
 
 
 class Model(_Out):

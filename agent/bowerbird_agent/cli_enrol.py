@@ -1,0 +1,58 @@
+"""`bowerbird-agent enrol`: from a bundle to a device that the server knows.
+
+In: arguments. Out: text or JSON, an exit code. What it does is `enrolment.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from bowerbird_agent.cli_options import EXIT_OK, add_command
+
+
+def add_enrol(commands: Any, version: str) -> None:
+    """The command and its options."""
+    example = "bowerbird-agent enrol bundle.json --config agent.toml"
+    enrol = add_command(commands, "enrol", "make this board a device of a site", example)
+    enrol.add_argument(
+        "bundle", type=Path, metavar="BUNDLE", help="the file that the server made: bowerbird devices invite, or add"
+    )
+    enrol.add_argument(
+        "--state-dir", type=Path, default=None, metavar="DIR", help="default: as agent.toml says, or state beside it"
+    )
+    enrol.add_argument("--wait", type=float, default=0.0, metavar="SECONDS", help="wait so long for a person's approval")
+    enrol.add_argument(
+        "--in-memory", action="store_true", help="keep the identity although a power cut would take it: for a demo"
+    )
+    enrol.set_defaults(command=_enrol, version=version)
+
+
+def _enrol(arguments: argparse.Namespace) -> int:
+    from bowerbird_agent.config import read_config
+    from bowerbird_agent.enrolment import enrol, read_bundle
+
+    bundle = read_bundle(arguments.bundle)
+    config: Path = arguments.config
+    state_dir: Path | None = arguments.state_dir
+    if state_dir is None and config.exists():
+        state_dir = read_config(config).device.state_dir
+    done = enrol(
+        bundle,
+        config,
+        version=arguments.version,
+        state_dir=state_dir,
+        in_memory_ok=arguments.in_memory,
+        wait_s=arguments.wait,
+        tell=lambda text: print(text, flush=True),
+    )
+    identity = done.identity
+    if arguments.json:
+        facts = {"device": identity.device, "generation": identity.generation, "not_after": identity.not_after.isoformat()}
+        print(json.dumps({**facts, "config": str(config), "wrote_config": done.wrote_config}))
+        return EXIT_OK
+    print(f"this board is {identity.device}; its certificate is good until {identity.not_after:%Y-%m-%d} and renews itself")
+    print(f"{'wrote' if done.wrote_config else 'kept'} {config}; now: bowerbird-agent run --config {config}")
+    return EXIT_OK

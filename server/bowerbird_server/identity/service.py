@@ -1,0 +1,65 @@
+"""The process behind `bowerbird claims`: the listener, with everything that it needs of a site.
+
+In: the data folder. Out: answered claims; an active device's access rules are at the broker before its answer leaves, so that it
+may connect at once. It knows no other duty.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bowerbird_server.catalogue import fleet
+from bowerbird_server.config import ServerConfig
+from bowerbird_server.identity.authority import Authority
+from bowerbird_server.identity.claims import Claims, Outcome
+from bowerbird_server.identity.issuer import CommandIssuer, Issuer, OwnIssuer
+from bowerbird_server.identity.listener import ClaimApp, ListenerAddress, serve
+from bowerbird_server.identity.place import listener_address, names_of
+from bowerbird_server.provision import refresh_access
+from bowerbird_server.site import Site
+from bowerbird_wire.claim import ClaimRequest, RenewRequest
+
+
+def issuer_of(config: ServerConfig, authority: Authority) -> Issuer:
+    """Who signs for devices here."""
+    if config.identity.issuer_command:
+        return CommandIssuer(tuple(config.identity.issuer_command), Path(config.identity.issuer_ca))
+    return OwnIssuer(authority)
+
+
+@dataclass
+class Deciding:
+    """Answers requests in one thread, which opens the site at the first of them."""
+
+    data: Path
+    config: Path | None = None
+    _site: Site | None = None
+    _granted: set[str] = field(default_factory=set)
+
+    def __call__(self, request: ClaimRequest | RenewRequest) -> Outcome:
+        """One request."""
+        if self._site is None:
+            self._site = Site.open(self.data, self.config, make=False)
+        site = self._site
+        # Opened anew, since an issuing authority may have been added.
+        authority = Authority.open(site.folder.identity)
+        claims = Claims(site.catalogue, issuer_of(site.config, authority), authority.root_pem)
+        outcome = claims.claim(request) if isinstance(request, ClaimRequest) else claims.renew(request)
+        device = outcome.answer.device
+        if outcome.access_changed and (outcome.answer.state != "active" or device not in self._granted):
+            refresh_access(site)
+            self._granted = set(fleet.active_devices(site.catalogue))
+        return outcome
+
+
+def run(data: Path, config: Path | None, stop: threading.Event) -> None:
+    """Answer claims until `stop`."""
+    with Site.open(data, config, make=False) as site:
+        folder, chosen, address = site.folder, site.config, listener_address(site)
+
+    def where() -> ListenerAddress:
+        return ListenerAddress(address.host, address.port, names_of(folder, chosen))
+
+    serve(ClaimApp(Deciding(data, config)), where, lambda: Authority.open(folder.identity), stop)

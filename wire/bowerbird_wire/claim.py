@@ -1,0 +1,144 @@
+"""What a device and the claim listener say to each other over HTTPS, before there is MQTT: JSON with few keys and hard limits.
+
+In: text from the peer. Out: frozen requests and answers, or an error that names the key at fault. A request carries a certificate
+request (PKCS 10) of which the server takes the public key only; the token stands in the body, never in an address. It opens no
+connection and knows no cryptography but the bytes that a renewal signs.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, TypeVar
+
+from bowerbird_wire.errors import WireError
+
+CLAIM_PATH = "/v1/claim"
+RENEW_PATH = "/v1/renew"
+MAX_BODY_BYTES = 16 * 1024
+MAX_ANSWER_BYTES = 64 * 1024
+MAX_TEXT = 200  # labels, serial numbers, reasons
+
+# Why an answer is not a certificate. REFUSED is the same for a token that never was, is too late, or is used up.
+REFUSED = "refused"
+TOO_MANY = "too-many"
+UNUSABLE = "unusable"  # not a request at all
+BUSY = "busy"
+SUSPENDED = "suspended"
+CLAIM_AGAIN = "claim-again"  # expired too long ago, or unknown here
+
+R = TypeVar("R", "ClaimRequest", "RenewRequest", "Answer")
+
+
+class ClaimError(WireError):
+    """A body that is not what it should be; the message names the key."""
+
+
+@dataclass(frozen=True)
+class ClaimRequest:
+    """A token for a certificate.
+
+    Args:
+        token: as printed by the invitation.
+        request: certificate request, PEM.
+        serial: the board's serial number, "" when it has none.
+        agent_version: for the operator's list.
+    """
+
+    token: str
+    request: str
+    serial: str = ""
+    agent_version: str = ""
+
+
+@dataclass(frozen=True)
+class RenewRequest:
+    """A certificate for its successor.
+
+    Args:
+        certificate: the leaf that the device has, PEM.
+        request: certificate request for the new key, PEM.
+        proof: signature of `renewal_bytes` by the old key, base64.
+    """
+
+    certificate: str
+    request: str
+    proof: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the listener says to both.
+
+    Args:
+        state: "active" with a certificate, "pending" while a person has not approved, or one of the reasons above.
+        detail: what to do, for people.
+        device, site: names in topics.
+        generation: of the certificate.
+        certificate: leaf and issuing certificates, PEM.
+        ca: what the device trusts from now on, PEM.
+        server_time: UTC ISO text; a hint for people, never set.
+        retry_after_s: when to ask again.
+    """
+
+    state: str
+    detail: str = ""
+    device: str = ""
+    site: str = ""
+    generation: int = 0
+    certificate: str = ""
+    ca: str = ""
+    server_time: str = ""
+    retry_after_s: float = 0.0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def renewal_bytes(device: str, generation: int, request_der: bytes) -> bytes:
+    """What the old key signs: the new request, for this device and generation and nothing else."""
+    return b"\x00".join((b"bowerbird renewal 1", device.encode(), str(generation).encode(), request_der))
+
+
+def to_json(message: ClaimRequest | RenewRequest | Answer) -> bytes:
+    """The message as JSON."""
+    return json.dumps(asdict(message), separators=(",", ":"), sort_keys=True).encode()
+
+
+def from_json(kind: type[R], body: bytes) -> R:
+    """The message in a JSON text; unknown keys are ignored, a newer peer may know more.
+
+    Raises:
+        ClaimError: too long, not JSON, or a key is missing, of another type or too long.
+    """
+    if len(body) > (MAX_ANSWER_BYTES if kind is Answer else MAX_BODY_BYTES):
+        raise ClaimError(f"{len(body)} bytes are more than is ever sent")
+    try:
+        plain = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise ClaimError("not JSON") from error
+    if not isinstance(plain, dict):
+        raise ClaimError("not a JSON object")
+    values: dict[str, Any] = {}
+    for each in fields(kind):
+        if each.name not in plain:
+            continue
+        value = plain[each.name]
+        default = _DEFAULTS[each.name]
+        if isinstance(value, bool) or not isinstance(value, int | float if isinstance(default, float) else type(default)):
+            raise ClaimError(f"{each.name}: must be {type(default).__name__}")
+        if isinstance(value, str) and each.name not in _LONG and len(value) > MAX_TEXT:
+            raise ClaimError(f"{each.name}: longer than {MAX_TEXT} characters")
+        values[each.name] = value
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ClaimError(f"a key is missing: {error}") from error
+
+
+_LONG = frozenset({"request", "certificate", "ca"})
+_DEFAULTS: dict[str, Any] = {
+    **dict.fromkeys(("token", "request", "serial", "agent_version", "certificate", "proof"), ""),
+    **dict.fromkeys(("state", "detail", "device", "site", "ca", "server_time"), ""),
+    "generation": 0,
+    "retry_after_s": 0.0,
+    "extra": {},
+}
