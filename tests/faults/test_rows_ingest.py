@@ -23,6 +23,7 @@ from bowerbird_testing.fault_device import Promises, captured
 from bowerbird_testing.fault_rows import row
 from bowerbird_testing.fault_site import FaultSite
 from bowerbird_testing.mqtt_device import MqttDevice, wait_for_ingest, wait_until
+from bowerbird_testing.packet_link import PUBLISH, PacketLink, kind_of
 from bowerbird_testing.small_disk import fill_with_other_data, small_disk
 from bowerbird_testing.uploading_device import UploadingDevice, drain
 from bowerbird_wire.codec import encode_frame
@@ -151,6 +152,45 @@ def test_poison_digest_mismatch(site: FaultSite) -> None:
     forged = encode_frame(FrameMessage(dataclasses.replace(header, sequence=77), image))
     poison_between_good_ones(site, [encode_frame(FrameMessage(header, flipped)), forged, message(1)[:-1]])
     assert dead_letters(site) == {"digest_mismatch"}
+
+
+class Garbling:
+    """A rule of a link: the last bit of the first so many frame messages turns on the way."""
+
+    def __init__(self, messages: int) -> None:
+        self.left = messages
+
+    def __call__(self, packet: bytes) -> list[bytes]:
+        """The packet, perhaps with another image than it had."""
+        if self.left and kind_of(packet) == PUBLISH and b"/cam-01/frame" in packet[:80]:
+            self.left -= 1
+            return [bytes([*packet[:-1], packet[-1] ^ 1])]
+        return [packet]
+
+
+def test_a_frame_that_was_garbled_on_its_way_is_sent_again(site: FaultSite) -> None:
+    """The server refuses what it got; what the device holds is whole, so the refusal is not the end of it."""
+    site.fill(20)
+    with (
+        site.serving(),
+        PacketLink(site.broker.host, site.broker.port, up=Garbling(5)) as link,
+        site.device(host=link.host, port=link.port) as device,
+    ):
+        drain(device)
+        assert not device.spool.ledger().refused
+    assert site.check()["rows"] == 20
+
+
+def test_a_server_that_never_gets_a_frame_whole_is_believed_in_the_end(site: FaultSite) -> None:
+    site.fill(1)
+    with (
+        site.serving(),
+        PacketLink(site.broker.host, site.broker.port, up=Garbling(100)) as link,
+        site.device(host=link.host, port=link.port) as device,
+    ):
+        drain(device)
+        assert dict(device.spool.ledger().refused) == {"digest_mismatch": 1}
+    assert site.check()["refused"] == 1
 
 
 @row("poison_unknown_version")
