@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import random
+import select
 import socket
 import threading
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
 PUBLISH = 3
+_IDLE_MS = 50  # a rule that keeps packets back must let them go after this
 Rule = Callable[[bytes], Sequence[bytes]]
 
 
@@ -34,7 +36,7 @@ def thrice(packet: bytes) -> Sequence[bytes]:
 
 
 class Shuffle:
-    """Messages overtake each other: up to `depth` wait until as many are there or another kind comes, then go in any order."""
+    """Messages overtake each other: up to `depth` wait until as many are there, another kind or nothing comes, then go in any order."""
 
     def __init__(self, seed: int, depth: int = 4) -> None:
         self._dice, self._depth = random.Random(seed), depth
@@ -47,10 +49,11 @@ class Shuffle:
             self._waiting.append(packet)
             if len(self._waiting) < self._depth:
                 return ()
-            return self._release()
-        return (*self._release(), packet)
+            return self.release()
+        return (*self.release(), packet)
 
-    def _release(self) -> list[bytes]:
+    def release(self) -> list[bytes]:
+        """What still waits, when nothing has come for a moment."""
         before, self._waiting = self._waiting, []
         after = self._dice.sample(before, len(before))
         self.overtaken += sum(a is not b for a, b in zip(before, after, strict=True))
@@ -107,8 +110,16 @@ class PacketLink:
 
     def _carry(self, source: socket.socket, target: socket.socket, is_up: bool) -> None:
         rule = self._up if is_up else self._down
+        release: Callable[[], Sequence[bytes]] = getattr(rule, "release", tuple)
+        ready = select.poll()
+        ready.register(source, select.POLLIN)
         try:
-            while packet := _read_packet(source):
+            while True:
+                if not ready.poll(_IDLE_MS):
+                    for out in release():
+                        target.sendall(out)
+                    continue
+                packet = _read_packet(source)
                 self.published_up += is_up and kind_of(packet) == PUBLISH
                 if self.deaf and not is_up:
                     continue
