@@ -110,7 +110,7 @@ class SiteServer:
 
     def desire(self, device: str, version: int, frames_total: int | None, *, erase: tuple[EraseWish, ...] = ()) -> None:
         """Say how many frames are wanted of a device in all, and which it must forget."""
-        self._retain(DesiredTopic(self.site, device), encode(Desired(version, frames_total, erase)))
+        self._retain(DesiredTopic(self.site, device), encode(Desired(version, frames_total, erase=erase)))
 
     def wish(self, device: str, desired: Desired) -> None:
         """Say everything that is wanted of a device."""
