@@ -41,7 +41,7 @@ RAISE_BY = 1000
 _KIND = "bowerbird backup 1"
 _MANIFEST = "backup.json"
 _BLOB_LIST = "blobs.txt"
-_PLAIN = ("packages", "repository", CONFIG_NAME)
+_PLAIN = ("packages", "agents", "repository", CONFIG_NAME)
 _PRIVATE = ("keys", "broker", "devices", "web.json")
 _GROUP_BLOBS, _GROUP_BYTES = 64, 32 * 1024**2
 

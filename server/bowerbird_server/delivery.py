@@ -34,6 +34,8 @@ from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.messages import BlockRequest, Credit, Desired, Health, Job, Report, Status
 from bowerbird_wire.topics import (
+    AgentJobTopic,
+    AgentReportTopic,
     BlockRequestTopic,
     BlocksTopic,
     CreditTopic,
@@ -49,7 +51,13 @@ from bowerbird_wire.topics import (
 log = logging.getLogger(__name__)
 
 CLIENT_ID = "bowerbird-delivery"
-UP_TOPICS: tuple[type[DeviceTopic], ...] = (StatusTopic, HealthTopic, ReportTopic, BlockRequestTopic)
+UP_TOPICS: tuple[type[DeviceTopic], ...] = (
+    StatusTopic,
+    HealthTopic,
+    ReportTopic,
+    AgentReportTopic,
+    BlockRequestTopic,
+)
 WISHES_EVERY_S = 0.5
 UPKEEP_EVERY_S = 600.0
 # Every device that is there has a retained status, and retained messages follow the subscription at once.
@@ -79,7 +87,7 @@ class Delivery:
         self._publisher = publisher
         self._sign = sign
         self._desired: dict[str, Desired] = {}  # as last published on this connection
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, bool], Job] = {}  # by device, and whether it is of the agent
         self._credits: dict[str, int] = {}  # by site
         self._reported_at_ms: dict[str, int] = {}  # newest report of each device, by the device's own clock
         self._present: set[str] = set()  # devices whose status came on this connection
@@ -106,6 +114,8 @@ class Delivery:
                 self._health(topic, decode(Health, payload))
             elif isinstance(topic, ReportTopic):
                 self._report(topic, decode(Report, payload))
+            elif isinstance(topic, AgentReportTopic):
+                self._agent_report(topic, decode(Report, payload))
             elif isinstance(topic, BlockRequestTopic):
                 self._blocks.ask(topic.site, topic.device, decode(BlockRequest, payload))
         except WireError as error:
@@ -114,7 +124,9 @@ class Delivery:
     def _status(self, topic: StatusTopic, status: Status) -> None:
         fleet.record_status(self._cat, topic.device, status)
         self._present.add(topic.device)
-        if status.state != "online":
+        if status.state == "online":
+            rollouts.record_agent_version(self._cat, topic.device, status.agent_version)
+        else:
             self._blocks.forget(topic.site, topic.device)
 
     def _health(self, topic: HealthTopic, health: Health) -> None:
@@ -126,6 +138,12 @@ class Delivery:
     def _report(self, topic: ReportTopic, report: Report) -> None:
         self._reported_at_ms[topic.device] = max(report.at_ms, self._reported_at_ms.get(topic.device, 0))
         fleet.record_running_model(self._cat, topic.device, report)
+        self._execution(topic, report)
+
+    def _agent_report(self, topic: AgentReportTopic, report: Report) -> None:
+        self._execution(topic, report)
+
+    def _execution(self, topic: DeviceTopic, report: Report) -> None:
         if not rollouts.record_report(self._cat, topic.device, report):
             log.info("device %s reports %s for a job that is not ours: %s", topic.device, report.state, report.job_id[:40])
         if report.code:
@@ -143,7 +161,8 @@ class Delivery:
             if self._desired.get(device) != desired and self._publisher.publish(topic, encode(desired), retain=True):
                 self._desired[device] = desired
         for wanted in rollouts.jobs(self._cat):
-            if self._jobs.get(wanted.device) == wanted.job:
+            key = (wanted.device, wanted.is_agent)
+            if self._jobs.get(key) == wanted.job:
                 continue
             try:
                 signed = self._sign(wanted.job, wanted.device)
@@ -152,9 +171,11 @@ class Delivery:
                 self._complained = True
                 return
             self._complained = False
-            if self._publisher.publish(str(JobTopic(wanted.site, wanted.device)), encode(signed), retain=True):
-                self._jobs[wanted.device] = wanted.job
-                log.info("device %s: %s model %s", wanted.device, wanted.job.action, wanted.job.model_digest[:12])
+            kind = AgentJobTopic if wanted.is_agent else JobTopic
+            if self._publisher.publish(str(kind(wanted.site, wanted.device)), encode(signed), retain=True):
+                self._jobs[key] = wanted.job
+                what = "agent" if wanted.is_agent else "model"
+                log.info("device %s: %s %s %s", wanted.device, wanted.job.action, what, wanted.job.model_digest[:12])
 
     def publish_credit(self, bytes_in_flight: int) -> None:
         """Tell each site how much its devices may have on their way, when it differs from what is published already."""

@@ -146,11 +146,11 @@ def test_a_signature_may_be_made_elsewhere_and_only_the_models_key_counts(tmp_pa
     model = make("model")
     with pytest.raises(AwaitingSignature):
         repository.publish(model)
-    sign_file(repository.pending, tmp_path / "keys" / "director.pem")
+    sign_file(repository.pending("models"), tmp_path / "keys" / "director.pem")
     with pytest.raises(Conflict, match="models key"):
         repository.finish()
     assert repository.releases() == {}
-    sign_file(repository.pending, tmp_path / "keys" / "offline" / "models.pem")
+    sign_file(repository.pending("models"), tmp_path / "keys" / "offline" / "models.pem")
     assert repository.finish() == {model.digest: 1}
 
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import (
+    agents,
     backup,
     catalogue,
     dataset,
@@ -57,6 +58,7 @@ def root(
 demo.add_to(app)
 serve.add_to(app)
 app.add_typer(devices.app, name="devices")
+app.add_typer(agents.app, name="agents")
 app.add_typer(readers.app, name="readers")
 app.add_typer(frames.app, name="frames")
 app.add_typer(labels.app, name="labels")

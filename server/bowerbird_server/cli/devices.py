@@ -84,6 +84,7 @@ def list_devices(data: Data = DATA, as_json: AsJson = False) -> None:
             "id": "device",
             "state": "state",
             "status": "status",
+            "agent_version": "agent",
             "model": "model",
             "seen": "seen",
             "sent": "sent",
