@@ -25,12 +25,12 @@ class Launch:
 
     Args:
         prefix: of the interpreter, which says which version this is.
-        config: agent.toml.
+        config: agent.toml, which a new version must understand; None leaves that out.
         probation: limits of a new version's trial; None for the usual ones.
     """
 
     prefix: Path
-    config: Path
+    config: Path | None
     probation: Probation | None = None
 
     @classmethod
