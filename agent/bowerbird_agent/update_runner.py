@@ -127,6 +127,8 @@ class UpdateRunner:
         self._ledger.wake()
         self._align()
         if self._state_now in updater.TERMINAL:
+            # The process may have died between the end of an update and what the end entails.
+            self._ledger.subject.ended(self._ledger.record, is_live=False)
             self._tidy()
         self._model.running = store.active()
 

@@ -22,6 +22,7 @@ _SOURCES = (
     "LICENSE",
     "deploy/constraints",
     "deploy/systemd",
+    "deploy/launch.sh",
 )
 LOCK = ROOT / "deploy" / "constraints" / f"device-py{sys.version_info[0]}{sys.version_info[1]}.txt"
 
