@@ -23,14 +23,17 @@ CHECK_PASSES = "import sys\nsys.exit(0)\n"
 CHECK_FAILS = "import sys\nsys.exit('install check: imports: this release is broken')\n"
 
 
-def write_wheel(folder: Path, project: str, version: str, files: Mapping[str, str], *, tag: str = "py3-none-any") -> Path:
+def write_wheel(
+    folder: Path, project: str, version: str, files: Mapping[str, str], *, tag: str = "py3-none-any", requires: str = ""
+) -> Path:
     """A wheel of text files, its RECORD included; a file's name may be anything, also what no honest wheel has."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{project}-{version}-{tag}.whl"
     info = f"{project}-{version}.dist-info"
     every = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n",
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {project}\nVersion: {version}\n"
+        + (f"Requires-Dist: {requires}\n" if requires else ""),
         f"{info}/WHEEL": f"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: {tag}\n",
     }
     record = "".join(f"{name},,\n" for name in [*every, f"{info}/RECORD"])
