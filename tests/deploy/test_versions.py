@@ -29,8 +29,10 @@ from bowerbird_server.catalogue import Catalogue, rollouts
 from bowerbird_server.catalogue.fleet import add_device
 from bowerbird_server.errors import EnvironmentFault
 from bowerbird_server.install_check import main as server_check
+from bowerbird_server.repository import Repository
 from bowerbird_server.site import Site
 from bowerbird_testing.agent_process import AgentProcess, write_config
+from bowerbird_testing.agent_releases import make_release
 from bowerbird_testing.device_release import ROOT
 from bowerbird_wire.messages import Job
 
@@ -130,6 +132,26 @@ def test_this_agent_runs_on_it(kept: Path, tmp_path: Path) -> None:
     spool = Spool(kept / "state" / "spool", max_bytes=10**9, min_free_bytes=0)
     assert sum(spool.counts().values()) + spool.promoted >= told(kept)["frames"]
     spool.close()
+
+
+def test_an_update_repository_of_an_earlier_version_gets_a_role_for_the_agent_and_keeps_its_root(
+    kept: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom bowerbird_server.repository import Repository\n"
+        "Repository(Path(sys.argv[1]) / 'repository', Path(sys.argv[1]) / 'keys').create()\n"
+    )
+    assert (done := older(kept, code, tmp_path)).returncode == 0, done.stderr
+    repository = Repository(tmp_path / "repository", tmp_path / "keys")
+    root = repository.trusted_root()
+    release = make_release(tmp_path / "release")
+    assert repository.releases("agents") == {}
+    assert repository.publish_agent(release) == 1
+    assert repository.releases("agents") == {release.digest: 1}
+    assert repository.trusted_root() == root
+    assert (tmp_path / "keys" / "agents.pem").stat().st_mode & 0o777 == 0o600
+    repository.refresh()
+    assert repository.publish_agent(release, again=True) == 2
 
 
 # -- down -------------------------------------------------------------------------------------------------------------------
