@@ -32,6 +32,7 @@ MODULES = (
     "bowerbird_agent.device",
     "bowerbird_agent.mqtt_link",
     "bowerbird_agent.update_runner",
+    "bowerbird_agent.agent_install",
     "bowerbird_agent.selftest",
     "tuf.ngclient",
     "cryptography.hazmat.primitives.asymmetric.ed25519",

@@ -194,6 +194,29 @@ def test_a_release_that_pip_cannot_install_is_refused(server: UpdateServer, tmp_
     assert refused(server, tmp_path / "state", server.agent_job(release, server.publish_agent(release))) == "install"
 
 
+def test_an_installation_cut_short_is_cleared_away_and_begun_again(
+    server: UpdateServer, release: ReleaseOnDisk, tmp_path: Path
+) -> None:
+    """A power cut in the middle of pip: the release is there, half an environment around it, no mark that it is whole."""
+    state = tmp_path / "state"
+    job = server.agent_job(release, server.publish_agent(release))
+    with AgentDevice(state, server, agent={"python": tmp_path / "no-python"}) as device:
+        device.runner.job(job, Subject.AGENT)
+        assert server.wait_for("refused", timeout_s=180).code == "install"
+    folder = device.versions.folder(release.digest)
+    half = folder / "lib" / "python3" / "site-packages" / "half_written"
+    half.mkdir(parents=True)
+    (folder / "bin").symlink_to(half)
+    device.versions.wheels(release.digest).parent.mkdir(exist_ok=True)
+    versions = AgentVersions(state / "agent", prefix=state / "base")
+    versions.clear_environment(release.digest)
+    assert list(folder.iterdir()) == []
+    (folder / "wheels").mkdir()
+    versions.clear_environment(release.digest)
+    assert [path.name for path in folder.iterdir()] == ["wheels"]
+    assert not versions.is_complete(release.digest)
+
+
 def test_what_the_launcher_took_back_is_reported_by_the_version_before(
     server: UpdateServer, release: ReleaseOnDisk, tmp_path: Path
 ) -> None:
