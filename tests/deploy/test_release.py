@@ -52,8 +52,8 @@ def test_a_release_is_whole_and_its_checksums_are_those_of_its_files(release: Pa
         "SHA256SUMS.sig",
         "bowerbird-V-device-py310.cdx.json",
         "bowerbird-V-device-py311.cdx.json",
-        "bowerbird-V-server-py311.cdx.json",
         "bowerbird-V-py3-none-any.whl",
+        "bowerbird-V-server-py311.cdx.json",
         "bowerbird-V.tar.gz",
         "bowerbird-install-V.tar.gz",
     ]

@@ -121,17 +121,18 @@ def test_a_state_folder_of_an_earlier_version_is_taken_over_with_every_frame(kep
 
 
 def test_this_agent_runs_on_it(kept: Path, tmp_path: Path) -> None:
-    config = write_config(tmp_path / "agent", port=9, cameras=CAMERA, overrides={"device": {"state_dir": str(kept / "state")}})
+    state = {"device": {"state_dir": str(kept / "state")}}
+    chosen = {path.name for path in (kept / "state" / "spool" / "frames").glob("*.frame")}
+    assert chosen
+    config = write_config(tmp_path / "agent", port=9, cameras=CAMERA, overrides=state)
     with AgentProcess(config) as agent:
-        for _ in range(240):
-            if (kept / "state" / "format.json").exists() and "cannot" not in agent.log and (kept / "state" / "models").exists():
-                break
+        deadline_s = time.monotonic() + 120
+        while " INFO model " not in agent.log and time.monotonic() < deadline_s:
             time.sleep(0.25)
         code, _ = agent.terminate()
     assert code == 0, agent.log
-    spool = Spool(kept / "state" / "spool", max_bytes=10**9, min_free_bytes=0)
-    assert sum(spool.counts().values()) + spool.promoted >= told(kept)["frames"]
-    spool.close()
+    # A window that was cut short is given up, as ever; what was chosen stays.
+    assert chosen <= {path.name for path in (kept / "state" / "spool" / "frames").glob("*.frame")}
 
 
 def test_an_update_repository_of_an_earlier_version_gets_a_role_for_the_agent_and_keeps_its_root(
