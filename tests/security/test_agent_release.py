@@ -309,6 +309,16 @@ def test_an_archive_with_a_hostile_member_is_refused_and_leaves_nothing(
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize(("name", "size"), [(LOCK, 3 * 1024**2), (SBOM, 17 * 1024**2), (MANIFEST, 300 * 1024)])
+def test_a_member_that_is_larger_than_its_kind_may_be_is_refused_by_its_size(tmp_path: Path, name: str, size: int) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = size
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        tar.addfile(member, io.BytesIO(bytes(size)))
+    with pytest.raises(BadInput, match="is too large"):
+        unpack(tmp_path / "a.tar", tmp_path / "out")
+
+
 def test_an_archive_that_declares_a_member_of_a_terabyte_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     member = tarfile.TarInfo("evil-1.0-py3-none-any.whl")
     member.size = 2**40
