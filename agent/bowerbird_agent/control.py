@@ -25,10 +25,13 @@ from bowerbird_agent.outbox import Outbox
 from bowerbird_agent.spool_index import Ledger
 from bowerbird_agent.storing import OnDisk
 from bowerbird_agent.tombstone_sender import TombstoneSender
+from bowerbird_agent.updater import Subject
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
-from bowerbird_wire.messages import Block, BlockRequest, Desired, Fetch, FetchAnswer, Job, Receipt, Report
+from bowerbird_wire.messages import OF, Block, BlockRequest, Desired, Fetch, FetchAnswer, Job, Receipt, Report
 from bowerbird_wire.topics import (
+    AgentJobTopic,
+    AgentReportTopic,
     BlockRequestTopic,
     BlocksTopic,
     DesiredTopic,
@@ -67,7 +70,7 @@ _BLOCK_BESIDE_BYTES = 256  # of a block's message, beside its data
 class Updates(Protocol):
     """What is needed of `update_runner.UpdateRunner`; its methods return at once."""
 
-    def job(self, job: Job) -> None: ...
+    def job(self, job: Job, subject: Subject = ...) -> None: ...
     def block(self, block: Block) -> None: ...
     def link_up(self) -> None: ...
     def link_down(self) -> None: ...
@@ -279,7 +282,8 @@ class Control:
             self._outbox.published(event.token, accepted=event.accepted)
         elif isinstance(event, SendReport):
             report = event.report
-            self._outbox.put(f"report {report.job_id} {report.state}", ReportTopic(*self._names), codec.encode(report))
+            topic = AgentReportTopic if report.extra.get(OF) == Subject.AGENT.value else ReportTopic
+            self._outbox.put(f"report {report.job_id} {report.state}", topic(*self._names), codec.encode(report))
         elif isinstance(event, SendAnswer):
             answer = event.answer
             self._outbox.put(f"fetch {answer.request.hex()}", FetchAnswerTopic(*self._names), codec.encode(answer))
@@ -308,7 +312,9 @@ class Control:
                 if self._remote is not None:
                     self._remote.desired(desired)
             elif isinstance(event.topic, JobTopic) and event.payload:
-                self._job(codec.decode(Job, event.payload))
+                self._job(codec.decode(Job, event.payload), Subject.MODEL)
+            elif isinstance(event.topic, AgentJobTopic) and event.payload:
+                self._job(codec.decode(Job, event.payload), Subject.AGENT)
             elif isinstance(event.topic, BlocksTopic) and self.updates is not None:
                 self.updates.block(codec.decode(Block, event.payload))
         except WireError as error:
@@ -331,14 +337,18 @@ class Control:
         answer = FetchAnswer(fetch.request, "refused", code="off", detail="this device keeps nothing to fetch")
         self._events.put(SendAnswer(answer if fetching is None else fetching.answer(fetch, time.monotonic())))
 
-    def _job(self, job: Job) -> None:
+    def _job(self, job: Job, subject: Subject) -> None:
         if self.updates is not None:
-            self.updates.job(job)
+            self.updates.job(job, subject)
             return
         detail = "this device trusts no update repository: set update.trusted_root"
         logger.warning("job %s is refused: %s", job.job_id, detail)
-        running = self._vitals.inference.model_digest
-        self.send(Report(job.job_id, "refused", running, model_digest=job.model_digest, code="no_root", detail=detail))
+        is_model = subject is Subject.MODEL
+        running = self._vitals.inference.model_digest if is_model else ""
+        extra = {} if is_model else {OF: subject.value}
+        self.send(
+            Report(job.job_id, "refused", running, model_digest=job.model_digest, code="no_root", detail=detail, extra=extra)
+        )
 
     def _report_remote(self, now_s: float) -> None:
         reported = None if self._remote is None or not self._link.connected else self._remote.due(now_s)

@@ -39,6 +39,7 @@ from bowerbird_agent.guard_watch import GuardWatch
 from bowerbird_agent.health import Vitals, idle_interval_s, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.inference import Inference
+from bowerbird_agent.launch import Launch
 from bowerbird_agent.machine_sensors import MachineSensors
 from bowerbird_agent.memory import give_back
 from bowerbird_agent.metrics_endpoint import MetricsEndpoint
@@ -58,6 +59,7 @@ from bowerbird_agent.select import Selector
 from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
+from bowerbird_agent.state_format import claim_state
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
 from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.tariff import Tariff
@@ -96,6 +98,7 @@ class Device:
         notifier: tells the supervisor how the agent is.
         give_up: ends the process at once with an exit code when its orderly end hangs; None waits for ever.
         sensors: what the guard reads.
+        launch: how this process was started, for the update of the agent itself; None: not by the launcher.
 
     Raises:
         AgentError: spool, password or state cannot be used, or a runtime that was named is not here.
@@ -112,6 +115,7 @@ class Device:
         notifier: Notifier | None = None,
         give_up: Callable[[int], None] | None = None,
         sensors: MachineSensors | None = None,
+        launch: Launch | None = None,
     ) -> None:
         self._config = config
         self._remote, self._on_log_level = remote, on_log_level
@@ -123,6 +127,7 @@ class Device:
         # Everything that can be wrong with files is looked at before the first thread starts.
         password = read_password(config.broker)
         device.state_dir.mkdir(parents=True, exist_ok=True)
+        claim_state(device.state_dir, version=version)
         runtimes = ModelRuntimes(config.model, device.state_dir)
         runtimes.check()
         store = ModelStore(device.state_dir / "models")
@@ -141,7 +146,7 @@ class Device:
         events: queue.Queue[Any] = queue.Queue()
         self._wake = threading.Event()
         self._stages = Stages(self._wake)
-        self._stop_asked = threading.Event()
+        self._stop_asked, self._restart_asked = threading.Event(), threading.Event()
         self._reload_asked = threading.Event()
         self._heartbeats = Heartbeats(config.watchdog.limits_s())
         self._pulses = {
@@ -272,7 +277,14 @@ class Device:
             self._pulses["metrics"] = self._heartbeats.add("metrics", Kind.METRICS)
             self._metrics = MetricsEndpoint(*address, self._exposition, pulse=self._pulses["metrics"])
         self._models = DeviceModels(
-            config, store, runtimes, root, inference=self._inference, control=self._control, pulse=self._pulses["update"]
+            config,
+            store,
+            runtimes,
+            root,
+            inference=self._inference,
+            control=self._control,
+            pulse=self._pulses["update"],
+            agent=None if launch is None else launch.agent_update(device.state_dir, self._restart),
         )
 
     # --- running -------------------------------------------------------------------------------------------------------
@@ -331,6 +343,15 @@ class Device:
         """Ask `run` to read the configuration again; safe in a signal handler."""
         self._reload_asked.set()
         self._wake.set()
+
+    @property
+    def is_restart_asked(self) -> bool:
+        """After `run`: whether another version of the agent is to be started in place of this one."""
+        return self._restart_asked.is_set()
+
+    def _restart(self) -> None:
+        self._restart_asked.set()
+        self.stop()
 
     @property
     def is_hanging(self) -> bool:

@@ -47,7 +47,7 @@ _KIND = "bowerbird backup 1"
 _MANIFEST = "backup.json"
 _BLOB_LIST = "blobs.txt"
 _SEALED = "private.sealed"
-_PLAIN = ("packages", "repository", CONFIG_NAME)
+_PLAIN = ("packages", "agents", "repository", CONFIG_NAME)
 _PRIVATE = ("keys", "identity", "broker", "devices", "web.json")
 _GROUP_BLOBS, _GROUP_BYTES = 64, 32 * 1024**2
 

@@ -47,6 +47,8 @@ from bowerbird_wire.messages import (
     Tombstones,
 )
 from bowerbird_wire.topics import (
+    AgentJobTopic,
+    AgentReportTopic,
     BlockRequestTopic,
     BlocksTopic,
     CreditTopic,
@@ -70,6 +72,7 @@ UP_TOPICS: tuple[type[DeviceTopic], ...] = (
     StatusTopic,
     HealthTopic,
     ReportTopic,
+    AgentReportTopic,
     ReportedTopic,
     BlockRequestTopic,
     TombstonesTopic,
@@ -120,7 +123,7 @@ class Delivery:
         self._sign = sign
         self._watch = CloneWatch(cat, on_suspended)
         self._desired: dict[str, Desired] = {}  # as last published on this connection
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, bool], Job] = {}  # by device, and whether it is of the agent
         self._credits: dict[str, int] = {}  # by site
         self._reported_at_ms: dict[str, int] = {}  # newest report of each device, by the device's own clock
         self._present: set[str] = set()  # devices whose status came on this connection
@@ -152,6 +155,8 @@ class Delivery:
                 self._report(topic, decode(Report, payload))
             elif isinstance(topic, ReportedTopic):
                 self._reported(topic, decode(Reported, payload))
+            elif isinstance(topic, AgentReportTopic):
+                self._agent_report(topic, decode(Report, payload))
             elif isinstance(topic, BlockRequestTopic):
                 self._blocks.ask(topic.site, topic.device, decode(BlockRequest, payload))
             elif isinstance(topic, TombstonesTopic):
@@ -167,10 +172,11 @@ class Delivery:
             return
         fleet.record_status(self._cat, topic.device, status)
         self._present.add(topic.device)
-        if status.state != "online":
-            self._blocks.forget(topic.site, topic.device)
-        else:
+        if status.state == "online":
+            rollouts.record_agent_version(self._cat, topic.device, status.agent_version)
             self.publish_fetches(time.monotonic(), only=topic.device)
+        else:
+            self._blocks.forget(topic.site, topic.device)
 
     def _tombstones(self, topic: TombstonesTopic, message: Tombstones) -> None:
         noted = unsent.record(self._cat, topic.device, message)
@@ -190,6 +196,12 @@ class Delivery:
     def _report(self, topic: ReportTopic, report: Report) -> None:
         self._reported_at_ms[topic.device] = max(report.at_ms, self._reported_at_ms.get(topic.device, 0))
         fleet.record_running_model(self._cat, topic.device, report)
+        self._execution(topic, report)
+
+    def _agent_report(self, topic: AgentReportTopic, report: Report) -> None:
+        self._execution(topic, report)
+
+    def _execution(self, topic: DeviceTopic, report: Report) -> None:
         if not rollouts.record_report(self._cat, topic.device, report):
             log.info("device %s reports %s for a job that is not ours: %s", topic.device, report.state, report.job_id[:40])
         if report.code:
@@ -229,7 +241,8 @@ class Delivery:
                 self._desired[device] = desired
                 published += 1
         for wanted in rollouts.jobs(self._cat):
-            if self._jobs.get(wanted.device) == wanted.job:
+            key = (wanted.device, wanted.is_agent)
+            if self._jobs.get(key) == wanted.job:
                 continue
             try:
                 signed = self._sign(wanted.job, wanted.device)
@@ -238,9 +251,11 @@ class Delivery:
                 self._complained = True
                 return
             self._complained = False
-            if self._publisher.publish(str(JobTopic(wanted.site, wanted.device)), encode(signed), retain=True):
-                self._jobs[wanted.device] = wanted.job
-                log.info("device %s: %s model %s", wanted.device, wanted.job.action, wanted.job.model_digest[:12])
+            kind = AgentJobTopic if wanted.is_agent else JobTopic
+            if self._publisher.publish(str(kind(wanted.site, wanted.device)), encode(signed), retain=True):
+                self._jobs[key] = wanted.job
+                what = "agent" if wanted.is_agent else "model"
+                log.info("device %s: %s %s %s", wanted.device, wanted.job.action, what, wanted.job.model_digest[:12])
 
     def _is_turn(self) -> bool:
         now_s = time.monotonic()

@@ -63,6 +63,11 @@ class DataFolder:
         return self.root / "packages"
 
     @property
+    def agents(self) -> Path:
+        """Releases of the agent, a folder per release digest."""
+        return self.root / "agents"
+
+    @property
     def datasets(self) -> Path:
         """Data set versions laid out for Ultralytics; can be made again from the blobs."""
         return self.root / "datasets"
@@ -102,6 +107,7 @@ class DataFolder:
             self.blobs,
             self.parts,
             self.packages,
+            self.agents,
             self.datasets,
             self.training,
             self.repository,

@@ -90,7 +90,7 @@ def read_facts(site: Site) -> LoopFacts:
         open_run=run_rows.next_open_run(catalogue) is not None,
         round_run_state=None if run_row is None else run_row["state"],
         round_rollout_state=None if current is None else _rollout_state(site, current),
-        champion_rolled_out=not rollouts.running(catalogue),
+        champion_rolled_out=not [each for each in rollouts.running(catalogue) if each["model"]],
     )
 
 

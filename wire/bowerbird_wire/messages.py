@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+OF = "of"  # extra key of a Job or a Report that is not of a model: "agent"
+
 
 def _key(short: str) -> dict[str, str]:
     return {"key": short}

@@ -13,6 +13,7 @@ from rich.markup import escape
 from bowerbird_models.core_dumps import forbid_core_dumps
 from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import (
+    agents,
     audit,
     backup,
     broker,
@@ -68,6 +69,7 @@ serve.add_to(app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(identity.app, name="identity")
 app.add_typer(campaigns.app, name="campaigns")
+app.add_typer(agents.app, name="agents")
 app.add_typer(readers.app, name="readers")
 app.add_typer(broker.app, name="broker")
 app.add_typer(users.app, name="users")

@@ -311,7 +311,9 @@ class Rollout(_Out):
 
     id: str
     created_at: str
-    model: str
+    model: str | None  # None of a rollout of the agent
+    agent: str  # release digest, "" of a rollout of a model
+    agent_version: str
     release: int
     state: str
     finished_at: str | None
