@@ -156,7 +156,7 @@ def test_the_commands_back_up_and_restore(site: Site, tmp_path: Path) -> None:
     (tmp_path / "pass").chmod(0o600)
     sealed = ["--passphrase-file", str(tmp_path / "pass")]
     back_up_all = ["backup", str(tmp_path / "b"), "--data", str(site.folder.root), "--with-keys", "--json"]
-    assert "seal them with --passphrase-file" in run(app, back_up_all).output
+    assert "seal them with --passphrase-file" in str(run(app, back_up_all).exception)
     made = run(app, [*back_up_all, *sealed])
     assert (made.exit_code, json.loads(made.stdout)["with_keys"]) == (0, True)
     assert run(app, ["restore", str(tmp_path / "b"), "--data", str(tmp_path / "new"), *sealed]).exit_code == 0
