@@ -209,14 +209,20 @@ class SpoolConfig:
         max_bytes: hard cap of frames, index and all.
         min_free_bytes: the spool does not grow while the disk has less free than this.
         floors: "explore" or a strategy -> the share of the spool that is its frames' own. Below it they make way for no others.
+        max_age_days: frames captured longer ago are given up unsent; None keeps them until they are sent.
     """
 
     max_bytes: int = 500_000_000
     min_free_bytes: int = 200_000_000
     floors: dict[str, float] = field(default_factory=lambda: dict(FLOORS))
+    max_age_days: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_bytes >= 3_000_000, f"max_bytes is {self.max_bytes}; it must be at least 3000000")
+        _require(
+            self.max_age_days is None or 0.01 <= self.max_age_days <= 3660,
+            f"max_age_days is {self.max_age_days}; it must be 0.01 to 3660",
+        )
         _require(self.min_free_bytes >= 0, f"min_free_bytes is {self.min_free_bytes}; it must not be negative")
         known = ("explore", *STRATEGIES)
         unknown = sorted(set(self.floors) - set(known))

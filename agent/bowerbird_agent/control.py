@@ -26,10 +26,13 @@ from bowerbird_agent.outbox import Outbox
 from bowerbird_agent.spool_index import Ledger
 from bowerbird_agent.storing import OnDisk
 from bowerbird_agent.tombstone_sender import TombstoneSender
+from bowerbird_agent.updater import Subject
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
-from bowerbird_wire.messages import Block, BlockRequest, Desired, Fetch, FetchAnswer, Job, Receipt, Report
+from bowerbird_wire.messages import OF, Block, BlockRequest, Desired, Fetch, FetchAnswer, Job, Receipt, Report
 from bowerbird_wire.topics import (
+    AgentJobTopic,
+    AgentReportTopic,
     BlockRequestTopic,
     BlocksTopic,
     DesiredTopic,
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bowerbird_agent.budget import ByteLimits
+    from bowerbird_agent.erasing import Erasing
     from bowerbird_agent.health import Vitals
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_agent.histogram_book import HistogramBook
@@ -69,7 +73,7 @@ _BLOCK_BESIDE_BYTES = 256  # of a block's message, beside its data
 class Updates(Protocol):
     """What is needed of `update_runner.UpdateRunner`; its methods return at once."""
 
-    def job(self, job: Job) -> None: ...
+    def job(self, job: Job, subject: Subject = ...) -> None: ...
     def block(self, block: Block) -> None: ...
     def link_up(self) -> None: ...
     def link_down(self) -> None: ...
@@ -125,6 +129,7 @@ class Control:
         health_every_s: seconds between health messages; one more is sent whenever the link comes up.
         idle_health_s: the same while they have no news; None for `health_every_s`.
         publisher: what waits there is sent last, None for nothing.
+        erasing: obeys the server's wishes to forget frames; None for nobody.
         account_every_s: how old `account`, the spool's account for other threads, may become; infinity leaves it empty.
         pulse: this thread's heartbeat.
         remote: takes up what is set from afar and says what became of it; None for nothing.
@@ -144,6 +149,7 @@ class Control:
         idle_health_s: float | None = None,
         publisher: LocalPublisher | None = None,
         account_every_s: float = math.inf,
+        erasing: Erasing | None = None,
         pulse: Pulse | None = None,
         remote: RemoteReports | None = None,
         histograms: HistogramBook | None = None,
@@ -167,6 +173,7 @@ class Control:
         self._health_due_s = 0.0
         self.connections = 0  # since the process began
         self.account = Ledger()
+        self._erasing = erasing
         self._account_every_s, self._account_due_s = account_every_s, -math.inf
         self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
         self._counted_kinds: dict[str, int] = {}
@@ -232,6 +239,8 @@ class Control:
                     self.account = self._spool.ledger()
             if self._publisher is not None:
                 self._publisher.pump(self._uploads, now_s)
+            if self._erasing is not None and self._erasing.go_on():
+                self._say_health(now_s)
             again_s = self._uploads.pump(now_s)
             self._let_go(now_s)
             self._count_bytes()
@@ -283,7 +292,8 @@ class Control:
             self._outbox.published(event.token, accepted=event.accepted)
         elif isinstance(event, SendReport):
             report = event.report
-            self._outbox.put(f"report {report.job_id} {report.state}", ReportTopic(*self._names), codec.encode(report))
+            topic = AgentReportTopic if report.extra.get(OF) == Subject.AGENT.value else ReportTopic
+            self._outbox.put(f"report {report.job_id} {report.state}", topic(*self._names), codec.encode(report))
         elif isinstance(event, SendAnswer):
             answer = event.answer
             self._outbox.put(f"fetch {answer.request.hex()}", FetchAnswerTopic(*self._names), codec.encode(answer))
@@ -304,13 +314,17 @@ class Control:
         try:
             if isinstance(event.topic, DesiredTopic):
                 desired = codec.decode(Desired, event.payload)
+                if self._erasing is not None and self._erasing.obey(desired.erase):
+                    self._say_health(time.monotonic())
                 if self._vitals.inference.set_desired(desired.version, desired.frames_total):
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
                     self._say_health(time.monotonic() + 0.2)
                 if self._remote is not None:
                     self._remote.desired(desired)
             elif isinstance(event.topic, JobTopic) and event.payload:
-                self._job(codec.decode(Job, event.payload))
+                self._job(codec.decode(Job, event.payload), Subject.MODEL)
+            elif isinstance(event.topic, AgentJobTopic) and event.payload:
+                self._job(codec.decode(Job, event.payload), Subject.AGENT)
             elif isinstance(event.topic, BlocksTopic) and self.updates is not None:
                 self.updates.block(codec.decode(Block, event.payload))
         except WireError as error:
@@ -333,14 +347,18 @@ class Control:
         answer = FetchAnswer(fetch.request, "refused", code="off", detail="this device keeps nothing to fetch")
         self._events.put(SendAnswer(answer if fetching is None else fetching.answer(fetch, time.monotonic())))
 
-    def _job(self, job: Job) -> None:
+    def _job(self, job: Job, subject: Subject) -> None:
         if self.updates is not None:
-            self.updates.job(job)
+            self.updates.job(job, subject)
             return
         detail = "this device trusts no update repository: set update.trusted_root"
         logger.warning("job %s is refused: %s", job.job_id, detail)
-        running = self._vitals.inference.model_digest
-        self.send(Report(job.job_id, "refused", running, model_digest=job.model_digest, code="no_root", detail=detail))
+        is_model = subject is Subject.MODEL
+        running = self._vitals.inference.model_digest if is_model else ""
+        extra = {} if is_model else {OF: subject.value}
+        self.send(
+            Report(job.job_id, "refused", running, model_digest=job.model_digest, code="no_root", detail=detail, extra=extra)
+        )
 
     def _report_remote(self, now_s: float) -> None:
         reported = None if self._remote is None or not self._link.connected else self._remote.due(now_s)

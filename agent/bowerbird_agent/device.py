@@ -34,6 +34,7 @@ from bowerbird_agent.device_models import DeviceModels
 from bowerbird_agent.dry_run import FOLDER as DRY_FOLDER
 from bowerbird_agent.dry_run import DryRun
 from bowerbird_agent.encode import FrameEncoder
+from bowerbird_agent.erasing import Erasing
 from bowerbird_agent.errors import AgentError, ConfigError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.fetching import Fetching
@@ -42,6 +43,7 @@ from bowerbird_agent.health import Vitals, idle_interval_s, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.histogram_book import HistogramBook
 from bowerbird_agent.inference import Inference
+from bowerbird_agent.launch import Launch
 from bowerbird_agent.machine_sensors import MachineSensors
 from bowerbird_agent.memory import give_back
 from bowerbird_agent.metrics_endpoint import MetricsEndpoint
@@ -51,6 +53,7 @@ from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
 from bowerbird_agent.originals import Originals
 from bowerbird_agent.publish import LocalPublisher
+from bowerbird_agent.redaction import redactors_after, redactors_of
 from bowerbird_agent.reload import ReloadPlan, reload_plan
 from bowerbird_agent.remote_report import RemoteReports
 from bowerbird_agent.remote_runner import FOLDER as REMOTE_FOLDER
@@ -60,6 +63,7 @@ from bowerbird_agent.select import Selector
 from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
+from bowerbird_agent.state_format import claim_state
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
 from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.tariff import Tariff
@@ -99,6 +103,7 @@ class Device:
         notifier: tells the supervisor how the agent is.
         give_up: ends the process at once with an exit code when its orderly end hangs; None waits for ever.
         sensors: what the guard reads.
+        launch: how this process was started, for the update of the agent itself; None: not by the launcher.
 
     Raises:
         AgentError: spool, password or state cannot be used, or a runtime that was named is not here.
@@ -115,6 +120,7 @@ class Device:
         notifier: Notifier | None = None,
         give_up: Callable[[int], None] | None = None,
         sensors: MachineSensors | None = None,
+        launch: Launch | None = None,
     ) -> None:
         self._config = config
         self._remote, self._on_log_level = remote, on_log_level
@@ -126,6 +132,7 @@ class Device:
         # Everything that can be wrong with files is looked at before the first thread starts.
         password = read_password(config.broker)
         device.state_dir.mkdir(parents=True, exist_ok=True)
+        claim_state(device.state_dir, version=version)
         runtimes = ModelRuntimes(config.model, device.state_dir)
         runtimes.check()
         store = ModelStore(device.state_dir / "models")
@@ -144,7 +151,7 @@ class Device:
         events: queue.Queue[Any] = queue.Queue()
         self._wake = threading.Event()
         self._stages = Stages(self._wake)
-        self._stop_asked = threading.Event()
+        self._stop_asked, self._restart_asked = threading.Event(), threading.Event()
         self._reload_asked = threading.Event()
         self._heartbeats = Heartbeats(config.watchdog.limits_s())
         self._pulses = {
@@ -160,7 +167,9 @@ class Device:
         }
         self._exchange = FrameExchange(self._count_replaced)
         boot_id = machine_boot_id()
-        self._encoder = encoder = FrameEncoder(config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok)
+        self._encoder = encoder = FrameEncoder(
+            config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok, redactors=redactors_of(config.cameras)
+        )
         self._decisions = DecisionLog(
             device.state_dir / DECISIONS_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()
         )
@@ -170,8 +179,19 @@ class Device:
             clock_ok=_clock_ok,
             allowed=lambda: "campaigns" in self._config.remote.allow,
         )
-        self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions, campaigns)
-        self._storing.fetching = _fetching(config, encoder, self._spool)
+        self._fetching = _fetching(config, encoder, self._spool)
+        self._erasing = Erasing(self._spool, [self._spool, self._fetching])
+        self._storing = StoringThread(
+            self._spool,
+            self._counters,
+            encoder,
+            self._pulses["spool"],
+            self._decisions,
+            campaigns,
+            forgotten=self._erasing,
+            look_after=self._give_up_old_frames,
+        )
+        self._storing.fetching = self._fetching
         self._cameras = Cameras(config.running_cameras, self._exchange, self._counters, self._heartbeats, self._stages)
         self._boost = BoostWatch()
         self._histograms = HistogramBook(
@@ -212,6 +232,7 @@ class Device:
             identity=lambda: identity_facts(config, self._link.take_overs),
             beside=self._beside,
             readings=lambda: Readings(self._control.rtt_s, max(0, self._control.connections - 1), self._guard.hottest_c),
+            erased=lambda: self._erasing.done,
         )
         self._link = MqttLink(
             BrokerSettings(
@@ -228,7 +249,9 @@ class Device:
             online=vitals.status,
             offline=vitals.offline(),
         )
-        self._renewals = renewals_of(config, lambda _new: self._link.reconnect("a renewed certificate"))
+        self._renewals = renewals_of(
+            config, lambda _new: self._link.reconnect("a renewed certificate"), lambda: self._link.denied
+        )
         self._publisher = LocalPublisher(
             config.publish,
             device.site,
@@ -260,6 +283,7 @@ class Device:
             idle_health_s=idle_interval_s(config.health.interval_s, config.health.idle_interval_s),
             publisher=self._publisher,
             account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
+            erasing=self._erasing,
             pulse=self._pulses["control"],
             remote=RemoteReports(remote, campaigns, self._wake.set, now_ms, self._boost),
             histograms=self._histograms,
@@ -271,7 +295,14 @@ class Device:
             self._pulses["metrics"] = self._heartbeats.add("metrics", Kind.METRICS)
             self._metrics = MetricsEndpoint(*address, self._exposition, pulse=self._pulses["metrics"])
         self._models = DeviceModels(
-            config, store, runtimes, root, inference=self._inference, control=self._control, pulse=self._pulses["update"]
+            config,
+            store,
+            runtimes,
+            root,
+            inference=self._inference,
+            control=self._control,
+            pulse=self._pulses["update"],
+            agent=None if launch is None else launch.agent_update(device.state_dir, self._restart),
         )
 
     # --- running -------------------------------------------------------------------------------------------------------
@@ -331,6 +362,15 @@ class Device:
         """Ask `run` to read the configuration again; safe in a signal handler."""
         self._reload_asked.set()
         self._wake.set()
+
+    @property
+    def is_restart_asked(self) -> bool:
+        """After `run`: whether another version of the agent is to be started in place of this one."""
+        return self._restart_asked.is_set()
+
+    def _restart(self) -> None:
+        self._restart_asked.set()
+        self.stop()
 
     @property
     def is_hanging(self) -> bool:
@@ -441,6 +481,9 @@ class Device:
         if "log" in plan.live:
             self._on_log_level(config.log.level)
         self._encoder.image_config = config.image
+        # Before the new cameras begin, and what is gone from the file stays until the old ones have ended: a frame of theirs that
+        # is in the model right now is redacted if either side asks for it.
+        self._encoder.redactors = {**self._encoder.redactors, **redactors_of(config.cameras)}
         self._guard.config = config.guard
         self._publisher.config = config.publish
         self._tariff.quiet_hours = config.budget.quiet_ranges()
@@ -448,6 +491,9 @@ class Device:
         self._inference.encode_everything = config.accounting.encode_everything
         self._decisions.keep = config.accounting.keep_decisions
         self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
+        self._encoder.redactors = redactors_after(self._encoder.redactors, config.cameras)
+        for name in (*(camera.name for camera in plan.changed), *plan.removed):
+            self._fetching.forget(name)  # with other masks, or other things covered
         cameras = len(config.running_cameras)
         if "selection" in plan.live or cameras != len(before.running_cameras):
             self._set_policy()
@@ -556,6 +602,15 @@ class Device:
         if left:
             logger.info("%d candidates of a selection window that was cut short are given up", len(left))
             self._spool.drop(left, "window_cut_short")
+
+    def _give_up_old_frames(self) -> None:
+        """Nothing waits on the device for longer than is allowed; ages are known only while the clock is."""
+        days = self._config.spool.max_age_days
+        if days is None or not _clock_ok():
+            return
+        gone = self._spool.expire(now_ms() - int(days * 86_400_000), not_before_ms=_CLOCK_OK_FROM_S * 1000)
+        if gone:
+            logger.warning("%d frames that were not sent within %g days are given up", gone, days)
 
 
 def _fetching(config: AgentConfig, encoder: FrameEncoder, spool: Spool) -> Fetching:

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from bowerbird_agent.budget import ByteLimits, TokenBucket
+from bowerbird_agent.encode import wire_regions
 from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.surroundings import Moment, Surroundings
 from bowerbird_wire import codec
@@ -23,9 +26,10 @@ from bowerbird_wire.messages import Fetch, FetchAnswer, FrameHeader, FrameMessag
 
 if TYPE_CHECKING:
     from bowerbird_agent.capture import Frame
-    from bowerbird_agent.encode import Encoded, FrameEncoder
+    from bowerbird_agent.encode import CoveredFrame, Encoded, FrameEncoder
     from bowerbird_agent.fetch_config import FetchConfig
     from bowerbird_agent.originals import Originals
+    from bowerbird_wire.messages import EraseWish
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +77,7 @@ class Fetching:
     ) -> None:
         self._config, self._originals, self._surroundings = config, originals, surroundings
         self._encoder, self._spool = encoder, spool
+        self._lock = threading.Lock()  # `erase` comes from another thread
         self._pending: list[_Pending] = []
         self._budget = self._restore_budget(now_s)
 
@@ -82,8 +87,9 @@ class Fetching:
         """Whether the surroundings want this picture; asked in the inference thread for every frame."""
         return self._surroundings.wants(frame.camera, frame.captured_at_ms)
 
-    def passed(self, frame: Frame) -> None:
+    def passed(self, covered: CoveredFrame) -> None:
         """Take a picture into the ring of its camera."""
+        frame = covered.frame
         encoded = self._encoder.image(frame.image_bgr)
         height, width = frame.image_bgr.shape[:2]
         self._surroundings.add(
@@ -97,8 +103,23 @@ class Fetching:
                 encoded.height,
                 width,
                 height,
+                wire_regions(covered.regions, (width, height), (encoded.width, encoded.height)),
             ),
         )
+
+    def forget(self, camera: str) -> None:
+        """Let go of what passed at a camera: its masks or its redaction have changed."""
+        self._surroundings.forget(camera)
+
+    def erase(self, wish: EraseWish) -> int:
+        """Delete what is kept for frames that the wish covers, and pictures of their time; returns how many. Any thread may call it."""
+        with self._lock:
+            self._pending = [
+                waiting
+                for waiting in self._pending
+                if not wish.covers(waiting.header.frame_id, waiting.header.camera, waiting.header.captured_at_ms)
+            ]
+        return self._originals.erase(wish) + self._surroundings.erase(wish)
 
     def kept(self, header: FrameHeader, frame: Frame, now_s: float) -> None:
         """A frame has become a candidate: its original is kept where it is larger, its surroundings when a rule says so."""
@@ -109,20 +130,23 @@ class Fetching:
             self._originals.put(original_of(header, encoded, self._config.originals_quality), of=header.frame_id, kind=ORIGINAL)
         spoke = {header.arm, *header.reasons}
         if spoke.intersection(self._config.around_reasons) and len(self._pending) < _MOST_PENDING:
-            self._pending.append(_Pending(header, now_s + self._config.around_s))
+            with self._lock:
+                self._pending.append(_Pending(header, now_s + self._config.around_s))
 
     def not_chosen(self, frame_ids: Iterable[str]) -> None:
         """Candidates that nobody will see: what was kept of them goes as well."""
         gone = set(frame_ids)
-        self._pending = [waiting for waiting in self._pending if waiting.header.frame_id not in gone]
+        with self._lock:
+            self._pending = [waiting for waiting in self._pending if waiting.header.frame_id not in gone]
         self._originals.discard(gone)
 
     def tick(self, now_s: float) -> None:
         """Write the surroundings that are complete."""
-        due = [waiting for waiting in self._pending if waiting.due_s <= now_s]
-        if not due:
-            return
-        self._pending = [waiting for waiting in self._pending if waiting.due_s > now_s]
+        with self._lock:
+            due = [waiting for waiting in self._pending if waiting.due_s <= now_s]
+            if not due:
+                return
+            self._pending = [waiting for waiting in self._pending if waiting.due_s > now_s]
         for waiting in due:
             header = waiting.header
             for number, moment in enumerate(self._around(header.camera, header.captured_at_ms, self._config.around_s)):
@@ -209,8 +233,16 @@ def original_of(header: FrameHeader, encoded: Encoded, quality: int) -> FrameMes
         )
         for box in header.detections
     )
-    base = replace(header, detections=found, width=encoded.width, height=encoded.height, quality=quality)
+    covered = tuple(replace(region, box_xyxy=_outward(region.box_xyxy, scale)) for region in header.redacted)
+    base = replace(header, detections=found, redacted=covered, width=encoded.width, height=encoded.height, quality=quality)
     return _linked(base, encoded.jpeg, {ORIGINAL_OF: header.frame_id})
+
+
+def _outward(box_xyxy: tuple[float, float, float, float], scale: tuple[float, float]) -> tuple[float, float, float, float]:
+    """A covered region in the original's pixels, outward to whole ones."""
+    left, top, right, bottom = box_xyxy
+    x, y = scale
+    return float(math.floor(left * x)), float(math.floor(top * y)), float(math.ceil(right * x)), float(math.ceil(bottom * y))
 
 
 def around(of: str, header: FrameHeader, moment: Moment, quality: int) -> FrameMessage:
@@ -226,6 +258,7 @@ def around(of: str, header: FrameHeader, moment: Moment, quality: int) -> FrameM
         source_height=moment.source_height,
         quality=quality,
         detections=(),
+        redacted=moment.redacted,
     )
     # The same picture may be, or become, a frame of its own or belong to another: a comment makes it a picture of this frame.
     comment = f"around {of[:32]}".encode()

@@ -76,6 +76,7 @@ class Vitals:
     identity: Callable[[], Mapping[str, object]] = dict
     readings: Callable[[], Readings] = Readings
     beside: Callable[[], Mapping[str, object]] = dict
+    erased: Callable[[], Mapping[str, int]] = dict
 
     def status(self) -> Status:
         """The retained presence while connected; `identity`: generation of the certificate, connections that were taken over."""
@@ -123,8 +124,8 @@ class Vitals:
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
         """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
         runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`, `tm`: see
-        `bowerbird_wire.spent` and `bowerbird_wire.telemetry`; `boost`: the factor on exploration and its
-        end, `dry_run`: see `dry_run.py`; the rest only when it says something."""
+        `bowerbird_wire.spent` and `bowerbird_wire.telemetry`; `erased`: erase wish -> frames deleted for it, of those done;
+        `boost`: the factor on exploration and its end; `dry_run`: see `dry_run.py`; the rest only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -135,12 +136,13 @@ class Vitals:
             "finished": self.inference.is_flushed,
         }
         trouble = [text for text in (self.storing.trouble,) if text]
+        trouble += self.inference.redaction_trouble
         if self.inference.runs_with.get("origin") == FALLBACK:
             trouble.append(str(self.inference.runs_with["why"]))
         if not self.inference.model_digest:
             trouble.append("there is no model yet; frames are not looked at")
         dropped = {worker.name: count(names.dropped_of(worker.name)) for worker in self.cameras.workers}
-        failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED)
+        failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED, names.REDACTION_FAILURES)
         counted = {name: count(name) for name in failures if count(name)}
         for key, value in (
             ("runtime", _shortened(self.inference.runs_with)),
@@ -152,6 +154,7 @@ class Vitals:
             ("uplink", dict(self.uplink())),
             ("tm", telemetry.plain(self.counters, self.readings())),
             ("published", self._published()),
+            ("erased", dict(self.erased())),
             ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),
             *self.beside().items(),

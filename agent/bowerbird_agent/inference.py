@@ -19,7 +19,7 @@ import numpy as np
 from bowerbird_agent import counters as names
 from bowerbird_agent.campaign import ARM, REASON
 from bowerbird_agent.decisions import Decision
-from bowerbird_agent.errors import AgentError
+from bowerbird_agent.errors import AgentError, RedactionError
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.storing import StoringThread
     from bowerbird_models.detections import Detections
     from bowerbird_models.detector import Detector
+    from bowerbird_wire.messages import FrameHeader
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +157,7 @@ class Inference:
         self._window_frames = 0
         self._is_flushed = False
         self._is_failing = False
+        self._unredacted: dict[str, str] = {}  # camera -> why its last frame could not be redacted
         self._latencies_ms: deque[float] = deque(maxlen=_RECENT)
         self._frame_times_s: deque[float] = deque(maxlen=_RECENT)
         self._said_no_model = False
@@ -242,6 +244,11 @@ class Inference:
         return (len(times) - 1) / max(1e-6, times[-1] - times[0])
 
     @property
+    def redaction_trouble(self) -> list[str]:
+        """Why frames of a camera are not kept: they cannot be redacted. One line each camera, until one can be again."""
+        return list(self._unredacted.values())
+
+    @property
     def window_frames(self) -> int:
         """Frames judged since the last window was closed."""
         return self._window_frames
@@ -306,10 +313,9 @@ class Inference:
         if is_new:
             self._counters.add(names.FRAMES_SEEN)
             self._counters.add(names.ROUND_FRAMES_SEEN)
-        more = self._storing.fetching
-        if more is not None and self._storing.backlog < _MOST_SOURCES_HELD and more.wants(frame):
-            self._storing.submit(PictureAround(frame))
-        detections = self._detect(model, frame)
+        seen_low = self._detect(model, frame)
+        detections = None if seen_low is None else self._for_selection(frame.camera, seen_low)
+        self._keep_around(model, frame, seen_low)
         if self._histograms is not None and is_new and detections is not None:
             self._histograms.note(frame, detections, model_digest=model.digest, decode_confidence=self._decode_confidence)
         judgement = self._judge(frame, detections)
@@ -322,13 +328,13 @@ class Inference:
             self._counters.add(names.RULE_FRAMES)
         counts = is_new and self.encode_everything
         frame_id = ""
-        sent = self._for_campaign(model, frame, detections, judgement)
+        sent = self._for_campaign(model, frame, seen_low, detections, judgement)
         if sent is not None:
             judgement, frame_id, size_bytes = sent
             if counts:
                 self._storing.count(size_bytes, rule_would_send=would_send)
         elif judgement is not None and judgement.admit:
-            frame_id, size_bytes = self._keep(model, frame, detections, judgement)
+            frame_id, size_bytes = self._keep(model, frame, seen_low, judgement)
             if counts:
                 self._storing.count(size_bytes, rule_would_send=would_send)
         elif counts:
@@ -350,12 +356,17 @@ class Inference:
             )
 
     def _for_campaign(
-        self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement | None
+        self,
+        model: LoadedModel,
+        frame: Frame,
+        seen_low: Detections | None,
+        detections: Detections | None,
+        judgement: Judgement | None,
     ) -> tuple[Judgement, str, int] | None:
         """Send a frame that a campaign looks for, whatever the policy thinks of it.
 
         Not what chance took (the audit must stay whole), what was sent before, or anything while sending is switched off; and inside
-        the campaign's share and the byte budget. None: the frame goes its usual way.
+        the campaign's share and the byte budget. None: the frame goes its usual way. `seen_low` is what a redactor needs to see.
 
         Returns:
             The judgement as it is recorded, the frame's id and the size of its JPEG.
@@ -370,9 +381,10 @@ class Inference:
             return None
         reasons = (REASON + name, *judgement.reasons)
         judgement = replace(judgement, admit=True, arm=ARM, reasons=reasons, refused="", bar=None)
-        header, jpeg = self._encoder.frame(
-            frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
-        )
+        made = self._encode(model, frame, seen_low, judgement)
+        if made is None:
+            return None
+        header, jpeg = made
         bytes_left = self._bytes_left()
         if (bytes_left is not None and len(jpeg) > bytes_left) or not campaigns.claim(name, len(jpeg)):
             return None
@@ -383,11 +395,17 @@ class Inference:
         return judgement, header.frame_id, len(jpeg)
 
     def _keep(self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement) -> tuple[str, int]:
-        """Make an admitted frame a candidate; returns its id, "" when the disk was behind, and the size of its JPEG."""
-        header, jpeg = self._encoder.frame(
-            frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
-        )
-        source = frame if self._storing.fetching is not None and self._storing.backlog < _MOST_SOURCES_HELD else None
+        """Make an admitted frame a candidate; returns its id and the size of its JPEG.
+
+        The id is "" when the disk was behind, or when the frame could not be redacted and is therefore not kept.
+        """
+        made = self._encode(model, frame, detections, judgement)
+        if made is None:
+            return "", 0
+        header, jpeg = made
+        source = None
+        if self._storing.fetching is not None and self._storing.backlog < _MOST_SOURCES_HELD:
+            source = self._encoder.covered(frame, detections, model.detector.class_names).frame
         if not self._storing.submit(StoreFrame(header, jpeg, source=source)):
             self._counters.count_dropped(frame.camera)
             return "", len(jpeg)
@@ -398,11 +416,53 @@ class Inference:
             self._storing.submit(Promote((), dropped, closes_window=False))
         return header.frame_id, len(jpeg)
 
+    def _for_selection(self, camera: str, detections: Detections) -> Detections:
+        """Redaction may ask the model for more than the policy wants to see; selection shall not change because of it."""
+        redactor = self._encoder.redactors.get(camera)
+        if redactor is None or redactor.config.confidence >= self._decode_confidence:
+            return detections
+        return detections.above(self._decode_confidence)
+
+    def _encode(
+        self, model: LoadedModel, frame: Frame, seen_low: Detections | None, judgement: Judgement
+    ) -> tuple[FrameHeader, bytes] | None:
+        """Header and JPEG of a frame, None when it could not be redacted and must not be kept."""
+        try:
+            made = self._encoder.frame(
+                frame, judgement, seen_low, class_names=model.detector.class_names, model_digest=model.digest
+            )
+        except RedactionError as error:
+            self._not_redacted(frame.camera, error)
+            return None
+        if frame.camera in self._unredacted:  # replaced whole: health reads it from another thread
+            self._unredacted = {name: why for name, why in self._unredacted.items() if name != frame.camera}
+        return made
+
+    def _keep_around(self, model: LoadedModel, frame: Frame, seen_low: Detections | None) -> None:
+        """Give the surroundings of its camera a picture, covered like every other."""
+        more = self._storing.fetching
+        if more is None or self._storing.backlog >= _MOST_SOURCES_HELD or not more.wants(frame):
+            return
+        try:
+            self._storing.submit(PictureAround(self._encoder.covered(frame, seen_low, model.detector.class_names)))
+        except RedactionError as error:
+            self._not_redacted(frame.camera, error)
+
+    def _not_redacted(self, camera: str, error: RedactionError) -> None:
+        self._counters.add(names.REDACTION_FAILURES)
+        self._counters.count_dropped(camera)
+        level = logging.DEBUG if camera in self._unredacted else logging.ERROR
+        self._unredacted = {**self._unredacted, camera: str(error)}
+        logger.log(level, "%s", error)
+
     def _detect(self, model: LoadedModel, frame: Frame) -> Detections | None:
         """Detections, or None when the model failed; either is told to the observer."""
         started_s = time.perf_counter()
+        confidence, redactor = self._decode_confidence, self._encoder.redactors.get(frame.camera)
+        if redactor is not None:
+            confidence = min(confidence, redactor.config.confidence)
         try:
-            detections = model.detector.detect(frame.image_bgr, confidence=self._decode_confidence)
+            detections = model.detector.detect(frame.image_bgr, confidence=confidence)
         except Exception as error:  # whatever a model does, cameras and updates must go on
             self._counters.add(names.DETECTOR_FAILURES)
             level = logging.DEBUG if self._is_failing else logging.WARNING
@@ -414,10 +474,11 @@ class Inference:
         took_ms = (time.perf_counter() - started_s) * 1000
         self._is_failing = False
         self._latencies_ms.append(took_ms)
-        count_frame(self._counters, took_ms, float(detections.scores.max()) if len(detections) else 0.0)
+        chosen = self._for_selection(frame.camera, detections)
+        count_frame(self._counters, took_ms, float(chosen.scores.max()) if len(chosen) else 0.0)
         if self.audience is not None:
-            self.audience.offer(frame, detections, model.detector.class_names, model.digest)
-        self.observer.observe(True, took_ms, len(detections))
+            self.audience.offer(frame, chosen, model.detector.class_names, model.digest)
+        self.observer.observe(True, took_ms, len(chosen))
         return detections
 
     def _judge(self, frame: Frame, detections: Detections | None) -> Judgement | None:

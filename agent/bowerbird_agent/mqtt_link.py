@@ -39,7 +39,7 @@ from bowerbird_wire import codec
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.messages import Status
 from bowerbird_wire.tls_faults import OTHER, explain_tls, tls_fault
-from bowerbird_wire.topics import DOWN, BlocksTopic, CreditTopic, DeviceTopic, StatusTopic, parse_topic
+from bowerbird_wire.topics import DOWN, AgentJobTopic, BlocksTopic, CreditTopic, DeviceTopic, StatusTopic, parse_topic
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +212,9 @@ class _Connection:
         self.client.subscribe([(topic, SubscribeOptions(qos=qos)) for topic, qos in topics])
 
     def _on_subscribe(self, _c: object, _u: object, _mid: int, reasons: list[ReasonCode], _p: object) -> None:
-        if any(reason.is_failure for reason in reasons):
+        # Access rules from before agents updated themselves do not know that topic: such a site does without, it is not cut off.
+        spared = DOWN.index(AgentJobTopic)
+        if any(reason.is_failure for place, reason in enumerate(reasons) if place != spared):
             self.refused, self.reason = True, f"subscription refused: {', '.join(str(reason) for reason in reasons)}"
             self.ended.set()
             return
@@ -322,6 +324,11 @@ class MqttLink:
         if connection is not None and connection.up:
             connection.progress, connection.reason = True, why
             connection.ended.set()
+
+    @property
+    def denied(self) -> bool:
+        """Whether the broker lets this device in and passes nothing of it on."""
+        return self._told_fault == DENIED and not self.connected
 
     @property
     def connected(self) -> bool:

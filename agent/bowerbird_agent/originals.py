@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from bowerbird_agent.spool_files import on_disk_bytes
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.linked import KINDS
-from bowerbird_wire.messages import FrameMessage
+from bowerbird_wire.messages import EraseWish, FrameMessage
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Kept:
 
 
 class Originals:
-    """The folder. One thread owns it.
+    """The folder. Thread-safe: one thread fills it, and another may erase.
 
     Args:
         folder: of its own; made when missing.
@@ -60,6 +61,7 @@ class Originals:
         self._kept: dict[str, Kept] = {}  # by name
         self._used = 0
         self.evicted = 0
+        self._lock = threading.RLock()
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             for entry in list(os.scandir(folder)):
@@ -82,6 +84,10 @@ class Originals:
     def put(self, message: FrameMessage, *, of: str, kind: str, number: int = 0) -> bool:
         """Keep a picture of frame `of`; False when there is no room for one that is worth so little, or the disk refuses."""
         payload = codec.encode_frame(message)
+        with self._lock:
+            return self._put(payload, message, of, kind, number)
+
+    def _put(self, payload: bytes, message: FrameMessage, of: str, kind: str, number: int) -> bool:
         kept = Kept(of, kind, number, message.header.score, on_disk_bytes(len(payload)))
         if not self.keeps or not self._make_room(kept):
             return False
@@ -102,21 +108,49 @@ class Originals:
     def of(self, frame_id: str, kind: str) -> list[FrameMessage]:
         """What is kept of a frame, in order of time; files that cannot be read are let go."""
         found: list[FrameMessage] = []
-        for kept in [kept for kept in self._kept.values() if (kept.of, kept.kind) == (frame_id, kind)]:
-            try:
-                found.append(codec.decode_frame((self._folder / kept.name).read_bytes()))
-            except (OSError, WireError) as error:
-                log.debug("frame %s: its kept %s is gone: %s", frame_id[:12], kind, error)
-                self._delete(kept)
+        with self._lock:
+            for kept in [kept for kept in self._kept.values() if (kept.of, kept.kind) == (frame_id, kind)]:
+                message = self._read(kept)
+                if message is not None:
+                    found.append(message)
         return sorted(found, key=lambda message: message.header.captured_at_ms)
 
     def discard(self, frame_ids: Iterable[str]) -> int:
         """Let go of all that belongs to these frames; returns how many files went."""
         gone = set(frame_ids)
-        going = [kept for kept in self._kept.values() if kept.of in gone]
-        for kept in going:
-            self._delete(kept)
+        with self._lock:
+            going = [kept for kept in self._kept.values() if kept.of in gone]
+            for kept in going:
+                self._delete(kept)
         return len(going)
+
+    def erase(self, wish: EraseWish) -> int:
+        """Delete what belongs to frames that a wish covers, and pictures of its camera and time; returns how many.
+
+        Raises:
+            OSError: one of them cannot be deleted; doing it again goes on.
+        """
+        with self._lock:
+            count = 0
+            for kept in list(self._kept.values()):
+                message = self._read(kept)
+                if message is None:
+                    continue
+                header = message.header
+                if kept.of in wish.frames or wish.covers(header.frame_id, header.camera, header.captured_at_ms):
+                    (self._folder / kept.name).unlink(missing_ok=True)
+                    self._delete(kept)
+                    count += 1
+            return count
+
+    def _read(self, kept: Kept) -> FrameMessage | None:
+        """A file's message; one that cannot be read is let go."""
+        try:
+            return codec.decode_frame((self._folder / kept.name).read_bytes())
+        except (OSError, WireError) as error:
+            log.debug("frame %s: its kept %s is gone: %s", kept.of[:12], kept.kind, error)
+            self._delete(kept)
+            return None
 
     def _make_room(self, new: Kept) -> bool:
         if new.disk_bytes > self._max_bytes:

@@ -37,7 +37,7 @@ from bowerbird_agent.spool_room import MIN_SPOOL_BYTES, SpoolRoom, index_bytes
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.linked import FETCHED
-from bowerbird_wire.messages import FrameHeader, FrameMessage, Receipt, Tombstone
+from bowerbird_wire.messages import EraseWish, FrameHeader, FrameMessage, Receipt, Tombstone
 
 log = logging.getLogger(__name__)
 
@@ -209,6 +209,34 @@ class Spool:
                     if frame is not None
                 ]
             )
+        )
+
+    def erase(self, wish: EraseWish) -> int:
+        """Delete frames that somebody has the right to have forgotten, in every state; counted as refused with reason `erased`.
+
+        One that is on its way to the server now is deleted here as well; the server refuses it by the same wish.
+        """
+        with self._reading():
+            covered = [
+                frame.frame_id
+                for frame in self._index.all_frames()
+                if wish.covers(frame.frame_id, frame.camera, frame.captured_at_ms)
+            ]
+        erased = self._settle([(frame_id, Outcome.REFUSED, "erased") for frame_id in covered])
+        self._snapshot()
+        return len(erased)
+
+    def expire(self, before_ms: int, *, not_before_ms: int = 0) -> int:
+        """Give up frames captured before a moment, in every state; counted as evicted with reason `too_old`.
+
+        Args:
+            before_ms: UTC, milliseconds.
+            not_before_ms: frames with an earlier time are left: their clock was not set, and their age is not known.
+        """
+        with self._reading():
+            rows = [row for row in self._index.all_frames() if not_before_ms <= row.captured_at_ms < before_ms]
+        return len(
+            self._settle([(row.frame_id, Outcome.EVICTED, f"too_old.{row.group}.{score_bin(row.score)}") for row in rows])
         )
 
     # -- out

@@ -311,6 +311,10 @@ class SpoolIndex:
         """All rows of a state in send order."""
         return tuple(self._frames("WHERE state = ? ORDER BY send_order, captured_at_ms, frame_id", (state.value,)))
 
+    def all_frames(self) -> tuple[SpooledFrame, ...]:
+        """All rows, oldest first."""
+        return tuple(self._frames("ORDER BY captured_at_ms, frame_id", ()))
+
     def first_new(self, skip: Callable[[str], bool], turn: Turn = Turn.VALUE) -> SpooledFrame | None:
         """The first row that is NEW and not skipped, in the order of the turn."""
         # The state stands in the text, not as a parameter: the indexes are of new frames only, to write less, and must be found.

@@ -20,6 +20,7 @@ from bowerbird_agent import counters as names
 from bowerbird_agent.campaign_book import counter_names
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.heartbeat import no_pulse
+from bowerbird_wire.messages import FrameHeader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,16 +32,16 @@ if TYPE_CHECKING:
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.counters import Counters
     from bowerbird_agent.decision_log import DecisionLog
-    from bowerbird_agent.encode import FrameEncoder
+    from bowerbird_agent.encode import CoveredFrame, FrameEncoder
     from bowerbird_agent.fetching import Fetching
     from bowerbird_agent.heartbeat import Pulse
-    from bowerbird_wire.messages import FrameHeader
 
 logger = logging.getLogger(__name__)
 
 HOLD_AT = 16  # frames waiting for the disk from which on patient cameras are held
 MAX_WAITING = 64  # frames waiting for the disk from which on frames are dropped
 _FLUSH_EVERY_S = 1.0
+_LOOK_AFTER_EVERY_S = 60.0
 SELECTOR_NOTE = "selector"
 
 
@@ -52,6 +53,13 @@ class Store(Protocol):
     def drop(self, frame_ids: Iterable[str], reason: str) -> int: ...
     def add_counters(self, deltas: Mapping[str, int], *, durable: bool = False) -> None: ...
     def set_note(self, name: str, value: str) -> None: ...
+
+
+class Forgotten(Protocol):
+    """Which frames are to be forgotten: `erasing.Erasing`."""
+
+    def covers(self, header: FrameHeader) -> bool: ...
+    def late(self, header: FrameHeader) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class StoreFrame:
 class PictureAround:
     """A picture for the surroundings of its camera."""
 
-    frame: Frame
+    covered: CoveredFrame
 
 
 @dataclass(frozen=True)
@@ -125,6 +133,8 @@ class StoringThread:
         pulse: this thread's heartbeat.
         decisions: the log that this thread writes; None for no log.
         campaigns: told of what was claimed and did not come into the spool; None where nothing is claimed.
+        forgotten: frames that must not be stored; None for no such.
+        look_after: called every minute, for what else is to be done to the spool's files.
 
     `fetching`, when it is set, keeps what people may ask for; this thread owns it.
     """
@@ -137,7 +147,11 @@ class StoringThread:
         pulse: Pulse | None = None,
         decisions: DecisionLog | None = None,
         campaigns: CampaignBook | None = None,
+        *,
+        forgotten: Forgotten | None = None,
+        look_after: Callable[[], None] | None = None,
     ) -> None:
+        self._forgotten, self._look_after, self._looked_s = forgotten, look_after, float("-inf")
         self._decisions, self._campaigns = decisions, campaigns
         self.dry_decisions: DecisionLog | None = None  # of the policy in dry run; written here as well
         self.fetching: Fetching | None = None
@@ -188,6 +202,7 @@ class StoringThread:
                 self._decisions.write_if_due(time.monotonic())
             if self.dry_decisions is not None:
                 self.dry_decisions.write_if_due(time.monotonic())
+            self._look_after_spool()
             if is_last:
                 if self._decisions is not None:
                     self._decisions.write(time.monotonic())
@@ -218,6 +233,16 @@ class StoringThread:
         if rule_would_send:
             self._counters.add(names.RULE_BYTES, size_bytes)
 
+    def _look_after_spool(self) -> None:
+        now_s = time.monotonic()
+        if self._look_after is None or now_s - self._looked_s < _LOOK_AFTER_EVERY_S:
+            return
+        self._looked_s = now_s
+        try:
+            self._look_after()
+        except (OSError, sqlite3.Error, AgentError) as error:
+            self._failed("frames that are too old cannot be deleted", error)
+
     def _work(self, task: Task | None) -> None:
         if isinstance(task, StoreFrame) and task.campaign:
             self._store_for_campaign(task)
@@ -228,12 +253,14 @@ class StoringThread:
         elif isinstance(task, Promote):
             self._promote(task)
         elif isinstance(task, PictureAround) and self.fetching is not None:
-            self.fetching.passed(task.frame)
+            self._pass_by(task.covered)
         elif isinstance(task, OnDisk):
             task.work()
 
     def _store(self, task: StoreFrame) -> None:
         header = task.header
+        if self._is_forgotten(header):
+            return
         try:
             if not self._spool.put(header, task.jpeg, "candidate"):
                 logger.debug("frame %s is already known to the spool", header.frame_id[:12])
@@ -244,9 +271,27 @@ class StoringThread:
             self._counters.add(names.STORE_REFUSED)
             self._failed(f"frame {header.sequence} of camera {header.camera} cannot be stored", error)
 
+    def _is_forgotten(self, header: FrameHeader) -> bool:
+        """Whether a frame must not be stored, since its time or itself was to be forgotten before it came here; counted."""
+        if self._forgotten is None or not self._forgotten.covers(header):
+            return False
+        self._forgotten.late(header)
+        logger.info("frame %s is to be forgotten; it is not stored", header.frame_id[:12])
+        return True
+
+    def _pass_by(self, covered: CoveredFrame) -> None:
+        frame = covered.frame
+        moment = FrameHeader("", "", "", frame.camera, frame.sequence, frame.captured_at_ms, 0, 0)
+        if self.fetching is not None and not (self._forgotten is not None and self._forgotten.covers(moment)):
+            self.fetching.passed(covered)
+
     def _store_for_campaign(self, task: StoreFrame) -> None:
         """Count first and durably, then store: a share may be used up by a frame that a crash took, but never exceeded."""
         size = len(task.jpeg)
+        if self._is_forgotten(task.header):
+            if self._campaigns is not None:
+                self._campaigns.give_back(task.campaign, size)
+            return
         frames_name, bytes_name = counter_names(task.campaign)
         is_counted = is_stored = False
         try:

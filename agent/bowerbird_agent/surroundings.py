@@ -10,10 +10,13 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
+from bowerbird_wire.messages import EraseWish, Redaction
+
 
 @dataclass(frozen=True)
 class Moment:
-    """A picture of a camera: when (UTC, ms), which frame of its source, and its JPEG with its size and that of the source."""
+    """A picture of a camera: when (UTC, ms), which frame of its source, and its JPEG with its size, that of the source, and
+    what is covered in it."""
 
     captured_at_ms: int
     sequence: int
@@ -23,6 +26,7 @@ class Moment:
     height: int
     source_width: int
     source_height: int
+    redacted: tuple[Redaction, ...] = ()
 
 
 class Surroundings:
@@ -75,6 +79,17 @@ class Surroundings:
         with self._lock:
             self._rings.pop(camera, None)
             self._sizes.pop(camera, None)
+
+    def erase(self, wish: EraseWish) -> int:
+        """Let go of the pictures that a wish covers by camera and time; returns how many."""
+        with self._lock:
+            count = 0
+            for camera, ring in self._rings.items():
+                kept = deque(moment for moment in ring if not wish.covers("", camera, moment.captured_at_ms))
+                count += len(ring) - len(kept)
+                self._rings[camera] = kept
+                self._sizes[camera] = sum(len(moment.jpeg) for moment in kept)
+            return count
 
     @property
     def bytes_used(self) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
@@ -49,7 +49,7 @@ from bowerbird_agent.upload_limits import UploadLimits, WireSizes
 from bowerbird_agent.uploader import Uploader
 from bowerbird_agent.wire_count import overhead_bytes
 from bowerbird_wire import codec
-from bowerbird_wire.errors import WireError
+from bowerbird_wire.errors import DigestError, WireError
 from bowerbird_wire.linked import FETCHED
 from bowerbird_wire.messages import Chunk, Credit, Offer, Receipt, Refusal
 from bowerbird_wire.spent import FETCHED as FETCHED_KIND
@@ -68,6 +68,7 @@ _ASK_FROM_BYTES = 64 * 1024  # frames above this are offered before they are sen
 _NAMED_FROM_BYTES = 4 * BLOCK_BYTES  # parts of smaller frames are not worth the name of a transfer in each question
 _OFFER_BYTES = 96  # an encoded `Offer` without a thumbnail, at most
 _MESSAGES_KEPT = 2
+_GARBLED_AT_MOST = 3  # times that a frame is sent again because the server got it with a wrong digest
 
 
 class Link(Protocol):
@@ -131,6 +132,7 @@ class UploadRunner:
         self._tokens: dict[int, str] = {}  # publish token -> frame, until the PUBACK; "" for a question
         self._messages: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()  # the frames of which parts are being sent
         self._fetched: set[str] = set()  # frames on their way that were asked for: their bytes are a kind of their own
+        self._garbled: Counter[str] = Counter()  # frame -> how often the server got something else under its name
         self._transfers: dict[bytes, str] = {}  # name of a transfer -> frame
         self._charged = 0  # bytes that the budget knows of, never below what the link has written
         self._charged_in = 0  # the same of what it has read
@@ -330,6 +332,7 @@ class UploadRunner:
             return None
         receipt = replace(receipt, refused=tuple(self._named(refusal) for refusal in receipt.refused))
         try:
+            receipt, garbled = self._without_garbled(receipt)
             counts = self._spool.receipt(receipt)
         except SpoolError as error:
             self._say(f"a receipt cannot be recorded, the server will be asked again: {error}", "fault")
@@ -338,6 +341,8 @@ class UploadRunner:
         settled = (*receipt.committed, *(refusal.frame_id for refusal in receipt.refused))
         if settled:
             self._feed(Settled(settled), now_s)
+        for frame_id in garbled:
+            self._feed(Acknowledged(frame_id, accepted=False), now_s)
         for want in receipt.wanted:
             frame_id = want.frame.hex() or self._transfers.get(want.transfer, "")
             if frame_id:
@@ -348,6 +353,20 @@ class UploadRunner:
             self.heard(receipt)
         self._forget()
         return counts
+
+    def _without_garbled(self, receipt: Receipt) -> tuple[Receipt, tuple[str, ...]]:
+        """The receipt without the frames that the server got with a wrong digest and that are whole here, and those frames.
+
+        They are in doubt and will be asked about; a server that says it for the last time of a few is believed.
+        """
+        garbled: list[str] = []
+        for refusal in receipt.refused:
+            if refusal.code == DigestError.code and refusal.frame_id in self.uploader.known:
+                self._garbled[refusal.frame_id] += 1
+                if self._garbled[refusal.frame_id] <= _GARBLED_AT_MOST and self._spool.message(refusal.frame_id) is not None:
+                    garbled.append(refusal.frame_id)
+        left = tuple(refusal for refusal in receipt.refused if refusal.frame_id not in garbled)
+        return replace(receipt, refused=left), tuple(garbled)
 
     def _named(self, refusal: Refusal) -> Refusal:
         """A refusal of a transfer as one of its frame."""
@@ -360,6 +379,8 @@ class UploadRunner:
         for frame_id in [f for f in self._messages if f not in known]:
             del self._messages[frame_id]
         self._fetched.intersection_update(known)
+        for frame_id in [f for f in self._garbled if f not in known]:
+            del self._garbled[frame_id]
         self._transfers = {name: frame_id for name, frame_id in self._transfers.items() if frame_id in known}
 
     def _credit(self, payload: bytes, now_s: float) -> None:

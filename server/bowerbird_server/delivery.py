@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import Protocol
 
 from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.catalogue import campaigns, config_changes, device_config, drift_rows, fetches, fleet, rollouts, unsent
+from bowerbird_server.catalogue import (
+    campaigns,
+    config_changes,
+    device_config,
+    drift_rows,
+    erasures,
+    fetches,
+    fleet,
+    rollouts,
+    unsent,
+)
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
 from bowerbird_server.drift import DriftSettings
@@ -50,6 +60,8 @@ from bowerbird_wire.messages import (
     Tombstones,
 )
 from bowerbird_wire.topics import (
+    AgentJobTopic,
+    AgentReportTopic,
     BlockRequestTopic,
     BlocksTopic,
     CreditTopic,
@@ -74,6 +86,7 @@ UP_TOPICS: tuple[type[DeviceTopic], ...] = (
     StatusTopic,
     HealthTopic,
     ReportTopic,
+    AgentReportTopic,
     ReportedTopic,
     BlockRequestTopic,
     HistogramsTopic,
@@ -128,7 +141,7 @@ class Delivery:
         self._sign = sign
         self._watch = CloneWatch(cat, on_suspended)
         self._desired: dict[str, Desired] = {}  # as last published on this connection
-        self._jobs: dict[str, Job] = {}
+        self._jobs: dict[tuple[str, bool], Job] = {}  # by device, and whether it is of the agent
         self._credits: dict[str, int] = {}  # by site
         self._reported_at_ms: dict[str, int] = {}  # newest report of each device, by the device's own clock
         self._present: set[str] = set()  # devices whose status came on this connection
@@ -160,6 +173,8 @@ class Delivery:
                 self._report(topic, decode(Report, payload))
             elif isinstance(topic, ReportedTopic):
                 self._reported(topic, decode(Reported, payload))
+            elif isinstance(topic, AgentReportTopic):
+                self._agent_report(topic, decode(Report, payload))
             elif isinstance(topic, BlockRequestTopic):
                 self._blocks.ask(topic.site, topic.device, decode(BlockRequest, payload))
             elif isinstance(topic, TombstonesTopic):
@@ -177,10 +192,11 @@ class Delivery:
             return
         fleet.record_status(self._cat, topic.device, status)
         self._present.add(topic.device)
-        if status.state != "online":
-            self._blocks.forget(topic.site, topic.device)
-        else:
+        if status.state == "online":
+            rollouts.record_agent_version(self._cat, topic.device, status.agent_version)
             self.publish_fetches(time.monotonic(), only=topic.device)
+        else:
+            self._blocks.forget(topic.site, topic.device)
 
     def _tombstones(self, topic: TombstonesTopic, message: Tombstones) -> None:
         noted = unsent.record(self._cat, topic.device, message)
@@ -189,6 +205,10 @@ class Delivery:
 
     def _health(self, topic: HealthTopic, health: Health) -> None:
         fleet.record_health(self._cat, topic.device, health)
+        erased = health.extra.get("erased")
+        if isinstance(erased, dict):
+            for erasure in erasures.confirm(self._cat, topic.device, erased):
+                log.info("device %s has carried out erasure %s", topic.device, erasure[:40])
         # One that was made before the newest report, and overtaken by it, says nothing about what came after.
         if health.at_ms > self._reported_at_ms.get(topic.device, 0):
             rollouts.record_running(self._cat, topic.device, health.model_digest)
@@ -196,6 +216,12 @@ class Delivery:
     def _report(self, topic: ReportTopic, report: Report) -> None:
         self._reported_at_ms[topic.device] = max(report.at_ms, self._reported_at_ms.get(topic.device, 0))
         fleet.record_running_model(self._cat, topic.device, report)
+        self._execution(topic, report)
+
+    def _agent_report(self, topic: AgentReportTopic, report: Report) -> None:
+        self._execution(topic, report)
+
+    def _execution(self, topic: DeviceTopic, report: Report) -> None:
         if not rollouts.record_report(self._cat, topic.device, report):
             log.info("device %s reports %s for a job that is not ours: %s", topic.device, report.state, report.job_id[:40])
         if report.code:
@@ -235,7 +261,8 @@ class Delivery:
                 self._desired[device] = desired
                 published += 1
         for wanted in rollouts.jobs(self._cat):
-            if self._jobs.get(wanted.device) == wanted.job:
+            key = (wanted.device, wanted.is_agent)
+            if self._jobs.get(key) == wanted.job:
                 continue
             try:
                 signed = self._sign(wanted.job, wanted.device)
@@ -244,9 +271,11 @@ class Delivery:
                 self._complained = True
                 return
             self._complained = False
-            if self._publisher.publish(str(JobTopic(wanted.site, wanted.device)), encode(signed), retain=True):
-                self._jobs[wanted.device] = wanted.job
-                log.info("device %s: %s model %s", wanted.device, wanted.job.action, wanted.job.model_digest[:12])
+            kind = AgentJobTopic if wanted.is_agent else JobTopic
+            if self._publisher.publish(str(kind(wanted.site, wanted.device)), encode(signed), retain=True):
+                self._jobs[key] = wanted.job
+                what = "agent" if wanted.is_agent else "model"
+                log.info("device %s: %s %s %s", wanted.device, wanted.job.action, what, wanted.job.model_digest[:12])
 
     def _is_turn(self) -> bool:
         now_s = time.monotonic()
@@ -304,7 +333,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
     boosts, were_boosted = drift_rows.boosts(cat, int(time.time() * 1000)), drift_rows.were_boosted(cat)
     found = {}
     for device in active:
-        total = totals.get(device, Desired(0))
+        total = totals.get(device, Desired(0))  # with what it shall erase
         version, document, campaigns_version = wishes.get(device, (0, {}, 0))
         wanted = replace(
             total,
@@ -314,7 +343,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
             campaigns=shares.get(device, ()),
             boost=boosts.get(device),
         )
-        if wanted.version or version or campaigns_version or device in were_boosted:
+        if device in totals or version or campaigns_version or device in were_boosted:
             found[device] = wanted
     return found
 

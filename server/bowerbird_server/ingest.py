@@ -156,6 +156,7 @@ class Ingest:
                 self._limits.took(item.topic.device, len(item.message.image))
         if rejected:
             self._dead_letters.prune(self._cat)
+        self._take_back(accepted, added.deleted)
         gone = {item.message.header.frame_id for item in deleted} | set(added.deleted)
         refused = [verdict for _, verdict in rejected]
         self._unanswered = _Unanswered(tuple(group), (*accepted, *deleted), gone, refused, unpacked)
@@ -200,6 +201,7 @@ class Ingest:
         """Images and headers made durable, with the rows of the group before; frames stored, and frames that were deleted here,
         whose image must not come back."""
         states = frames.states_of(self._cat, [item.message.header.frame_id for item in accepted])
+        states |= dict.fromkeys(frames.erased(self._cat, [item.message.header for item in accepted], states), "deleted")
         deleted = [item for item in accepted if states.get(item.message.header.frame_id) == "deleted"]
         stay = [item for item in accepted if states.get(item.message.header.frame_id) != "deleted"]
         images: list[bytes] = [item.message.image for item in stay]
@@ -215,6 +217,12 @@ class Ingest:
         self._blobs.put_many(images, digests, also_flush=before)
         self._answer()
         return stay, deleted
+
+    def _take_back(self, stored: Sequence[Accepted], deleted: Sequence[str]) -> None:
+        """Images of frames that were deleted or asked to be forgotten between the look before storing them and the commit."""
+        images = {item.message.header.image_sha256 for item in stored if item.message.header.frame_id in deleted}
+        for blob in frames.without_live_frame(self._cat, sorted(images)):
+            self._blobs.delete(blob)
 
     def _settle(self) -> None:
         if self._unanswered is not None:

@@ -12,6 +12,7 @@ from sqlite_utils import Database, Migrations
 from bowerbird_server.access_tables import chain_events, make_accounts
 from bowerbird_server.migrations_drift import DRIFT_TABLES
 from bowerbird_server.migrations_remote import REMOTE_TABLES
+from bowerbird_server.privacy_tables import PRIVACY_TABLES
 
 catalogue_migrations = Migrations("catalogue")
 
@@ -264,6 +265,34 @@ def m002_thumbnails(db: Database) -> None:
             at TEXT NOT NULL
         ) STRICT"""
     )
+
+
+@catalogue_migrations()
+def agents_rollouts(db: Database) -> None:
+    """A rollout brings a model or a release of the agent: `model` may be empty, and then `agent` is not.
+
+    SQLite cannot drop NOT NULL by a statement; this is the way that its documentation gives for changes that make no row invalid
+    ("Making Other Kinds Of Table Schema Changes"), and it goes into the transaction of the step.
+    """
+    before = "model TEXT NOT NULL REFERENCES model(digest)"
+    sql = db.execute("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = 'rollout'").fetchone()[0]
+    if before not in sql:
+        raise RuntimeError("the table rollout has not the form that it was made with; restore the catalogue from a backup")
+    (version,) = db.execute("PRAGMA schema_version").fetchone()
+    db.execute("PRAGMA writable_schema = ON")
+    changed = sql.replace(before, "model TEXT REFERENCES model(digest)")
+    db.execute("UPDATE sqlite_schema SET sql = ? WHERE type = 'table' AND name = 'rollout'", (changed,))
+    db.execute(f"PRAGMA schema_version = {version + 1}")
+    db.execute("PRAGMA writable_schema = OFF")
+    db.execute("ALTER TABLE rollout ADD COLUMN agent TEXT NOT NULL DEFAULT ''")  # release digest
+    db.execute("ALTER TABLE rollout ADD COLUMN agent_version TEXT NOT NULL DEFAULT ''")
+
+
+@catalogue_migrations()
+def m_privacy_erasures(db: Database) -> None:
+    """What was covered in a picture, who asked for frames to be forgotten, and every deletion."""
+    for statement in PRIVACY_TABLES:
+        db.execute(statement)
 
 
 @catalogue_migrations()

@@ -23,6 +23,7 @@ from bowerbird_wire.messages import (
     Block,
     BlockRequest,
     Desired,
+    EraseWish,
     FrameMessage,
     Health,
     Job,
@@ -107,9 +108,9 @@ class SiteServer:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def desire(self, device: str, version: int, frames_total: int | None) -> None:
-        """Say how many frames are wanted of a device in all."""
-        self._retain(DesiredTopic(self.site, device), encode(Desired(version, frames_total)))
+    def desire(self, device: str, version: int, frames_total: int | None, *, erase: tuple[EraseWish, ...] = ()) -> None:
+        """Say how many frames are wanted of a device in all, and which it must forget."""
+        self._retain(DesiredTopic(self.site, device), encode(Desired(version, frames_total, erase=erase)))
 
     def wish(self, device: str, desired: Desired) -> None:
         """Say everything that is wanted of a device."""

@@ -110,6 +110,7 @@ def test_every_route_of_the_application_is_in_the_table_and_nothing_else(web: Te
 
 def concrete(path: str, site: TwoSites) -> str:
     values = {"frame_id": site.north[1], "digest": MODEL, "rollout": site.rollout, "file": "icon.svg"}
+    values |= {"device": "cam-01", "campaign": "none", "change": "none", "step": "pause"}
     return re.sub(r"\{(\w+)\}", lambda found: values[found.group(1)], path)
 
 
@@ -118,8 +119,8 @@ def test_every_role_is_refused_and_let_through_as_the_table_says(web: TestClient
     """403 where the role does not suffice, anything but 401 and 403 where it does; every line of the table is tried."""
     bearer = site.token(role)
     for (method, path), need in NEEDS.items():
-        if path in {"/logout", "/login"}:
-            continue  # for sessions only, whatever the role; and the way in
+        if path in {"/logout", "/login", "/frames/{frame_id}/fetch"}:
+            continue  # forms of sessions, which carry their token in a field; and the way in
         answer = web.request(method, concrete(path, site), headers=bearer, json={} if method == "POST" else None)
         refused = need.role is not None and role < need.role
         assert (answer.status_code == 403) == refused, (method, path, answer.text[:200])
@@ -164,7 +165,7 @@ def test_nothing_of_another_site_is_in_any_answer(web: TestClient, site: TwoSite
         if method != "GET" or need.role is None or need.role > Role.LABELLER or path in {"/session"}:
             continue
         answer = web.get(concrete(path, site), headers=bearer)
-        assert answer.status_code == 200, path
+        assert answer.status_code == (404 if "{campaign}" in path else 200), path
         found = [name for name in theirs if name.encode() in answer.content]
         assert not found, (path, found)
     assert web.get("/api/v1/summary", headers=bearer).json()["frames"]["queued"] == 3
@@ -235,9 +236,23 @@ def test_a_rollout_with_devices_of_other_sites_is_not_steered_from_one(web: Test
     assert overview.rollout(site.cat, site.rollout)["state"] == "draft"
 
 
+ERASURES = ("erasure", "deletion", "erasure_device", "erasure_done", "erasure_package")
+
+
 def test_a_scoped_catalogue_cannot_write_and_knows_every_table(site: TwoSites) -> None:
     """A table that nobody thought of is empty there; the list below makes somebody think of it."""
-    kept_from_them = {"dead_letter", "round", "setting", "scene_split", "user", "api_token", "web_session", "sight"}
+    kept_from_them = {
+        "dead_letter",
+        "round",
+        "setting",
+        "scene_split",
+        "user",
+        "api_token",
+        "web_session",
+        "sight",
+        "invitation",
+        *ERASURES,
+    }
     cat = scoped(site.folder.catalogue, Sites.of(["demo"]))
     tables = {name for name in site.cat.db.table_names() if not name.startswith(("_sqlite", "sqlite"))}
     assert tables == set(THEIRS) | SHARED | kept_from_them

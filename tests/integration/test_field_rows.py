@@ -19,7 +19,7 @@ from bowerbird_testing.drifting_camera import DriftingCamera
 from bowerbird_testing.frame_messages import START_MS, frame_message, jpeg
 from bowerbird_testing.lived_in_site import arrived, ingest_of, live_in
 from bowerbird_wire.histograms import Histograms
-from bowerbird_wire.messages import Tombstone, Tombstones, WireDetection
+from bowerbird_wire.messages import Redaction, Tombstone, Tombstones, WireDetection
 
 TOKEN = "field-test-token-0123456789"
 BIRD = (1.0, 2.0, 20.0, 30.0)
@@ -99,6 +99,17 @@ def test_a_deleted_label_is_missing_and_a_rejected_frame_too(site: Site) -> None
         label(site, frame, Box("bird", BIRD))
     site.catalogue.execute("UPDATE frame SET state = 'deleted' WHERE id = ?", frames[0])
     assert (yard(site)["frames"], yard(site)["missing"]) == (1, 2)
+
+
+def test_boxes_in_regions_that_the_device_covered_count_on_neither_side(site: Site) -> None:
+    hidden = (40.0, 2.0, 60.0, 30.0)
+    frame = take(
+        site, 0, 0.5, SEEN, WireDetection(hidden, 0.8, "bird"), redacted=(Redaction((38.0, 0.0, 62.0, 32.0), "bird", "blur"),)
+    )
+    label(site, frame, Box("bird", BIRD))
+    row = yard(site)
+    assert isinstance(row["precision"], dict)
+    assert row["precision"]["value"] == 1.0
 
 
 @pytest.fixture

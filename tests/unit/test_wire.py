@@ -23,6 +23,7 @@ from bowerbird_wire.messages import (
     Boost,
     Campaign,
     Desired,
+    EraseWish,
     Fetch,
     FrameHeader,
     FrameMessage,
@@ -30,6 +31,7 @@ from bowerbird_wire.messages import (
     Message,
     Offer,
     Receipt,
+    Redaction,
     Refusal,
     Tombstone,
     Want,
@@ -88,6 +90,8 @@ def fields_of(kind: type[Message]) -> st.SearchStrategy[Any]:
         "tuple[Fetch, ...]": st.deferred(lambda: st.lists(fields_of(Fetch), max_size=2).map(tuple)),
         "tuple[Tombstone, ...]": st.deferred(lambda: st.lists(fields_of(Tombstone), max_size=2).map(tuple)),
         "tuple[Want, ...]": st.deferred(lambda: st.lists(fields_of(Want), max_size=2).map(tuple)),
+        "tuple[Redaction, ...]": st.deferred(lambda: st.lists(fields_of(Redaction), max_size=2).map(tuple)),
+        "tuple[EraseWish, ...]": st.deferred(lambda: st.lists(fields_of(EraseWish), max_size=2).map(tuple)),
         "tuple[WireDetection, ...]": st.deferred(lambda: st.lists(fields_of(WireDetection), max_size=2).map(tuple)),
     }
     return st.builds(kind, **{field.name: by_type[str(field.type)] for field in dataclasses.fields(kind)})

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+OF = "of"  # extra key of a Job or a Report that is not of a model: "agent"
+
 
 def _key(short: str) -> dict[str, str]:
     return {"key": short}
@@ -37,6 +39,19 @@ class WireDetection(Message):
     box_xyxy: tuple[float, float, float, float] = field(metadata=_key("b"))
     score: float = field(metadata=_key("s"))
     class_name: str = field(metadata=_key("c"))
+
+
+@dataclass(frozen=True)
+class Redaction(Message):
+    """A region that the device made unrecognisable before the frame was stored, in pixels of the *sent* image.
+
+    `method` is `fill`, `pixelate` or `blur`; `score` is the confidence of the detection that called for it.
+    """
+
+    box_xyxy: tuple[float, float, float, float] = field(metadata=_key("b"))
+    class_name: str = field(metadata=_key("c"))
+    method: str = _opt("k", "fill")
+    score: float = _opt("s", 0.0)
 
 
 @dataclass(frozen=True)
@@ -71,6 +86,7 @@ class FrameHeader(Message):
     strategy_scores: Mapping[str, float] = field(default_factory=dict, metadata=_key("ss"))
     inclusion_probability: float = _opt("p", 1.0)
     detections: tuple[WireDetection, ...] = _opt("det", ())
+    redacted: tuple[Redaction, ...] = _opt("rd", ())
     extra: Mapping[str, Any] = _extra()
 
 
@@ -296,11 +312,31 @@ class Tombstones(Message):
 
 
 @dataclass(frozen=True)
+class EraseWish(Message):
+    """Frames that a device must forget: those named, and those of a camera and interval (both ends inclusive, UTC ms).
+
+    `camera` is empty for all cameras. With `to_ms` below `from_ms` the wish is for the named frames only. Carrying one out again
+    changes nothing; the device answers with the wish's id in its health until the wish is no longer there.
+    """
+
+    wish: str = field(metadata=_key("i"))
+    camera: str = _opt("c", "")
+    from_ms: int = _opt("f", 0)
+    to_ms: int = _opt("t", -1)
+    frames: tuple[str, ...] = _opt("id", ())
+
+    def covers(self, frame_id: str, camera: str, captured_at_ms: int) -> bool:
+        """Whether a frame is to be forgotten."""
+        in_interval = self.from_ms <= captured_at_ms <= self.to_ms and self.camera in ("", camera)
+        return in_interval or frame_id in self.frames
+
+
+@dataclass(frozen=True)
 class Desired(Message):
     """What the server wants of a device, as totals so that a repeated or late message changes nothing.
 
     `frames_total` is how many frames the device may have sent since it was made, None for no limit: there is no use in paying
-    for the transport of frames that nobody has time to label.
+    for the transport of frames that nobody has time to label. `erase` holds whatever of a version: it is obeyed always.
     `config` is merged over the device's own agent.toml where that allows it (`docs/remote-configuration.md`); it and `campaigns` have
     versions of their own, since a new `version` begins a new round and they do not. 0 says that nothing was ever wished.
     """
@@ -312,6 +348,7 @@ class Desired(Message):
     campaigns_version: int = _opt("kn", 0)
     campaigns: tuple[Campaign, ...] = _opt("k", ())
     boost: Boost | None = field(default=None, metadata=_key("bo"))  # ends by itself
+    erase: tuple[EraseWish, ...] = _opt("er", ())
     extra: Mapping[str, Any] = _extra()
 
 

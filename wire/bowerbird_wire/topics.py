@@ -131,6 +131,12 @@ class FetchAnswerTopic(DeviceTopic):
     DIRECTION, LEAF = "up", "fetched"
 
 
+class AgentReportTopic(DeviceTopic):
+    """What became of an update of the agent itself; a `Report` whose digests are release digests."""
+
+    DIRECTION, LEAF = "up", "agent-report"
+
+
 class BlockRequestTopic(DeviceTopic):
     """Which blocks of an update file the device still lacks."""
 
@@ -153,6 +159,12 @@ class JobTopic(DeviceTopic):
     """Retained; which model the device should run."""
 
     DIRECTION, LEAF = "down", "job"
+
+
+class AgentJobTopic(DeviceTopic):
+    """Retained; which release of the agent the device should run: a `Job` whose digest is a release digest."""
+
+    DIRECTION, LEAF = "down", "agent-job"
 
 
 class BlocksTopic(DeviceTopic):
@@ -245,12 +257,13 @@ UP: tuple[type[DeviceTopic], ...] = (
     HealthTopic,
     ReportTopic,
     ReportedTopic,
+    AgentReportTopic,
     BlockRequestTopic,
     TombstonesTopic,
     FetchAnswerTopic,
     HistogramsTopic,
 )
-DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)
+DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, AgentJobTopic, BlocksTopic)
 LOCAL: tuple[type[CameraTopic], ...] = (DetectionsTopic,)
 
 

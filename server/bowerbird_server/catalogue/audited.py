@@ -16,6 +16,7 @@ from bowerbird_server.catalogue.core import Catalogue, Row, utc_text
 from bowerbird_server.catalogue.fleet import camera_id
 from bowerbird_server.field_changes import changes
 from bowerbird_server.field_metrics import Audited, Estimate, Missing, by_groups, matched
+from bowerbird_server.ignored_regions import covered
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
 
 PERIODS_S: Mapping[str, float | None] = {"day": 86_400.0, "week": 7 * 86_400.0, "all": None}
@@ -33,7 +34,7 @@ def audit(
     """The audit's frames that have a label, and those of which nothing is known.
 
     Frames that were taken before there was a model say nothing about one and are left out; an exact copy of a labelled frame has its
-    label. Classes that the label's author did not look for count on neither side.
+    label. Classes that the label's author did not look for, and boxes in regions that the device covered, count on neither side.
 
     Args:
         camera: its id, or None for all.
@@ -52,6 +53,7 @@ def audit(
     )
     labels = _labels(cat, rows)
     found = _detections(cat, [row["id"] for row in rows], confidence)
+    hidden = _redacted(cat, [row["id"] for row in rows])
     audited: list[Audited] = []
     missing: list[Missing] = []
     for row in rows:
@@ -61,8 +63,9 @@ def audit(
             missing.append(Missing(row["camera"], captured_s, row["inclusion_probability"]))
             continue
         drawn, reviewed = label
-        ours = [box for box in drawn if box[0] in reviewed]
-        theirs = [box for box in found.get(row["id"], []) if box[0] in reviewed]
+        regions = hidden.get(row["id"], [])
+        ours = _counting(drawn, reviewed, regions)
+        theirs = _counting(found.get(row["id"], []), reviewed, regions)
         right = matched(_xyxy(ours), [box[0] for box in ours], _xyxy(theirs), [box[0] for box in theirs])
         audited.append(
             Audited(row["camera"], captured_s, row["scene"], row["inclusion_probability"], len(ours), len(theirs), right)
@@ -144,6 +147,27 @@ _Box = tuple[str, tuple[float, float, float, float]]
 
 def _xyxy(boxes: Sequence[_Box]) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
     return np.array([box for _, box in boxes], np.float64).reshape(-1, 4)
+
+
+def _counting(boxes: Sequence[_Box], reviewed: frozenset[str], regions: Sequence[tuple[float, ...]]) -> list[_Box]:
+    """The boxes that people and model can both be asked about."""
+    asked = [box for box in boxes if box[0] in reviewed]
+    if not regions or not asked:
+        return asked
+    is_hidden = covered(_xyxy(asked), np.array(regions, np.float64))
+    return [box for box, hidden in zip(asked, is_hidden, strict=True) if not hidden]
+
+
+def _redacted(cat: Catalogue, frames: Sequence[str]) -> dict[str, list[tuple[float, ...]]]:
+    """Frame -> the regions that its device covered."""
+    found: dict[str, list[tuple[float, ...]]] = {}
+    rows = cat.rows(
+        'SELECT frame, "left", top, "right", bottom FROM redaction WHERE frame IN (SELECT value FROM json_each(?))',
+        json.dumps(list(frames)),
+    )
+    for row in rows:
+        found.setdefault(row["frame"], []).append((row["left"], row["top"], row["right"], row["bottom"]))
+    return found
 
 
 def _labels(cat: Catalogue, rows: Sequence[Row]) -> dict[str, tuple[list[_Box], frozenset[str]]]:

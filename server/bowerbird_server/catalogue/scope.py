@@ -37,6 +37,8 @@ THEIRS: Mapping[str, str] = {
     "fetch": f"device IN ({_OURS})",
     "unsent": f"device IN ({_OURS})",
     "tombstone": f"device IN ({_OURS})",
+    "redaction": _OUR_FRAME.format(key="redaction.frame"),
+    "certificate": f"device IN ({_OURS})",
     "device_tag": f"device IN ({_OURS})",
     "device_config": f"device IN ({_OURS})",
     "config_history": f"device IN ({_OURS})",

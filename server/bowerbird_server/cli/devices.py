@@ -106,6 +106,7 @@ def list_devices(data: Data = DATA, as_json: AsJson = False) -> None:
             "label": "label",
             "state": "state",
             "status": "status",
+            "agent_version": "agent",
             "model": "model",
             "seen": "seen",
             "sent": "sent",

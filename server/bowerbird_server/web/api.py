@@ -111,16 +111,16 @@ def get_frame(request: Request, frame_id: str) -> Row:
 def get_image(request: Request, frame_id: str) -> Response:
     cat, blobs = stores(request)
     row = frames.get(cat, frame_id)
-    # The content belongs to the digest for ever; a browser asks once a day all the same, so that who saw what is known by the day.
-    headers = {"ETag": f'"{row["blob"]}"', "Cache-Control": "private, max-age=86400, immutable"}
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    audit.note_sight(whole_catalogue(request), principal_of(request).name, frame_id)
-    if headers["ETag"] in known:
-        return Response(status_code=304, headers=headers)
     if row["state"] == "deleted" or not blobs.exists(row["blob"]):
         raise NotFound(
             f"the image of frame {frame_id[:12]} is gone from the blob store; restore it from a backup of the data folder"
         )
+    # The content belongs to the digest for ever, and yet a browser asks again after an hour: an erased picture must not stay in it.
+    headers = {"ETag": f'"{row["blob"]}"', "Cache-Control": "private, max-age=3600, immutable"}
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    audit.note_sight(whole_catalogue(request), principal_of(request).name, frame_id)
+    if headers["ETag"] in known:
+        return Response(status_code=304, headers=headers)
     # A type we do not know is handed out as bytes: what a device sent must never run as a page.
     media_type = _MEDIA_TYPES.get(row["image_format"], "application/octet-stream")
     return FileResponse(blobs.path(row["blob"]), media_type=media_type, headers=headers)

@@ -273,6 +273,9 @@ class DatasetVersion(_Out):
     frames: int
     boxes: int
     splits: dict[str, int]
+    removed: list[str] = Field(
+        default_factory=list, description="Frames in it that were deleted since; it is used without them."
+    )
 
 
 class TrainingRun(_Out):
@@ -308,7 +311,9 @@ class Rollout(_Out):
 
     id: str
     created_at: str
-    model: str
+    model: str | None  # None of a rollout of the agent
+    agent: str  # release digest, "" of a rollout of a model
+    agent_version: str
     release: int
     state: str
     finished_at: str | None
