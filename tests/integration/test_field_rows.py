@@ -112,6 +112,13 @@ def test_boxes_in_regions_that_the_device_covered_count_on_neither_side(site: Si
     assert row["precision"]["value"] == 1.0
 
 
+def test_a_fall_of_recall_is_noticed_in_the_catalogues_own_frames(site: Site) -> None:
+    for number in range(130):
+        label(site, take(site, number, 0.1, SEEN if number < 80 else FAINT), Box("bird", BIRD))
+    (first, *_) = audited.recall_changes(site.catalogue, "cam-01/yard")
+    assert first["before"] > first["after"]
+
+
 @pytest.fixture
 def web(site: Site) -> TestClient:
     client = TestClient(create_app(site.folder, TOKEN), base_url="http://127.0.0.1", follow_redirects=False)
@@ -141,6 +148,7 @@ def test_page_api_and_commands_say_how_good_the_model_is_and_what_has_drifted(si
     data = ["--data", str(site.folder.root)]
     assert "cam-01/yard" in run(app, ["drift", "field", "--by", "all", *data]).output
     assert "scores" in run(app, ["drift", "list", *data]).output
+    assert "no change of recall" in run(app, ["drift", "changes", "cam-01/yard", *data]).output
     assert "drifted" in run(app, ["drift", "hours", "cam-01/yard", *data]).output
     assert "explores as usual again" in run(app, ["drift", "stop-boost", "cam-01", *data]).output
     assert drift_rows.boosts(site.catalogue, 0) != {}, "the episode stays"

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.catalogue import audited, drift_rows
+from bowerbird_server.catalogue import Catalogue, audited, drift_rows
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_rows
 from bowerbird_server.errors import NotFound
 
@@ -61,8 +61,7 @@ def hours(
 ) -> None:
     """A camera's hours, newest first: how far each is from its like, and what was said of it."""
     with open_site(data) as site:
-        if site.catalogue.value("SELECT 1 FROM camera WHERE id = ?", camera) is None:
-            raise NotFound(f"no camera {camera[:80]!r}; a camera is called device/name, `bowerbird devices list` shows them")
+        _known(site.catalogue, camera)
         rows = drift_rows.verdicts(site.catalogue, camera, limit)
     for row in rows:
         row["far"] = ", ".join(
@@ -75,6 +74,32 @@ def hours(
         as_json=as_json,
         none="nothing was heard of this camera's hours yet; devices send each hour when it is over",
     )
+
+
+@app.command()
+def changes(
+    camera: Annotated[str, typer.Argument(help="Like cam-01/gate.")],
+    data: Data = DATA,
+    model: Annotated[str | None, typer.Option(help="Only frames that this model saw; the beginning of its digest.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """When a camera's recall in the field rose or fell, by ADWIN over the random audit; rates are of its window, without intervals."""
+    with open_site(data) as site:
+        _known(site.catalogue, camera)
+        rows = audited.recall_changes(site.catalogue, camera, model=model)
+    if not as_json:
+        rows = [{"at": row["at"], "before": f"{row['before']:.3f}", "after": f"{row['after']:.3f}"} for row in rows]
+    show_rows(
+        rows,
+        {"at": "noticed", "before": "before", "after": "after"},
+        as_json=as_json,
+        none="no change of recall was noticed; it takes some hundred labelled frames of the random audit",
+    )
+
+
+def _known(cat: Catalogue, camera: str) -> None:
+    if cat.value("SELECT 1 FROM camera WHERE id = ?", camera) is None:
+        raise NotFound(f"no camera {camera[:80]!r}; a camera is called device/name, `bowerbird devices list` shows them")
 
 
 @app.command("stop-boost")
