@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from river.drift import ADWIN
-
 from bowerbird_server.field_metrics import Audited
 
 _DELTA = 0.002  # chance of a change that is none, for each look
@@ -28,6 +26,8 @@ class Change:
 
 def changes(audited: Iterable[Audited]) -> list[Change]:
     """Every change, oldest first; frames without a drawn box say nothing of recall."""
+    from river.drift import ADWIN  # a second to import, for one command
+
     watch = ADWIN(delta=_DELTA)
     found: list[Change] = []
     before = 0.0

@@ -20,7 +20,6 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from bowerbird_server.average_precision import iou_matrix, match
 
@@ -196,6 +195,8 @@ def _interval(
     scenes: NDArray[np.int64],
 ) -> tuple[float, float]:
     """Korn and Graubard's: a binomial interval at the number of boxes that would tell as much if they were independent."""
+    from scipy.special import betaincinv, stdtrit  # takes a while to import, and most commands estimate nothing
+
     residuals = np.bincount(scenes, weights * (right - value * of))
     counted = int((np.bincount(scenes, of) > 0).sum())
     if counted < 2:
@@ -206,8 +207,8 @@ def _interval(
     size = float(counted) if variance <= 0.0 else min(boxes, value * (1.0 - value) / variance)
     tail = (1.0 - LEVEL) / 2.0
     if boxes > 1:
-        size *= float(stats.t.ppf(tail, boxes - 1) / stats.t.ppf(tail, counted - 1)) ** 2
+        size *= float(stdtrit(boxes - 1, tail) / stdtrit(counted - 1, tail)) ** 2
     hits = value * size
-    low = 0.0 if hits <= 0.0 else float(stats.beta.ppf(tail, hits, size - hits + 1.0))
-    high = 1.0 if hits >= size else float(stats.beta.ppf(1.0 - tail, hits + 1.0, size - hits))
+    low = 0.0 if hits <= 0.0 else float(betaincinv(hits, size - hits + 1.0, tail))
+    high = 1.0 if hits >= size else float(betaincinv(hits + 1.0, size - hits, 1.0 - tail))
     return min(low, value), max(high, value)
