@@ -120,6 +120,11 @@ class Delivery:
                 self._blocks.ask(topic.site, topic.device, decode(BlockRequest, payload))
         except WireError as error:
             log.warning("dropped a message on %s: %s", topic_text[:200], error)
+        except sqlite3.OperationalError:
+            raise  # locked, or no space: it is applied later
+        except Exception:
+            # A fault of ours must not stop everybody for ever: the broker would bring the message again after every restart.
+            log.exception("dropped a message on %s that could not be applied", topic_text[:200])
 
     def _status(self, topic: StatusTopic, status: Status) -> None:
         if not self._watch.saw(topic.device, status):
@@ -140,10 +145,10 @@ class Delivery:
         self._reported_at_ms[topic.device] = max(report.at_ms, self._reported_at_ms.get(topic.device, 0))
         fleet.record_running_model(self._cat, topic.device, report)
         if not rollouts.record_report(self._cat, topic.device, report):
-            log.info("device %s reports %s for a job that is not ours: %s", topic.device, report.state, report.job_id[:40])
+            log.info("device %s reports %s for a job that is not ours: %s", topic.device, _shown(report.state), _shown(report.job_id))
         if report.code:
             log.warning(
-                "device %s, job %s: %s (%s) %s", topic.device, report.job_id[:40], report.state, report.code, report.detail
+                "device %s, job %s: %s (%s) %s", topic.device, *map(_shown, (report.job_id, report.state, report.code, report.detail))
             )
 
     def publish_wishes(self) -> None:
@@ -191,6 +196,11 @@ class Delivery:
         """Publish the blocks that are due."""
         for due in self._blocks.due(now_s):
             self._publisher.publish(str(BlocksTopic(due.site, due.device)), encode(due.block), qos=0)
+
+
+def _shown(text: str) -> str:
+    """A device's words for a line of the log, which they must neither leave nor fill."""
+    return text[:200].encode("unicode_escape").decode() if not text[:200].isprintable() else text[:200]
 
 
 def run(
