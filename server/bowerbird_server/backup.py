@@ -32,6 +32,7 @@ from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFou
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.repository import raise_later
+from bowerbird_server.revocations import keep_out, read_revoked
 from bowerbird_server.site import Site
 
 OnProgress = Callable[[str, int, int], None]
@@ -124,18 +125,28 @@ def back_up(site: Site, target: Path, *, with_keys: bool = False, on_progress: O
     return BackedUp(made_at, blobs, copied, size, with_keys, tuple(damaged))
 
 
-def restore(source: Path, data: Path, actor: str, on_progress: OnProgress = lambda *_: None) -> Restored:
+def restore(
+    source: Path,
+    data: Path,
+    actor: str,
+    on_progress: OnProgress = lambda *_: None,
+    *,
+    revoked: Sequence[Path] = (),
+) -> Restored:
     """Make a data folder from a backup: every file and blob is compared with its digest, and counters are raised.
 
     Args:
         source: a folder that `back_up` wrote.
         data: a new or empty folder.
+        revoked: deny lists that are newer than the backup (`broker/denied` of the lost data folder); who is in one is suspended.
 
     Raises:
+        BadInput: a deny list cannot be read.
         NotFound: `source` holds no complete backup.
         Conflict: `data` holds something.
         EnvironmentFault: a file of the backup is damaged, or `data` cannot be written; `data` is left empty.
     """
+    shut_out = set().union(*map(read_revoked, revoked))
     backup, manifest = _newest(source)
     folder = DataFolder(data.resolve())
     if folder.root.exists() and any(folder.root.iterdir()):
@@ -155,6 +166,7 @@ def restore(source: Path, data: Path, actor: str, on_progress: OnProgress = lamb
             fleet.raise_desired_versions(cat, RAISE_BY)
             forget_tokens(cat)
             accounts.forget_credentials(cat, actor)
+            keep_out(cat, shut_out, actor)
             cat.log(actor, "site restored", str(manifest["site"]), {"made_at": manifest["made_at"], "raised_by": RAISE_BY})
             broken = kept.faults(cat)
             missing = [fault.text for fault in verify_rows(cat, store, read=False).faults]

@@ -64,11 +64,15 @@ def backup(
 def restore(
     folder: Annotated[Path, typer.Argument(help="What `bowerbird backup` wrote.")],
     data: Data = DATA,
+    revoked: Annotated[
+        list[Path] | None,
+        typer.Option("--revoked", help="A deny list newer than the backup, e.g. OLD-DATA/broker/denied: who is in it stays out."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new data folder from a backup. Counters that devices hold the highest of are raised, so that they go on listening."""
     with stages() as progress:
-        restored = restore_site(folder, data, actor(), progress)
+        restored = restore_site(folder, data, actor(), progress, revoked=revoked or ())
     if restored.with_keys:
         with open_site(data) as site:
             open_repository(site).refresh()
