@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` and `make test`. Both begin with `setup`, which does nothing the second time.
-.PHONY: setup demo test check install-test release clean help
+.PHONY: setup demo test attacks fuzz check install-test release clean help
 
 VENV := .venv
 
@@ -14,6 +14,12 @@ demo: setup ## Run the whole loop, twice, with two simulated cameras; prints wha
 
 test: setup ## Run all tests; installs missing Debian packages when root, names them otherwise.
 	@scripts/test $(ARGS)
+
+attacks: setup ## Run the attacks of docs/attacks.md and the code with its checks left out (ten minutes; all but the slowest are in `test`).
+	@scripts/test -m attack $(ARGS)
+
+fuzz: setup ## Fuzz every parser of foreign bytes for a minute each; ARGS='--seconds 600 onnx' for longer, or one.
+	@cd tests && OMP_NUM_THREADS=1 PYTHONPATH=. ../$(VENV)/bin/python -m bowerbird_testing.fuzz $(or $(ARGS),--seconds 60)
 
 check: setup ## Format, lint, types, tests.
 	@scripts/check

@@ -149,7 +149,7 @@ class ModelManifest:
             PackageError: not canonical JSON, another schema, a value of the wrong type, or a name that is not allowed.
         """
         plain = parse_json(content, MAX_MANIFEST_BYTES, MANIFEST)
-        if not isinstance(plain, dict) or not _is_canonical(plain, content):
+        if not isinstance(plain, dict) or canonical_json(plain) != content:
             raise PackageError("bad_manifest", "manifest.json is not canonical JSON; build the package again")
         if plain.get("schema") != SCHEMA:
             raise PackageError(
@@ -162,15 +162,16 @@ class ModelManifest:
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys, no spaces, ASCII only, no NaN: equal values have equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    """JSON with sorted keys, no spaces, ASCII only, no NaN: equal values have equal bytes.
 
-
-def _is_canonical(plain: Any, content: bytes) -> bool:
+    Raises:
+        PackageError: a value that JSON readers take and this does not write: NaN, or deeper than it goes.
+    """
     try:
-        return canonical_json(plain) == content
-    except (ValueError, RecursionError):  # NaN, which JSON readers take; deeper than the writer goes
-        return False
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise PackageError("bad_manifest", f"a value has no canonical JSON ({error}); build the package again") from error
+    return text.encode("ascii")
 
 
 def _manifest(plain: dict[str, Any]) -> ModelManifest:

@@ -145,10 +145,14 @@ class Delivery:
         self._reported_at_ms[topic.device] = max(report.at_ms, self._reported_at_ms.get(topic.device, 0))
         fleet.record_running_model(self._cat, topic.device, report)
         if not rollouts.record_report(self._cat, topic.device, report):
-            log.info("device %s reports %s for a job that is not ours: %s", topic.device, _shown(report.state), _shown(report.job_id))
+            log.info(
+                "device %s reports %s for a job that is not ours: %s", topic.device, _shown(report.state), _shown(report.job_id)
+            )
         if report.code:
             log.warning(
-                "device %s, job %s: %s (%s) %s", topic.device, *map(_shown, (report.job_id, report.state, report.code, report.detail))
+                "device %s, job %s: %s (%s) %s",
+                topic.device,
+                *map(_shown, (report.job_id, report.state, report.code, report.detail)),
             )
 
     def publish_wishes(self) -> None:

@@ -44,5 +44,7 @@ def keep_out(cat: Catalogue, names: Iterable[str], actor: str) -> list[str]:
     active = fleet.active_devices(cat)
     late = sorted(set(names) & active.keys())
     for name in late:
-        rows.change_state(cat, name, Happening.SUSPENDED, actor, "was shut out after the backup that the site was restored from")
+        rows.change_state(
+            cat, name, Happening.SUSPENDED, actor, "was shut out after the backup that the site was restored from"
+        )
     return late

@@ -20,7 +20,9 @@ from bowerbird_testing.serving import serving
 from bowerbird_testing.tls_broker import WATCHER, TlsBroker, device_certificate
 from bowerbird_wire.topics import FrameTopic, ReceiptTopic
 
-needs_mosquitto = pytest.mark.skipif(find_program("mosquitto") is None, reason="mosquitto is not installed: apt-get install mosquitto")
+needs_mosquitto = pytest.mark.skipif(
+    find_program("mosquitto") is None, reason="mosquitto is not installed: apt-get install mosquitto"
+)
 
 
 def test_a_devices_certificate_opens_no_page_and_no_address_of_the_api(tmp_path: Path) -> None:
@@ -47,7 +49,9 @@ def test_half_open_connections_keep_nobody_from_the_broker(tmp_path: Path, autho
         assert context is not None
         silent: list[socket.socket] = [socket.create_connection((site.server.host, site.server.port)) for _ in range(200)]
         silent += [
-            context.wrap_socket(socket.create_connection((site.server.host, site.server.port)), server_hostname=site.server.host)
+            context.wrap_socket(
+                socket.create_connection((site.server.host, site.server.port)), server_hostname=site.server.host
+            )
             for _ in range(20)
         ]
         try:
@@ -68,7 +72,7 @@ def test_half_open_connections_keep_nobody_from_the_broker(tmp_path: Path, autho
 @pytest.mark.broker
 @needs_mosquitto
 def test_a_response_topic_makes_the_broker_deliver_nothing_elsewhere(tmp_path: Path, authority: Path) -> None:
-    """MQTT 5 lets a message say where the answer should go; the broker passes it on to those who may hear the message, and to nobody else."""
+    """MQTT 5 lets a message say where the answer should go; whoever may not hear the message does not hear it by that."""
     from paho.mqtt.packettypes import PacketTypes
     from paho.mqtt.properties import Properties
 

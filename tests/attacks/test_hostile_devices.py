@@ -13,7 +13,7 @@ from pathlib import Path
 import cbor2
 import pytest
 
-from bowerbird_server.catalogue import Catalogue, fleet
+from bowerbird_server.catalogue import Catalogue, fleet, rollouts
 from bowerbird_server.delivery import Delivery
 from bowerbird_server.offers import BlockQueue
 from bowerbird_wire.codec import encode
@@ -136,7 +136,9 @@ def test_a_device_forges_no_line_of_the_log(delivery: Delivery, caplog: pytest.L
 
 def test_a_response_topic_aims_nothing(delivery: Delivery, published: Published, tmp_path: Path) -> None:
     """An answer goes to the device in the topic of the question, whatever else the message says about where."""
-    aimed = cbor2.dumps({"v": 1, "p": "metadata/timestamp.json", "response_topic": "bowerbird/v1/demo/down/cam-02/job", "dev": "cam-02"})
+    aimed = cbor2.dumps(
+        {"v": 1, "p": "metadata/timestamp.json", "response_topic": "bowerbird/v1/demo/down/cam-02/job", "dev": "cam-02"}
+    )
     delivery.received(str(BlockRequestTopic("demo", "cam-01")), aimed)
     published.messages.clear()
     delivery.publish_blocks(1.0)
@@ -144,7 +146,9 @@ def test_a_response_topic_aims_nothing(delivery: Delivery, published: Published,
 
 
 @pytest.mark.parametrize("kind", [StatusTopic, HealthTopic, ReportTopic, BlockRequestTopic])
-def test_who_is_no_active_device_is_not_heard(delivery: Delivery, cat: Catalogue, published: Published, kind: type[DeviceTopic]) -> None:
+def test_who_is_no_active_device_is_not_heard(
+    delivery: Delivery, cat: Catalogue, published: Published, kind: type[DeviceTopic]
+) -> None:
     """Whatever the broker let through: unknown, of another site, suspended."""
     cat.execute("UPDATE device SET state = 'suspended' WHERE id = 'cam-02'")
     before = cat.rows("SELECT * FROM device")
@@ -159,3 +163,19 @@ def test_who_is_no_active_device_is_not_heard(delivery: Delivery, cat: Catalogue
     delivery.publish_blocks(1.0)
     assert cat.rows("SELECT * FROM device") == before
     assert [topic for topic, _ in published.messages if topic.endswith("/blocks")] == []
+
+
+def test_a_report_about_another_devices_job_changes_nothing(delivery: Delivery, cat: Catalogue) -> None:
+    """Forged or overheard; the job's own device is heard."""
+    model = {"digest": "a" * 64, "created_at": "2026-01-01", "origin": "imported", "state": "champion", "onnx_sha256": "b" * 64}
+    cat.insert("model", {**model, "manifest": "{}", "class_names": "[]", "release": 1})
+    rollouts.start_rollout(cat, "a" * 64, 1, ["cam-01"], "test")
+    rollouts.advance(cat)
+    job = str(cat.value("SELECT job FROM execution WHERE device = 'cam-01'"))
+    report = encode(Report(job, "committed", "a" * 64))
+    state = "SELECT state FROM execution WHERE device = 'cam-01'"
+    before = cat.value(state)
+    delivery.received(str(ReportTopic("demo", "cam-02")), report)
+    assert cat.value(state) == before != "succeeded"
+    delivery.received(str(ReportTopic("demo", "cam-01")), report)
+    assert cat.value(state) == "succeeded"

@@ -31,7 +31,9 @@ def test_a_frame_in_another_devices_name_is_refused() -> None:
     assert verdict.code == "bad_message"
 
 
-@pytest.mark.parametrize("place", [TOPIC.replace("demo", "other"), TOPIC.replace("cam-01", "ghost"), TOPIC + "/x", "$SYS/x", ""])
+@pytest.mark.parametrize(
+    "place", [TOPIC.replace("demo", "other"), TOPIC.replace("cam-01", "ghost"), TOPIC + "/x", "$SYS/x", ""]
+)
 def test_a_frame_at_another_place_is_refused(place: str) -> None:
     """Another site, a device that is none, no topic at all."""
     assert isinstance(judge(place, encode_frame(frame_message("cam-01")), DEVICES), Rejected)

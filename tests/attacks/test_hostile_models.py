@@ -46,7 +46,11 @@ def endless(model: onnx.ModelProto) -> None:
     """A loop of 2^62 rounds."""
     import numpy as np
 
-    for name, value in (("loop_rounds", np.array(2**62, np.int64)), ("loop_goes_on", np.array(True)), ("loop_start", np.array(0.0, np.float32))):
+    for name, value in (
+        ("loop_rounds", np.array(2**62, np.int64)),
+        ("loop_goes_on", np.array(True)),
+        ("loop_start", np.array(0.0, np.float32)),
+    ):
         model.graph.initializer.append(numpy_helper.from_array(value, name))
     body = helper.make_graph(
         [helper.make_node("Identity", ["go_in"], ["go_out"]), helper.make_node("Sin", ["state_in"], ["state_out"])],
@@ -73,7 +77,9 @@ def endless(model: onnx.ModelProto) -> None:
     )
 
 
-@pytest.mark.parametrize(("bomb", "codes"), [(hungry, {"bad_model", "selftest_died", "selftest"}), (endless, {"selftest_timeout"})])
+@pytest.mark.parametrize(
+    ("bomb", "codes"), [(hungry, {"bad_model", "selftest_died", "selftest"}), (endless, {"selftest_timeout"})]
+)
 def test_a_bomb_in_a_model_goes_off_in_the_self_test(tmp_path: Path, bomb: Change, codes: set[str]) -> None:
     """It is refused in time, and another model is taken afterwards by the same agent."""
     server = UpdateServer()

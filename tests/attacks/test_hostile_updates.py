@@ -133,7 +133,10 @@ def test_a_fast_forward_ends_with_new_keys(server: UpdateServer, make: Make, tmp
     first, second = make("first"), make("second")
     job = server.job(first, server.publish(first), job_id="first")
     far = 2_000_000_000
-    files = {"targets.json": (server.version, newest(server, "targets")), "models.json": (server.version, newest(server, "models"))}
+    files = {
+        "targets.json": (server.version, newest(server, "targets")),
+        "models.json": (server.version, newest(server, "models")),
+    }
     sign_again(server, files, far)
     assert update(server, tmp_path, job).state == "committed"
     later = server.job(second, server.publish(second), job_id="second")
@@ -205,7 +208,9 @@ def test_a_bomb_of_zeros_is_refused_whatever_size_it_declares() -> None:
         check_npz(bytes(small))
 
 
-@pytest.mark.parametrize("plain", ['{"schema":NaN}', '{"schema":1e999}', '{"schema":' + "9" * 5000 + "}", "[" * 50_000, '{"schema":"\\ud800"}'])
+@pytest.mark.parametrize(
+    "plain", ['{"schema":NaN}', '{"schema":1e999}', '{"schema":' + "9" * 5000 + "}", "[" * 50_000, '{"schema":"\\ud800"}']
+)
 def test_a_manifest_that_is_no_canonical_json_is_refused(plain: str) -> None:
     """JSON readers take more than JSON; none of it may be anything but a refusal."""
     with pytest.raises(PackageError):

@@ -60,7 +60,12 @@ def in_between(authority: Authority) -> Iterator[tuple[int, list[bytes]]]:
 def run(trusted: Path, code: str, *arguments: object) -> str:
     environment = {**os.environ, "SSL_CERT_FILE": str(trusted)}
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=60, check=False
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+        check=False,
     )
     return done.stdout.strip()
 

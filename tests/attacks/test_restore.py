@@ -62,7 +62,10 @@ def test_a_device_that_was_revoked_after_the_backup_is_not_let_in_by_a_restore(s
     restore(tmp_path / "backup", tmp_path / "new", "test", revoked=[denied])
     with Site.open(tmp_path / "new", make=False) as again:
         assert set(fleet.active_devices(again.catalogue)) == {"cam-02"}
-        assert claims_of(again).renew(board.renewal(answer, Claimant(key=ec.generate_private_key(ec.SECP256R1())))).answer.state == "suspended"
+        assert (
+            claims_of(again).renew(board.renewal(answer, Claimant(key=ec.generate_private_key(ec.SECP256R1())))).answer.state
+            == "suspended"
+        )
         assert "cam-01" in fleet.shut_out(again.catalogue)
 
 

@@ -1,14 +1,16 @@
-"""Fuzzes the parsers of `fuzz_targets.py`: with atheris where it is installed, which follows coverage, else by seeded changes of the corpus.
+"""Fuzzes the parsers of `fuzz_targets.py`: by atheris where it is installed, which follows coverage, else by changes of the corpus.
 
-In: `python -m bowerbird_testing.fuzz [--seconds N | --runs N] [--keep FOLDER] [TARGET...]`, a process for each target. Out: exit code 1 and the
-input beside what it raised when a parser breaks its promise. The corpus in `tests/fuzz/corpus` is read, never written; `--keep` names a
-folder that grows with whatever reached new code. It does not judge whether a parser is slow, except for one that takes 10 s.
+In: `python -m bowerbird_testing.fuzz [--seconds N | --runs N] [--keep FOLDER] [TARGET...]`, a process for each target. Out: exit code
+1, and the input beside what it raised when a parser breaks its promise. The corpus in `tests/fuzz/corpus` is read, never written;
+`--keep` names a folder that grows with whatever reached new code. It does not judge whether a parser is slow, but for one of 10 s.
 """
 
 from __future__ import annotations
 
 import argparse
 import base64
+import importlib
+import importlib.util
 import os
 import random
 import subprocess
@@ -21,7 +23,31 @@ from bowerbird_testing.fuzz_targets import Target, targets
 
 CORPUS = Path(__file__).parents[1] / "fuzz" / "corpus"
 MAX_BYTES = 4096
-_SPECIAL = (b"\x00", b"\xff", b"\x7f\xff\xff\xff", b"[" * 64, b"{", b"NaN", b"1e999", b"\xed\xa0\x80", b"-1", b"9" * 40, b"\n", b"\xd9\x00")
+_INSTRUMENTED = (
+    *(
+        "bowerbird_wire.codec",
+        "bowerbird_wire.claim",
+        "bowerbird_wire.bundle",
+        "bowerbird_models.metadata",
+        "bowerbird_models.onnx_file",
+    ),
+    *("bowerbird_server.arrival", "bowerbird_server.identity.requests", "bowerbird_server.image_header"),
+    *("bowerbird_server.labelling.coco_files", "bowerbird_server.labelling.yolo_files"),
+)
+_SPECIAL = (
+    b"\x00",
+    b"\xff",
+    b"\x7f\xff\xff\xff",
+    b"[" * 64,
+    b"{",
+    b"NaN",
+    b"1e999",
+    b"\xed\xa0\x80",
+    b"-1",
+    b"9" * 40,
+    b"\n",
+    b"\xd9\x00",
+)
 
 
 def corpus(name: str) -> list[bytes]:
@@ -53,7 +79,11 @@ def changed(data: bytes, others: list[bytes], source: random.Random) -> bytes:
 
 
 def by_changes(name: str, target: Target, runs: int, seed: int = 1) -> int:
-    """Try the corpus and `runs` changes of it; how many were accepted. Raises what the parser did not promise, with the input in a note."""
+    """Try the corpus and `runs` changes of it; returns how many were accepted.
+
+    Raises:
+        BaseException: whatever the parser did not promise, with the input in a note.
+    """
     source = random.Random(f"{name} {seed}")
     kept = corpus(name)
     accepted = 0
@@ -73,16 +103,8 @@ def _child(name: str, runs: int, seconds: int, keep: Path | None) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["bowerbird_wire", "bowerbird_models", "bowerbird_server"]):
-        import bowerbird_models.metadata
-        import bowerbird_models.onnx_file
-        import bowerbird_server.arrival
-        import bowerbird_server.identity.requests
-        import bowerbird_server.labelling.coco_files
-        import bowerbird_server.labelling.yolo_files
-        import bowerbird_wire.bundle
-        import bowerbird_wire.claim
-        import bowerbird_wire.codec  # noqa: F401
-
+        for module in _INSTRUMENTED:
+            importlib.import_module(module)
         target = targets()[name]
 
     def one(data: bytes) -> None:
@@ -108,8 +130,6 @@ def run_child(name: str, *, runs: int = 0, seconds: int = 0, keep: Path | None =
 
 def has_atheris() -> bool:
     """Whether coverage can be followed here; atheris has wheels for x86-64 and CPython 3.11 to 3.13."""
-    import importlib.util
-
     return importlib.util.find_spec("atheris") is not None
 
 

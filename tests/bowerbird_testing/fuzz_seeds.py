@@ -7,6 +7,7 @@ signatures in it are made at random, so a second run in an empty folder gives ot
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import struct
 import tempfile
@@ -45,7 +46,9 @@ def _pictures() -> dict[str, bytes]:
     found = {ending: cv2.imencode(f".{ending}", picture)[1].tobytes() for ending in ("jpg", "png", "webp")}
     bomb = found["png"][:16] + struct.pack(">II", 60_000, 60_000) + found["png"][24:]
     page = found["jpg"][:2] + b"\xff\xfe\x00\x1f<script>alert(1)</script>----" + found["jpg"][2:]
-    turned = b"\xff\xd8\xff\xe1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0" + found["jpg"][2:]
+    turned = (
+        b"\xff\xd8\xff\xe1\x00\x22Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0" + found["jpg"][2:]
+    )
     return {**found, "bomb": bomb, "polyglot": page, "turned": turned, "cut": found["jpg"][:40]}
 
 
@@ -57,7 +60,9 @@ def _models() -> dict[str, dict[str, bytes]]:
         server.publish(package)
         manifest = (package.dir / "manifest.json").read_bytes()
         plain = json.loads(manifest)
-        outside = canonical_json({**plain, "files": {**plain["files"], "x": {"name": "../a.onnx", "sha256": "0" * 64, "bytes": 1}}})
+        outside = canonical_json(
+            {**plain, "files": {**plain["files"], "x": {"name": "../a.onnx", "sha256": "0" * 64, "bytes": 1}}}
+        )
         tuf = {Path(path).name: content for path, content in server.files.items() if path.startswith("metadata/")}
         return {
             "manifest": {"good": manifest, "traversal": outside, "not-a-number": b'{"schema":NaN}', "deep": b"[" * 3000},
@@ -95,7 +100,9 @@ def _identity() -> dict[str, dict[str, bytes]]:
 
         leaf = authority.device_certificate("cam-01", key.public_key(), generation=3, now=datetime.now(tz=UTC))
         server = authority.chain_pem
-        bundle = Bundle("demo", "token", ["https://127.0.0.1:8443"], authority.root_pem.decode(), authority.pin, "2026-01-01", "gate")
+        bundle = Bundle(
+            "demo", "token", ["https://127.0.0.1:8443"], authority.root_pem.decode(), authority.pin, "2026-01-01", "gate"
+        )
     from cryptography import x509
 
     request = make_request(key)
@@ -124,12 +131,46 @@ def _identity() -> dict[str, dict[str, bytes]]:
     }
 
 
+def _releases() -> dict[str, dict[str, bytes]]:
+    """Of the agent, where this version has them."""
+    if importlib.util.find_spec("bowerbird_models.agent_release") is None:
+        return {}
+    from bowerbird_models.agent_release import LOCK
+    from bowerbird_server.agent_archive import pack
+
+    from bowerbird_testing.agent_releases import make_release
+
+    with tempfile.TemporaryDirectory() as folder:
+        release = make_release(Path(folder) / "release")
+        archive = pack(release, Path(folder)).read_bytes()
+        manifest, lock = ((release.dir / name).read_bytes() for name in ("manifest.json", LOCK))
+    return {
+        "agent-manifest": {"good": manifest, "nan": b'{"schema":NaN}', "deep": b"[" * 3000},
+        "agent-lock": {
+            "good": lock,
+            "path": b"x @ file:///etc/passwd\n",
+            "option": b"--index-url http://x\n",
+            "bytes": b"\xff\xfe",
+        },
+        "agent-archive": {
+            "good": archive,
+            "cut": archive[: len(archive) // 2],
+            "outside": archive.replace(b"manifest.json", b"../nifest.json", 1),
+        },
+    }
+
+
 def _labels() -> dict[str, dict[str, bytes]]:
     row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 30, 40]}
     coco = {"images": [{"id": 1, "file_name": "a.jpg"}], "categories": [{"id": 1, "name": "car"}], "annotations": [row]}
     huge = json.dumps({**coco, "annotations": [{**row, "bbox": [10**400, 0, 1, 1]}]}).encode()
     return {
-        "yolo-labels": {"boxes": b"0 0.5 0.5 0.1 0.2\n1 .1 .1 .1 .1\n", "polygon": b"0 .1 .1 .2 .1 .2 .2\n", "text": b"a b\n", "nan": b"nan 0 0 0 0"},
+        "yolo-labels": {
+            "boxes": b"0 0.5 0.5 0.1 0.2\n1 .1 .1 .1 .1\n",
+            "polygon": b"0 .1 .1 .2 .1 .2 .2\n",
+            "text": b"a b\n",
+            "nan": b"nan 0 0 0 0",
+        },
         "data-yaml": {
             "good": b"names: {0: person, 1: car}\n",
             "list": b"nc: 2\nnames: [person, car]\n",
@@ -151,12 +192,26 @@ def _labels() -> dict[str, dict[str, bytes]]:
 def seeds() -> Mapping[str, Mapping[str, bytes]]:
     """Inputs by target and name."""
     out: dict[str, dict[str, bytes]] = {}
-    for name in ("receipt", "credit", "status", "desired", "job", "report", "health", "block-request", "block", "chunk", "offer"):
+    for name in (
+        "receipt",
+        "credit",
+        "status",
+        "desired",
+        "job",
+        "report",
+        "health",
+        "block-request",
+        "block",
+        "chunk",
+        "offer",
+    ):
         out[name] = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob(f"{name}*.bin"))} | _CBOR
     frame = (GOLDEN / "frame.bin").read_bytes()
     lies = frame[:5] + b"\xff\xff\xff\xff" + frame[9:]
     out["frame"] = {"good": frame, "lies": lies, "cut": frame[:-10]}
-    out["arrival"] = out["frame"] | {f"picture-{name}": _frame_of(data) for name, data in _pictures().items() if len(data) < 2000}
+    out["arrival"] = out["frame"] | {
+        f"picture-{name}": _frame_of(data) for name, data in _pictures().items() if len(data) < 2000
+    }
     out["topics"] = {
         "frame": b"bowerbird/v1/demo/up/cam-01/frame",
         "credit": b"bowerbird/v1/demo/all/credit",
@@ -176,7 +231,7 @@ def seeds() -> Mapping[str, Mapping[str, bytes]]:
         "escape": b"{0: '\\N{BULLET}\\ud83d\\ude00'}",
     }
     out["image"] = _pictures()
-    return {**out, **_models(), **_identity(), **_labels()}
+    return {**out, "image-metadata": out["image"], **_models(), **_identity(), **_labels(), **_releases()}
 
 
 def _frame_of(image: bytes) -> bytes:

@@ -214,8 +214,8 @@ def _models() -> dict[str, Target]:
     if importlib.util.find_spec("bowerbird_models.agent_release") is not None:
         from bowerbird_models.agent_release import AgentManifest, read_lock
 
-        out["agent-manifest"] = Target(lambda data: AgentManifest.from_bytes(data), (PackageError,))
-        out["agent-lock"] = Target(lambda data: read_lock(data), (PackageError,))
+        out["agent-manifest"] = Target(AgentManifest.from_bytes, (PackageError,))
+        out["agent-lock"] = Target(read_lock, (PackageError,))
     return out
 
 

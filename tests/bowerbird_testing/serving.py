@@ -25,7 +25,9 @@ def serving(folder: DataFolder, web: WebConfig) -> Iterator[int]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    server = web_server.make_server(folder, WebEndpoint("127.0.0.1", port), web, certificate_of(folder, web, now=datetime.now(UTC)))
+    server = web_server.make_server(
+        folder, WebEndpoint("127.0.0.1", port), web, certificate_of(folder, web, now=datetime.now(UTC))
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     deadline_s = time.monotonic() + 30

@@ -82,7 +82,10 @@ class Bundle:
             raise BundleError(f"this bundle is damaged ({error}); make it again at the server") from error
         texts = (bundle.site, bundle.token, bundle.ca, bundle.pin, bundle.device, bundle.serial, bundle.trusted_root)
         urls = bundle.claim_urls
-        if not all(map(_is_text, (*texts, bundle.label, bundle.expires_at, *(urls if isinstance(urls, list) else [None])))) or not urls:
+        if (
+            not all(map(_is_text, (*texts, bundle.label, bundle.expires_at, *(urls if isinstance(urls, list) else [None]))))
+            or not urls
+        ):
             raise BundleError("this bundle is damaged (a text is missing); make it again at the server")
         if not _is_tables(bundle.tables) or not isinstance(bundle.cameras, list) or not all(map(_is_table, bundle.cameras)):
             raise BundleError("this bundle is damaged (a table of agent.toml is none); make it again at the server")

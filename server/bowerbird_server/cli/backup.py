@@ -66,7 +66,9 @@ def restore(
     data: Data = DATA,
     revoked: Annotated[
         list[Path] | None,
-        typer.Option("--revoked", help="A deny list newer than the backup, e.g. OLD-DATA/broker/denied: who is in it stays out."),
+        typer.Option(
+            "--revoked", help="A deny list newer than the backup, e.g. OLD-DATA/broker/denied: who is in it stays out."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
