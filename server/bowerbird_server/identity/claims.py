@@ -97,7 +97,7 @@ class Claims:
         try:
             leaf = x509.load_pem_x509_certificate(asked.certificate.encode())
             device, generation = common_name(leaf), generation_of(leaf)
-        except ValueError:
+        except (ValueError, x509.InvalidVersion):
             return self._refuse(now)
         if not device or is_reserved(device) or not self._issuer.verifies(leaf):
             return self._refuse(now)
