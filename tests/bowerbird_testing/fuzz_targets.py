@@ -98,9 +98,26 @@ def _wire() -> dict[str, Target]:
 
         return from_json(data)
 
+    def histograms(data: bytes) -> object:
+        from bowerbird_wire.histograms import BINS, Histograms, unpack, unpack_classes
+
+        hours = decode(Histograms, data).hours
+        for hour in hours:
+            for name, bins in BINS.items():
+                assert len(unpack(getattr(hour, name), bins)) == bins
+            assert all(count > 0 for count in unpack_classes(hour.classes).values())
+        return hours
+
     names = ("Receipt", "Credit", "Status", "Health", "Desired", "Job", "Report", "BlockRequest", "Block")
     plain = {"".join(f"-{c.lower()}" if c.isupper() else c for c in name).strip("-"): _message(name) for name in names}
-    own = {"frame": frame, "chunk": chunk, "offer": offer, "topics": topics, "local-detections": local_detections}
+    own = {
+        "frame": frame,
+        "chunk": chunk,
+        "offer": offer,
+        "topics": topics,
+        "local-detections": local_detections,
+        "histograms": histograms,
+    }
     return {name: Target(parse, (WireError,)) for name, parse in {**plain, **own}.items()}
 
 
