@@ -276,4 +276,5 @@ def access_02_accounts(db: Database) -> None:
     make_accounts(db)
 
 
+from bowerbird_server import migrations_batches as _batches  # noqa: E402, F401 - registers its step behind those above
 from bowerbird_server import migrations_identity as _identity  # noqa: E402, F401 - registers its step behind those above

@@ -11,11 +11,12 @@ import logging
 import threading
 from datetime import UTC, datetime
 
-from bowerbird_server.batch import build_batch
+from bowerbird_server.batch import open_batch, plan_batch
 from bowerbird_server.catalogue import Row, fleet, frames, rollouts
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.errors import ServerError
+from bowerbird_server.looking import try_to_look
 from bowerbird_server.loop import LoopFacts, Step, next_step
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.registry import open_repository, publish
@@ -29,6 +30,8 @@ ACTOR = "scheduler"
 POLL_S = 0.5
 REFRESH_S = 3600.0
 KEEP_RECORDS_S = 5.0
+# Frames that came while nothing else was to do are looked at every so often, so many at a time.
+LOOK_S, LOOK_FRAMES = 60.0, 256
 # After a step that failed for want of something (disk, signature), do not try again at once.
 RETRY_S = 10.0
 
@@ -36,6 +39,7 @@ RETRY_S = 10.0
 def run(site: Site, stop: threading.Event) -> None:
     """Work until `stop` is set."""
     refreshed_s = kept_s = 0.0
+    looked_s = datetime.now(UTC).timestamp()
     warned = ""
     while not stop.is_set():
         try:
@@ -51,6 +55,9 @@ def run(site: Site, stop: threading.Event) -> None:
             if not idle:
                 logger.info("next step: %s", step)
                 do_step(site, step)
+            elif now_s - looked_s > LOOK_S:
+                try_to_look(site, limit=LOOK_FRAMES, cancelled=stop.is_set)
+                looked_s = datetime.now(UTC).timestamp()
             warned = ""
             stop.wait(POLL_S if idle else 0.0)
         except ServerError as error:
@@ -150,10 +157,13 @@ def _open_round(site: Site) -> None:
 
 
 def _build_batch(site: Site, current: Row) -> None:
+    try_to_look(site)
+    plan = plan_batch(site.catalogue, frames=current["frames_wanted"], actor=ACTOR, settings=site.config.labelling)
+    if plan is None:
+        return
     with site.catalogue.transaction():
-        batch = build_batch(site.catalogue, frames=current["frames_wanted"])
-        if batch is not None:
-            run_rows.move_round(site.catalogue, current["number"], "labelling", ACTOR, batch=batch)
+        batch = open_batch(site.catalogue, plan, ACTOR, site.blobs)
+        run_rows.move_round(site.catalogue, current["number"], "labelling", ACTOR, batch=batch)
 
 
 def _queue_training(site: Site, current: Row) -> None:

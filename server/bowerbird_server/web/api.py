@@ -188,10 +188,15 @@ def list_batches(request: Request, state: Literal["open", "done"] | None = None,
 
 @router.post("/batches", response_model=t.Batch, status_code=201, summary="Queue received frames for labelling")
 def post_batch(request: Request, body: t.BatchIn) -> Row:
-    cat = catalogue(request)
-    policy = batch_rules.BatchPolicy(min_gap_s=body.min_gap_s)
+    cat, blobs = stores(request)
     batch = batch_rules.build_batch(
-        whole_catalogue(request), frames=body.frames, policy=policy, actor=_author(request, None), among=cat
+        whole_catalogue(request),
+        frames=body.frames,
+        policy=batch_rules.BatchPolicy(min_gap_s=body.min_gap_s),
+        actor=_author(request, None),
+        among=cat,
+        blobs=blobs,
+        settings=request.app.state.labelling,
     )
     if batch is None:
         raise Conflict("no received frame waits to be queued; wait until devices have sent some, or import frames")

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue, accounts
 from bowerbird_server.catalogue.sessions import Ages
+from bowerbird_server.config import LabellingConfig
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.oidc import Provider
@@ -48,6 +49,7 @@ def create_app(
     failed_login_delay_s: float = 0.0,
     approval_is_manual: bool = False,
     oidc: Provider | None = None,
+    labelling: LabellingConfig | None = None,
 ) -> FastAPI:
     """The web application.
 
@@ -57,6 +59,7 @@ def create_app(
         ages: how long sessions last.
         failed_login_delay_s: how long the answer to a wrong log-in is held back.
         oidc: who else may say who somebody is.
+        labelling: how batches are built; None for the defaults.
         approval_is_manual: a rollout that is started here waits for somebody else's approval.
 
     Raises:
@@ -83,6 +86,7 @@ def create_app(
     app.state.stores = held
     app.state.ages, app.state.throttle, app.state.failed_login_delay_s = ages, Throttle(), failed_login_delay_s
     app.state.oidc = oidc
+    app.state.labelling = labelling
     app.state.approval_is_manual = approval_is_manual
     for router in (api.open_router, api.router, api_rollouts.router, api_people.router):
         app.include_router(router, tags=["v1"])
