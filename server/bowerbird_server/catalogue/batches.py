@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from bowerbird_server.catalogue import frames
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
-from bowerbird_server.errors import BadInput, NotFound
+from bowerbird_server.errors import BadInput, Conflict, NotFound
 
 _WAITING = "('queued', 'in_review')"
 
@@ -46,7 +46,11 @@ def add_batch(
     if not members:
         raise BadInput("a batch needs at least one frame")
     batch = new_id()
+    ids = [member.frame for member in members]
     with cat.transaction():
+        taken = [frame for frame, state in frames.states_of(cat, ids).items() if state != "received"]
+        if taken:
+            raise Conflict(f"frame {taken[0][:12]} is no longer received; somebody else has queued it. Choose again.")
         row = {"id": batch, "created_at": utc_now(), "state": "open", "policy": json.dumps(dict(policy))}
         cat.insert("batch", {**row, "manifest": manifest})
         for position, member in enumerate(members):
@@ -54,7 +58,7 @@ def add_batch(
                 "batch_frame",
                 {"batch": batch, "position": position, **asdict(member), "chosen_by": str(policy.get("by", "score"))},
             )
-        frames.change_state(cat, [member.frame for member in members], "queued", actor, {"received"})
+        frames.change_state(cat, ids, "queued", actor, {"received"})
         cat.log(actor, "batch opened", batch, {"frames": len(members), "policy": dict(policy), "manifest": manifest})
     return batch
 
