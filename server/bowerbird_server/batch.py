@@ -218,6 +218,8 @@ def _pool(
 ) -> list[Candidate]:
     """Received frames with all that is known of them."""
     rare = set(batches.rare_classes(cat, RARE_BELOW_BOXES))
+    # Asked of the whole catalogue: somebody of one site does not see the sides of scenes.
+    held_out = {scene for scene, (side, _) in datasets.scene_splits(cat).items() if side == HELD_OUT}
     effort = fit_effort(batches.timed_labels(cat, _TIMED_LABELS))
     values = {
         row["id"]: (row["camera"] or "import", combined(look.doubt, json.loads(row["strategy_scores"]), weights))
@@ -244,7 +246,7 @@ def _pool(
                 reasons=row["reason"],
                 score=ranks[row["id"]] if row["id"] in ranks else float(row["score"]),
                 inclusion_probability=row["inclusion_probability"],
-                held_out=bool(row["held_out"]),
+                held_out=row["scene"] in held_out,
                 cost=cost_of(policy.cost_unit, boxes, effort),
                 rare=bool(shown & rare),
                 embedding=None if look is None else look.embedding,

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from fastapi.testclient import TestClient
 
 from bowerbird_server import batch_manifest
 from bowerbird_server.batch import build_batch, open_batch, plan_batch
@@ -26,11 +27,13 @@ from bowerbird_server.looking import eyes, look_at_frames
 from bowerbird_server.registry import register_model
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import read_manifest, take_snapshot
+from bowerbird_server.web.app import create_app
 from bowerbird_server.yields import judge_policy
 from bowerbird_testing.frame_messages import START_MS, frame_message
 from bowerbird_testing.lived_in_site import arrived, ingest_of, live_in
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 
+TOKEN = "batch-test-token-0123456789"
 MINUTE_MS = 60_000
 FIRST_MINUTE = START_MS // MINUTE_MS * MINUTE_MS
 
@@ -266,6 +269,14 @@ def test_a_policy_that_is_no_better_than_chance_is_taken_out_of_force_until_a_ne
     assert "changed boxes per label" in str(event["why"])
     manifest = json.loads(site.blobs.read(cat.value("SELECT manifest FROM batch WHERE id = ?", second)))
     assert manifest["evidence"]["fall_back"]["why"] == event["why"]
+    told = TestClient(create_app(site.folder, TOKEN), headers={"Authorization": f"Bearer {TOKEN}"})
+    answer = told.get("/api/v1/yield").json()
+    assert (answer["by"], answer["verdict"]["word"], answer["fallen_back"]["why"]) == ("diversity", "not_better", event["why"])
+    assert [one["strategy"] for one in answer["strategies"]] == ["entropy"]
+    told.post("/login", data={"token": TOKEN, "author": "Ada", "next": "/"})
+    told.headers.pop("Authorization")
+    assert "by diversity alone since" in told.get("/").text
+    assert "No better than its control" in told.get("/selection").text
     build_batch(cat, frames=1, settings=settings)
     assert len(events(site, "selection fell back to diversity")) == 1, "said once"
     champion(site, tmp_path, "next")

@@ -66,8 +66,8 @@ def add_batch(
 def candidates(cat: Catalogue, limit: int) -> list[Row]:
     """Received frames, explore arm first, then the best scores."""
     return cat.rows(
-        "SELECT id, blob, bytes, device, camera, scene, captured_at, arm, reason, score, inclusion_probability, strategy_scores, "
-        "scene IN (SELECT scene FROM scene_split WHERE split = 'holdout') AS held_out FROM frame "
+        "SELECT id, blob, bytes, device, camera, scene, captured_at, arm, reason, score, inclusion_probability, strategy_scores "
+        "FROM frame "
         "WHERE state = 'received' ORDER BY arm = 'explore' DESC, score DESC, id LIMIT ?",
         limit,
     )

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.catalogue import batches
+from bowerbird_server.catalogue import batches, judged
 from bowerbird_server.catalogue.classes import add_classes, class_names
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.labelling import files
+from bowerbird_server.yield_report import yield_report
 
 app = typer.Typer(no_args_is_help=True, help="Labels. Example: bowerbird labels export labels/ --format coco")
 
@@ -89,3 +90,42 @@ def import_(
         show_json(asdict(result))
     else:
         say(f"{result.frames} frames labelled, {result.boxes} boxes")
+
+
+@app.command("yield")
+def yield_(
+    data: Data = DATA,
+    restore: Annotated[bool, typer.Option("--restore", help="Put the policy in force again after a fall-back.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Whether choosing frames pays: what labellers changed in chosen frames, against those that chance took."""
+    with open_site(data) as site:
+        if restore and not judged.restore(site.catalogue, "an operator asked for it", actor()):
+            say("the policy was in force already")
+        found = yield_report(site.catalogue)
+    if as_json:
+        show_json(found)
+        return
+    if found["fallen_back"]:
+        say(f"batches are chosen by diversity alone since {found['fallen_back']['since']}: {found['fallen_back']['why']}")
+    say(f"policy against control: {found['verdict']['word'].replace('_', ' ')}; {found['verdict']['why']}")
+    rows = [
+        {**one, "share": f"{one['changed']['value']:.2f} ({one['changed']['low']:.2f} to {one['changed']['high']:.2f})"}
+        for one in found["strategies"]
+    ]
+    show_rows(
+        rows,
+        {"strategy": "strategy", "frames": "labelled", "share": "changed by labellers"},
+        as_json=False,
+        none="no chosen frame is labelled yet",
+    )
+    for one in found["accuracy"]:
+        rate = one["per_label"]
+        worth = (
+            f", {rate['value'] * 1e4:+.2f} points per 100 labels ({rate['low'] * 1e4:+.2f} to {rate['high'] * 1e4:+.2f})"
+            if rate
+            else ""
+        )
+        say(
+            f"model {one['model'][:10]}: {one['gain']:+.3f} mAP50-95 with {one['labels']} more labels, {one['megabytes']:.1f} MB{worth}"
+        )

@@ -23,7 +23,7 @@ from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFou
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.oidc import Provider
 from bowerbird_server.throttle import Throttle
-from bowerbird_server.web import api, api_people, api_rollouts, login, login_oidc, metrics, pages
+from bowerbird_server.web import api, api_people, api_rollouts, api_selection, login, login_oidc, metrics, pages, selection_page
 from bowerbird_server.web.auth import AccessGate, error_answer
 from bowerbird_server.web.stores import Stores
 
@@ -90,6 +90,8 @@ def create_app(
     app.state.approval_is_manual = approval_is_manual
     for router in (api.open_router, api.router, api_rollouts.router, api_people.router):
         app.include_router(router, tags=["v1"])
+    app.include_router(api_selection.router, tags=["v1"])
+    app.include_router(selection_page.router, include_in_schema=False)
     app.include_router(metrics.router, include_in_schema=False)
     app.include_router(login.router, include_in_schema=False)
     app.include_router(login_oidc.router, include_in_schema=False)

@@ -76,6 +76,8 @@ NEEDS: Mapping[tuple[str, str], Need] = MappingProxyType(
         ("GET", "/api/v1/runs"): _VIEWER,
         ("GET", "/api/v1/rollouts"): _VIEWER,
         ("GET", "/api/v1/events"): _VIEWER,
+        ("GET", "/api/v1/yield"): _VIEWER,
+        ("GET", "/selection"): _VIEWER,
         # Labelling.
         ("GET", "/review"): _LABELLER,
         ("POST", "/api/v1/frames/{frame_id}/open"): _LABELLER,
