@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` and `make test`. Both begin with `setup`, which does nothing the second time.
-.PHONY: setup demo test check install-test release clean help
+.PHONY: setup demo test faults check install-test release clean help
 
 VENV := .venv
 
@@ -14,6 +14,9 @@ demo: setup ## Run the whole loop, twice, with two simulated cameras; prints wha
 
 test: setup ## Run all tests; installs missing Debian packages when root, names them otherwise.
 	@scripts/test $(ARGS)
+
+faults: setup ## Run every row of the fault table (docs/faults.md), each checked by a separate program.
+	@scripts/test tests/faults -m fault_row --fault-rows all $(ARGS)
 
 check: setup ## Format, lint, types, tests.
 	@scripts/check

@@ -68,7 +68,7 @@ def candidates(cat: Catalogue, limit: int) -> list[Row]:
     return cat.rows(
         "SELECT id, blob, bytes, device, camera, scene, captured_at, arm, reason, score, inclusion_probability, strategy_scores "
         "FROM frame "
-        "WHERE state = 'received' ORDER BY arm = 'explore' DESC, score DESC, id LIMIT ?",
+        "WHERE state = 'received' AND arm <> 'fetched' ORDER BY arm = 'explore' DESC, score DESC, id LIMIT ?",
         limit,
     )
 
@@ -82,7 +82,8 @@ def set_copies_aside(cat: Catalogue, actor: str) -> int:
     with cat.transaction():
         copies = cat.rows(
             "SELECT frame.id, min(twin.id) AS twin FROM frame JOIN frame AS twin ON twin.blob = frame.blob AND twin.state "
-            "IN ('queued', 'in_review', 'labelled', 'rejected') WHERE frame.state = 'received' GROUP BY frame.id"
+            "IN ('queued', 'in_review', 'labelled', 'rejected') WHERE frame.state = 'received' AND frame.arm <> 'fetched' "
+            "GROUP BY frame.id"
         )
         for row in copies:
             frames.change_state(cat, [row["id"]], "rejected", actor, {"received"})
@@ -115,7 +116,7 @@ def set_held_out_aside(cat: Catalogue, actor: str) -> int:
     """
     rows = cat.rows(
         "SELECT frame.id, frame.scene FROM frame JOIN scene_split USING (scene) WHERE state = 'received' AND split = 'holdout' "
-        "AND arm NOT IN ('explore', 'import')"
+        "AND arm NOT IN ('explore', 'import', 'fetched')"
     )
     with cat.transaction():
         for row in rows:

@@ -194,6 +194,12 @@ def certificates(cat: Catalogue, device: str) -> list[Row]:
     )
 
 
+def generation_of_key(cat: Catalogue, device: str, key_sha256: str) -> int:
+    """Which of a device's certificates was for this key, 0 for none."""
+    found = cat.value("SELECT generation FROM certificate WHERE device = ? AND key_sha256 = ?", device, key_sha256)
+    return 0 if found is None else int(found)
+
+
 def put_certificate(
     cat: Catalogue, device: str, generation: int, *, key_sha256: str, pem: str, now: datetime, not_after: datetime
 ) -> None:

@@ -14,7 +14,9 @@ from rich.progress import TaskID
 from bowerbird_server.backup import back_up
 from bowerbird_server.backup import restore as restore_site
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, progress_bars, say, show_json, tell
+from bowerbird_server.errors import BadInput
 from bowerbird_server.registry import open_repository
+from bowerbird_server.sealed import read_passphrase
 
 
 def add_to(app: typer.Typer) -> None:
@@ -44,11 +46,18 @@ def backup(
     with_keys: Annotated[
         bool, typer.Option("--with-keys", help="Also signing keys, passwords and the web token: guard the folder.")
     ] = False,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="Seal what --with-keys brings under the first line of this file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Back the site up, also while its server runs; a second time only what is new is copied. Ends with 1 when a blob is damaged."""
     with open_site(data, config) as site, stages() as progress:
-        made = back_up(site, folder, with_keys=with_keys, on_progress=progress)
+        if passphrase_file is not None and not with_keys:
+            raise BadInput("--passphrase-file seals what --with-keys brings; give both, or neither")
+        passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
+        made = back_up(site, folder, with_keys=with_keys, passphrase=passphrase, on_progress=progress)
+        site.catalogue.log(actor(), "site backed up", site.config.site, {"folder": str(folder.resolve())})
     if as_json:
         show_json(dataclasses.asdict(made))
     else:
@@ -64,11 +73,19 @@ def backup(
 def restore(
     folder: Annotated[Path, typer.Argument(help="What `bowerbird backup` wrote.")],
     data: Data = DATA,
+    deletions: Annotated[
+        list[Path] | None,
+        typer.Option(help="A newer deletions.jsonl, of the lost data folder or beside another backup; may be repeated."),
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="File whose first line is the passphrase that the backup's keys are sealed with.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new data folder from a backup. Counters that devices hold the highest of are raised, so that they go on listening."""
     with stages() as progress:
-        restored = restore_site(folder, data, actor(), progress)
+        passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
+        restored = restore_site(folder, data, actor(), progress, deletions=deletions or (), passphrase=passphrase)
     if restored.with_keys:
         with open_site(data) as site:
             open_repository(site).refresh()
@@ -76,6 +93,13 @@ def restore(
         show_json(dataclasses.asdict(restored))
     else:
         say(f"{restored.frames} frames and {restored.blobs} blobs of {restored.made_at} are in {data}")
+        if restored.erased:
+            say(f"{restored.erased} frames of it were erased after it was made and did not come back")
+        if not deletions:
+            say(
+                "frames that were erased after the last backup into this folder may be back: restore with --deletions FILE, "
+                "the deletions.jsonl of the lost data folder, if it can still be read"
+            )
         if not restored.with_keys:
             say(
                 f"the backup holds no keys: put yours into {data}/keys (mode 0600) before `bowerbird serve`, and give each device "

@@ -17,7 +17,7 @@ from bowerbird_server.catalogue import identity as rows
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id
 from bowerbird_server.catalogue.fleet import get
 from bowerbird_server.errors import NotFound
-from bowerbird_server.identity.authority import common_name, generation_of, is_reserved
+from bowerbird_server.identity.authority import common_name, generation_of, is_reserved, key_pin
 from bowerbird_server.identity.clones import judge_renewal
 from bowerbird_server.identity.issuer import Issuer
 from bowerbird_server.identity.requests import DeviceRequest, RequestRefused, check_proof, read_request
@@ -98,6 +98,8 @@ class Claims:
             return self._refuse(now)
         if not device or is_reserved(device) or not self._issuer.verifies(leaf):
             return self._refuse(now)
+        # Another CA's certificates need not say their generation; the key does.
+        generation = rows.generation_of_key(self._cat, device, key_pin(leaf.public_key())) or generation
         try:
             request = read_request(asked.request)
             check_proof(leaf, device, generation, request, asked.proof)

@@ -23,7 +23,19 @@ from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFou
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.oidc import Provider
 from bowerbird_server.throttle import Throttle
-from bowerbird_server.web import api, api_people, api_rollouts, api_selection, login, login_oidc, metrics, pages, selection_page
+from bowerbird_server.web import (
+    api,
+    api_people,
+    api_rollouts,
+    api_selection,
+    login,
+    login_oidc,
+    metrics,
+    pages,
+    remote_api,
+    remote_pages,
+    selection_page,
+)
 from bowerbird_server.web.auth import AccessGate, error_answer
 from bowerbird_server.web.stores import Stores
 
@@ -88,7 +100,7 @@ def create_app(
     app.state.oidc = oidc
     app.state.labelling = labelling
     app.state.approval_is_manual = approval_is_manual
-    for router in (api.open_router, api.router, api_rollouts.router, api_people.router):
+    for router in (api.open_router, api.router, api_rollouts.router, api_people.router, remote_api.router):
         app.include_router(router, tags=["v1"])
     app.include_router(api_selection.router, tags=["v1"])
     app.include_router(selection_page.router, include_in_schema=False)
@@ -96,6 +108,7 @@ def create_app(
     app.include_router(login.router, include_in_schema=False)
     app.include_router(login_oidc.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
+    app.include_router(remote_pages.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC_DIR), name="static")
     app.add_middleware(AccessGate, stores=held, ages=ages, error_page=pages.error_page)
     app.add_exception_handler(ServerError, _server_error)
