@@ -41,7 +41,6 @@ __all__ = ["BatchPolicy", "Candidate", "Chosen", "Plan", "build_batch", "choose"
 
 logger = logging.getLogger(__name__)
 
-RARE_BELOW_BOXES = 50
 _TIMED_LABELS = 500
 _ROUTING_SEED = "selection.routing_seed"
 
@@ -217,7 +216,7 @@ def _pool(
     weights: Mapping[str, float] | None,
 ) -> list[Candidate]:
     """Received frames with all that is known of them."""
-    rare = set(batches.rare_classes(cat, RARE_BELOW_BOXES))
+    rare = set(batches.rare_classes(cat))
     # Asked of the whole catalogue: somebody of one site does not see the sides of scenes.
     held_out = {scene for scene, (side, _) in datasets.scene_splits(cat).items() if side == HELD_OUT}
     effort = fit_effort(batches.timed_labels(cat, _TIMED_LABELS))

@@ -21,7 +21,17 @@ from pathlib import Path
 from typing import Protocol
 
 from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.catalogue import campaigns, config_changes, device_config, erasures, fetches, fleet, rollouts, unsent
+from bowerbird_server.catalogue import (
+    campaigns,
+    config_changes,
+    device_config,
+    erasures,
+    fetches,
+    fleet,
+    fleet_sketches,
+    rollouts,
+    unsent,
+)
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
 from bowerbird_server.errors import ServerError
@@ -310,6 +320,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
     """What each active device should hold: frames, configuration and campaigns in one message. Devices that nobody has asked for
     anything are left out."""
     totals, wishes, shares = fleet.desired(cat), device_config.wishes(cat), campaigns.wished(cat)
+    enough = fleet_sketches.wished(cat)
     found = {}
     for device in active:
         total = totals.get(device, Desired(0))  # with what it shall erase
@@ -320,8 +331,9 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
             config=document,
             campaigns_version=campaigns_version,
             campaigns=shares.get(device, ()),
+            enough=enough.get(device, b""),
         )
-        if device in totals or version or campaigns_version:
+        if device in totals or version or campaigns_version or wanted.enough:
             found[device] = wanted
     return found
 

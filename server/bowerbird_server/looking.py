@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bowerbird_server.catalogue import Catalogue, Row, looks
+from bowerbird_server.catalogue import Catalogue, Row, fleet_sketches, looks
 from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.errors import BadInput, ServerError
@@ -79,12 +79,16 @@ def look_at_frames(site: Site, *, limit: int = AT_ONCE, threads: int = 1, cancel
 
 
 def try_to_look(site: Site, *, limit: int = AT_ONCE, cancelled: Callable[[], bool] = lambda: False) -> int:
-    """As `look_at_frames`, but what stands against it is logged: the loop goes on without."""
+    """As `look_at_frames`, and then what the fleet has enough of is made anew; what stands against it is logged, and work goes on."""
     try:
-        return look_at_frames(site, limit=limit, cancelled=cancelled)
+        count = look_at_frames(site, limit=limit, cancelled=cancelled)
+        champion = model_rows.champion(site.catalogue)
+        digest = "" if champion is None else champion["digest"]
+        fleet_sketches.refresh(site.catalogue, digest, site.config.labelling.enough_labels, "looking")
     except ServerError as fault:
         logger.warning("received frames were not looked at, devices' scores count: %s", fault)
         return 0
+    return count
 
 
 def teacher_of(cat: Catalogue) -> str:

@@ -12,18 +12,21 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from bowerbird_agent.fleet_novelty import fleet_novelty
 from bowerbird_server import batch_manifest
 from bowerbird_server.batch import build_batch, open_batch, plan_batch
-from bowerbird_server.catalogue import batches, fleet, frames, judged, looks
+from bowerbird_server.catalogue import batches, fleet, fleet_sketches, frames, judged, looks
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.datasets import scene_splits
 from bowerbird_server.catalogue_verify import verify
 from bowerbird_server.config import LabellingConfig
+from bowerbird_server.delivery import wanted_of
 from bowerbird_server.errors import BadInput, Conflict
 from bowerbird_server.evaluation_routing import HELD_OUT
 from bowerbird_server.labelling.backend import Box, submit_label
-from bowerbird_server.looking import eyes, look_at_frames
+from bowerbird_server.looking import eyes, look_at_frames, try_to_look
+from bowerbird_server.record_keeping import delete_frames
 from bowerbird_server.registry import register_model
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import read_manifest, take_snapshot
@@ -32,6 +35,8 @@ from bowerbird_server.yields import judge_policy
 from bowerbird_testing.frame_messages import START_MS, frame_message
 from bowerbird_testing.lived_in_site import arrived, ingest_of, live_in
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
+from bowerbird_wire.codec import decode, encode
+from bowerbird_wire.messages import Desired, Health
 
 TOKEN = "batch-test-token-0123456789"
 MINUTE_MS = 60_000
@@ -285,6 +290,55 @@ def test_a_policy_that_is_no_better_than_chance_is_taken_out_of_force_until_a_ne
     assert batches.progress(cat, third)["policy"]["by"] == "score"
     assert judged.fallen_back(cat) is None
     assert judge_policy(judged.judged_frames(cat)).word == "undecided", "old labels say nothing of the new champion's doubts"
+
+
+def test_what_is_labelled_often_enough_is_not_new_to_any_device_that_runs_the_champion(site: Site, tmp_path: Path) -> None:
+    """One device's labels become a sketch in the other's wish; its novelty uses it; another model is told nothing."""
+    cat = site.catalogue
+    digest = champion(site, tmp_path)
+    for minute in range(12):
+        label(site, send(site, "cam-01", minute, arm="policy", seed=minute))
+    (site.folder.root / "bowerbird.toml").write_text("[labelling]\nenough_labels = 10\n")
+    with Site.open(site.folder.root) as again:
+        try_to_look(again)
+        assert fleet_sketches.wished(cat) == {}, "no device reports to run it yet"
+        for device in ("cam-01", "cam-02"):
+            fleet.record_health(cat, device, Health("boot", 1, digest))
+        assert fleet_sketches.wished(cat) == {}, "both classes are rare still: nothing is there often enough"
+        for minute in range(20, 30):
+            boxes = [Box("bird", (1, 1, 20, 20)), Box("fox", (30, 1, 50, 20))] * 5
+            submit_label(cat, site.blobs, send(site, "cam-01", minute, arm="policy", seed=minute), "anna", "labelled", boxes)
+        try_to_look(again)
+        wanted = wanted_of(cat, fleet.active_devices(cat))
+        assert wanted["cam-01"] == wanted["cam-02"]
+        payload = decode(Desired, encode(wanted["cam-02"])).enough
+        assert 0 < len(payload) < 1000
+        try_to_look(again)
+        assert wanted_of(cat, fleet.active_devices(cat)) == wanted, "nothing new is said without need"
+        novelty = fleet_novelty(payload, digest)
+        assert novelty is not None
+        ((_, look), *_) = looks.of_labelled(cat, digest)
+        assert look.embedding is not None
+        assert novelty.distance(look.embedding) < 0.02
+        assert novelty.distance(-look.embedding) == 1
+        assert fleet_novelty(payload, "ab" * 32) is None
+        champion(again, tmp_path, "next")
+        fleet.record_health(cat, "cam-02", Health("boot", 2, "ab" * 32))
+        assert "cam-02" not in wanted_of(cat, fleet.active_devices(cat))
+        try_to_look(again)
+        assert fleet_sketches.wished(cat) == {}, "the new champion is not run by anybody yet"
+        assert cat.value("SELECT count(DISTINCT model) FROM look") == 1, "what the old one saw is let go of"
+
+
+def test_what_a_deleted_frame_looked_like_goes_with_it(site: Site, tmp_path: Path) -> None:
+    """Also when somebody was just looking at it."""
+    digest = champion(site, tmp_path)
+    frame = send(site, "cam-01", 1, arm="policy", seed=1)
+    look_at_frames(site)
+    (look,) = looks.of_received(site.catalogue, digest).values()
+    delete_frames(site.catalogue, site.blobs, [frame], "test", "asked by the owner")
+    assert site.catalogue.value("SELECT count(*) FROM look") == 0
+    assert looks.add(site.catalogue, digest, [look]) == 0
 
 
 def test_a_budget_in_boxes_ends_a_batch_of_crowded_frames_early(site: Site, tmp_path: Path) -> None:

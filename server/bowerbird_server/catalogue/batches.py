@@ -13,6 +13,7 @@ from bowerbird_server.catalogue import frames
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 
+RARE_BELOW_BOXES = 50
 _WAITING = "('queued', 'in_review')"
 
 
@@ -135,7 +136,20 @@ def set_twins_aside(cat: Catalogue, twins: Mapping[str, str], actor: str) -> int
     return len(still)
 
 
-def rare_classes(cat: Catalogue, below: int) -> list[str]:
+def drawn_classes(cat: Catalogue, ids: Sequence[str]) -> dict[str, set[str]]:
+    """Which classes people drew in frames, by frame; those without a box are left out."""
+    rows = cat.rows(
+        "SELECT DISTINCT frame, box.value ->> 'class' AS name FROM label_newest, json_each(label_newest.boxes) AS box "
+        "WHERE frame IN (SELECT value FROM json_each(?))",
+        json.dumps(list(ids)),
+    )
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["frame"], set()).add(row["name"])
+    return found
+
+
+def rare_classes(cat: Catalogue, below: int = RARE_BELOW_BOXES) -> list[str]:
     """Classes of the class list with fewer labelled boxes than `below`."""
     rows = cat.rows(
         "SELECT class.name FROM class LEFT JOIN (SELECT value ->> 'class' AS name, count(*) AS n FROM label_newest, "

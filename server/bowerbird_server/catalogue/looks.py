@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from bowerbird_server.catalogue import frames
 from bowerbird_server.catalogue.core import Catalogue, Row
 
 # Frames whose looks a batch compares its candidates with.
@@ -45,7 +46,11 @@ def add(cat: Catalogue, model: str, looks: Iterable[Look]) -> int:
     """Keep looks; a second look of the same model takes the first one's place. Returns how many."""
     count = 0
     with cat.transaction():
-        for look in looks:
+        found = list(looks)
+        states = frames.states_of(cat, [look.frame for look in found])
+        for look in found:
+            if states.get(look.frame, "deleted") == "deleted":  # meanwhile: what it looked like goes with it
+                continue
             cat.execute("DELETE FROM look WHERE frame = ? AND model = ?", look.frame, model)
             cat.insert(
                 "look",
