@@ -193,6 +193,9 @@ class LabellingConfig(_Part):
     )
     fall_back: bool = Field(True, description="Choose by diversity alone while the policy is no better than its control.")
     reweight: bool = Field(False, description="Believe strategies in proportion to what labels said of their frames.")
+    consensus_share: float = Field(
+        0.05, ge=0, le=1, description="Share of labels that a second person is asked to make as well."
+    )
     enough_labels: int = Field(
         20, ge=2, description="Labelled frames that look alike from which on devices are told that there is enough of them."
     )

@@ -1,6 +1,6 @@
 """The catalogue's step for labelling batches: what a model saw in received frames, roles of a batch's frames, manifests.
 
-In: the catalogue. Out: one table and four columns. Registered behind the steps of `migrations.py`, which imports this module last.
+In: the catalogue. Out: two tables and four columns. Registered behind the steps of `migrations.py`, which imports this module last.
 """
 
 from __future__ import annotations
@@ -31,9 +31,37 @@ UPDATE batch_frame SET role = 'control' WHERE frame IN (SELECT id FROM frame WHE
 """
 
 
+_SECOND_LOOKS = """
+CREATE TABLE second_look (
+    id TEXT PRIMARY KEY,
+    frame TEXT NOT NULL REFERENCES frame(id),
+    kind TEXT NOT NULL,             -- consensus | gold | suspicious
+    why TEXT NOT NULL,
+    asked_at TEXT NOT NULL,
+    label TEXT NOT NULL REFERENCES label(id),   -- what is looked at again
+    author TEXT NOT NULL,           -- whose it is
+    state TEXT NOT NULL,            -- open | agreed | differs
+    answer TEXT REFERENCES label(id),
+    answered_by TEXT,
+    agreement REAL                  -- of the two, in [0, 1]
+) STRICT;
+CREATE INDEX second_look_frame ON second_look(frame, state);
+"""
+
+
 @catalogue_migrations()
 def batches_01_roles(db: Database) -> None:
     """Which frames measure, which control and which were chosen; what a model saw in them."""
-    for statement in _TABLES.split(";\n"):
+    _carry_out(db, _TABLES)
+
+
+@catalogue_migrations()
+def batches_02_second_looks(db: Database) -> None:
+    """Labels that are looked at again: by lot, as a check of people, or because they are odd."""
+    _carry_out(db, _SECOND_LOOKS)
+
+
+def _carry_out(db: Database, statements: str) -> None:
+    for statement in statements.split(";\n"):
         if statement.strip():
             db.execute(statement)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bowerbird_server.labelling.boxes import iou
+from bowerbird_server.labelling.boxes import Box, iou
 
 SAME_IOU = 0.5
 SHOWN_CONFIDENCE = 0.25
@@ -55,7 +55,7 @@ def disagreement(teacher: Sequence[Seen], device: Sequence[Seen]) -> float:
     return 1.0 - 2 * matched / (len(sure) + len(shown))
 
 
-def pairs(ours: Sequence[Seen], theirs: Sequence[Seen]) -> list[tuple[int, int]]:
+def pairs(ours: Sequence[Seen | Box], theirs: Sequence[Seen | Box]) -> list[tuple[int, int]]:
     """Which of ours is which of theirs: greedy by IoU, one to one, of one class, IoU 0.5 and more."""
     close = sorted(
         (

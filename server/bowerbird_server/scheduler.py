@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from bowerbird_server import retention
 from bowerbird_server.batch import open_batch, plan_batch
-from bowerbird_server.catalogue import Row, fleet, frames, rollouts
+from bowerbird_server.catalogue import Row, fleet, frames, rollouts, second_looks
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.erase import finish_all
@@ -63,6 +63,7 @@ def run(site: Site, stop: threading.Event) -> None:
                 logger.info("next step: %s", step)
                 do_step(site, step)
             elif now_s - looked_s > LOOK_S:
+                second_looks.ask(site.catalogue, site.config.labelling.consensus_share, ACTOR)
                 try_to_look(site, limit=LOOK_FRAMES, cancelled=stop.is_set)
                 looked_s = datetime.now(UTC).timestamp()
             warned = ""

@@ -53,6 +53,7 @@ NOT_REBUILT = (
     "dead_letter",
     "thumbnail",
     "look",
+    "second_look",
     "device_tag",
     "device_config",
     "config_history",

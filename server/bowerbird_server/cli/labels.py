@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.catalogue import batches, judged
+from bowerbird_server.catalogue import batches, judged, second_looks
+from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue.classes import add_classes, class_names
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.labelling import files
@@ -132,3 +133,37 @@ def yield_(
         say(
             f"model {one['model'][:10]}: {one['gain']:+.3f} mAP50-95 with {one['labels']} more labels, {one['megabytes']:.1f} MB{worth}"
         )
+
+
+@app.command()
+def gold(frame: Annotated[str, typer.Argument(help="Id, or its beginning.")], data: Data = DATA) -> None:
+    """Make a frame's label a reference: everybody else is asked to label it once, without seeing it, and is held against it."""
+    with open_site(data) as site:
+        found = frame_rows.find(site.catalogue, frame)["id"]
+        second_looks.make_gold(site.catalogue, found, actor())
+    say(f"frame {found[:12]} is gold; `bowerbird labels quality` says who agrees with it")
+
+
+@app.command()
+def quality(data: Data = DATA, as_json: AsJson = False) -> None:
+    """How far those who label agree with each other, and what is open; asks for second looks at new labels first."""
+    with open_site(data) as site:
+        second_looks.ask(site.catalogue, site.config.labelling.consensus_share, actor())
+        rows = second_looks.report(site.catalogue)
+        waiting = second_looks.open_for(site.catalogue, "", 1000)
+    if as_json:
+        show_json(
+            {"authors": rows, "open": [{name: row[name] for name in ("frame", "kind", "why", "author")} for row in waiting]}
+        )
+        return
+    for row in rows:
+        row["share"] = f"{row['agreed']['value']:.2f} ({row['agreed']['low']:.2f} to {row['agreed']['high']:.2f})"
+        row["mean"] = f"{row['agreement']:.2f}"
+    show_rows(
+        rows,
+        {"author": "author", "kind": "kind", "looks": "looks", "mean": "agreement", "share": "agreed"},
+        as_json=False,
+        none="no second look was answered yet",
+    )
+    for row in waiting:
+        say(f"open: {row['kind']} {row['frame'][:12]}: {row['why']}")
