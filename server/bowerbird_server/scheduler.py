@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 from bowerbird_server import retention
 from bowerbird_server.batch import open_batch, plan_batch
-from bowerbird_server.catalogue import Row, fleet, frames, rollouts, second_looks
+from bowerbird_server.catalogue import Row, batches, fleet, frames, rollouts, second_looks
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.erase import finish_all
@@ -90,7 +90,7 @@ def read_facts(site: Site) -> LoopFacts:
         rounds_finished=sum(row["state"] == "finished" for row in rounds),
         round_state=None if current is None else current["state"],
         frames_wanted=0 if current is None else current["frames_wanted"],
-        frames_received=frames.count_by_state(catalogue).get("received", 0),
+        frames_received=batches.candidate_count(catalogue),
         devices=len(devices),
         champion=model_rows.champion(catalogue) is not None,
         collection_over=current is not None and _collection_over(site, current),

@@ -74,6 +74,11 @@ def candidates(cat: Catalogue, limit: int) -> list[Row]:
     )
 
 
+def candidate_count(cat: Catalogue) -> int:
+    """How many received frames a batch could be made of."""
+    return int(cat.value("SELECT count(*) FROM frame WHERE state = 'received' AND arm <> 'fetched'"))
+
+
 def set_copies_aside(cat: Catalogue, actor: str) -> int:
     """Reject the received frames whose very image is already queued, labelled or rejected; the event names the twin.
 

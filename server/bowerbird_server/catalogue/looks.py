@@ -76,7 +76,7 @@ def forget_others(cat: Catalogue, models: Sequence[str]) -> int:
 def lacking(cat: Catalogue, model: str, limit: int) -> list[Row]:
     """Frames that the model has not seen: `id`, `blob`; received ones first, then the newest that are labelled or queued."""
     wanted = cat.rows(
-        "SELECT id, blob FROM frame WHERE state = 'received' AND NOT EXISTS "
+        "SELECT id, blob FROM frame WHERE state = 'received' AND arm <> 'fetched' AND NOT EXISTS "
         "(SELECT 1 FROM look WHERE look.frame = frame.id AND look.model = ?1) "
         "ORDER BY arm = 'explore' DESC, score DESC, id LIMIT ?2",
         model,
