@@ -13,6 +13,7 @@ import pytest
 
 from bowerbird_server.identity.authority import Authority
 from bowerbird_testing import fault_rows
+from bowerbird_testing.attack_table import is_attack
 from bowerbird_testing.broker import Mosquitto, mosquitto_path
 
 _SEED = "BOWERBIRD_FAULT_SEED"
@@ -82,6 +83,12 @@ def first_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache in which the demo keeps first models, shared by all workers of this test run."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if base.name.startswith("popen-") else base) / "first-models"
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """The tests that the table of attacks names are marked by it, wherever they are."""
+    if is_attack(item.nodeid):
+        item.add_marker("attack")
 
 
 @pytest.hookimpl(trylast=True)

@@ -235,7 +235,9 @@ class Device:
             online=vitals.status,
             offline=vitals.offline(),
         )
-        self._renewals = renewals_of(config, lambda _new: self._link.reconnect("a renewed certificate"))
+        self._renewals = renewals_of(
+            config, lambda _new: self._link.reconnect("a renewed certificate"), lambda: self._link.denied
+        )
         self._publisher = LocalPublisher(
             config.publish,
             device.site,

@@ -326,6 +326,11 @@ class MqttLink:
             connection.ended.set()
 
     @property
+    def denied(self) -> bool:
+        """Whether the broker lets this device in and passes nothing of it on."""
+        return self._told_fault == DENIED and not self.connected
+
+    @property
     def connected(self) -> bool:
         """Whether a publish has a chance. True only after the broker has accepted connection and subscriptions."""
         connection = self._connection

@@ -114,7 +114,8 @@ class UpdateSource:
             raise UpdateRefused(
                 "metadata_expired", f"the server's signatures have expired ({error}); refresh them there"
             ) from error
-        except LengthOrHashMismatchError as error:
+        except (LengthOrHashMismatchError, DownloadLengthMismatchError) as error:
+            # One that is too long will not be shorter at the next try, and each try costs a block of the link.
             raise UpdateRefused("metadata", f"metadata does not match what was signed ({error})") from error
         except RepositoryError as error:
             raise UpdateRefused("metadata", f"the server's metadata does not verify ({error})") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,7 +160,7 @@ def check_npz(content: bytes) -> None:
                     raise ValueError(f"member {member.filename[:80]!r} is encrypted or packed in another way than NumPy does")
                 with archive.open(member) as file:
                     _check_header(file, member)
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, zlib.error) as error:
         raise ValueError(f"not a NPZ file ({error})") from error
 
 

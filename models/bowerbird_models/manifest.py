@@ -162,8 +162,16 @@ class ModelManifest:
 
 
 def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys, no spaces, ASCII only, no NaN: equal values have equal bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode("ascii")
+    """JSON with sorted keys, no spaces, ASCII only, no NaN: equal values have equal bytes.
+
+    Raises:
+        PackageError: a value that JSON readers take and this does not write: NaN, or deeper than it goes.
+    """
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    except (ValueError, RecursionError) as error:
+        raise PackageError("bad_manifest", f"a value has no canonical JSON ({error}); build the package again") from error
+    return text.encode("ascii")
 
 
 def _manifest(plain: dict[str, Any]) -> ModelManifest:

@@ -285,7 +285,8 @@ def director_keys(targets: Targets) -> dict[str, Key]:
     if targets.delegations is None or targets.delegations.roles is None:
         return {}
     role = targets.delegations.roles.get(DIRECTOR_ROLE)
-    return {} if role is None else {keyid: targets.delegations.keys[keyid] for keyid in role.keyids}
+    keys = targets.delegations.keys
+    return {} if role is None else {keyid: keys[keyid] for keyid in role.keyids if keyid in keys}
 
 
 # -- jobs -------------------------------------------------------------------------------------------------------------------

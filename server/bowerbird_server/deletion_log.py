@@ -1,8 +1,9 @@
-"""The log of deletions: one line of JSON for every frame that was deleted and every request to forget frames.
+"""The log of deletions: one line of JSON for every frame that was deleted, every request to forget frames, every device shut out.
 
 In: facts, before they are carried out. Out: a file that only grows, durable when `append` returns, and its entries back. It lies beside
 the catalogue and is copied on its own (`bowerbird backup` adds what is new to the copy beside the backups): whatever older backup a
-site is made from again, the log is replayed on it, so that no erased frame comes back. It holds ids, digests and reasons, no picture.
+site is made from again, the log is replayed on it, so that no erased frame and no revoked device comes back. It holds ids, digests and
+reasons, no picture.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class DeletionLog:
                 entry = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(entry, dict) and entry.get("kind") in {"frame", "erasure"}:
+            if isinstance(entry, dict) and entry.get("kind") in {"frame", "erasure", "device"}:
                 found.append(entry)
         return found
 

@@ -175,6 +175,11 @@ class Delivery:
                 fetches.record_answer(self._cat, topic.device, decode(FetchAnswer, payload))
         except WireError as error:
             log.warning("dropped a message on %s: %s", topic_text[:200], error)
+        except sqlite3.OperationalError:
+            raise  # locked, or no space: it is applied later
+        except Exception:
+            # A fault of ours must not stop everybody for ever: the broker would bring the message again after every restart.
+            log.exception("dropped a message on %s that could not be applied", topic_text[:200])
 
     def _status(self, topic: StatusTopic, status: Status) -> None:
         if not self._watch.saw(topic.device, status):
@@ -213,10 +218,14 @@ class Delivery:
 
     def _execution(self, topic: DeviceTopic, report: Report) -> None:
         if not rollouts.record_report(self._cat, topic.device, report):
-            log.info("device %s reports %s for a job that is not ours: %s", topic.device, report.state, report.job_id[:40])
+            log.info(
+                "device %s reports %s for a job that is not ours: %s", topic.device, _shown(report.state), _shown(report.job_id)
+            )
         if report.code:
             log.warning(
-                "device %s, job %s: %s (%s) %s", topic.device, report.job_id[:40], report.state, report.code, report.detail
+                "device %s, job %s: %s (%s) %s",
+                topic.device,
+                *map(_shown, (report.job_id, report.state, report.code, report.detail)),
             )
 
     def _reported(self, topic: ReportedTopic, reported: Reported) -> None:
@@ -336,6 +345,11 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
         if device in totals or version or campaigns_version or wanted.enough:
             found[device] = wanted
     return found
+
+
+def _shown(text: str) -> str:
+    """A device's words for a line of the log, which they must neither leave nor fill."""
+    return text[:200].encode("unicode_escape").decode() if not text[:200].isprintable() else text[:200]
 
 
 def run(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.catalogue import erasures, frames
+from bowerbird_server.catalogue import erasures, frames, identity
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_text
 from bowerbird_server.catalogue.erasures import Criteria
 from bowerbird_server.chunks import ChunkStore
@@ -275,14 +275,16 @@ def replay(log: DeletionLog, cat: Catalogue, blobs: LocalBlobs, actor: str) -> i
     """
     known = {row["id"] for row in frames.blobs_of(cat)}
     doomed: dict[str, list[str]] = {}
-    for entry in log.read():
+    entries = log.read()
+    identity.shut_out_again(cat, (entry for entry in entries if entry["kind"] == "device"), actor)
+    for entry in entries:
         if entry["kind"] == "erasure":
             row = {name: entry[name] for name in ("id", "at", "actor", "why", "device", "camera", "from_ms", "to_ms", "frames")}
             criteria = Criteria.of(row)
             asked = [one["id"] for one in erasures.devices_for(cat, criteria) if one["state"] != "retired"]
             erasures.add(cat, row, asked)
             doomed.setdefault(row["id"], []).extend(one["id"] for one in erasures.frames_of(cat, criteria, deleted=True))
-        else:
+        elif entry["kind"] == "frame":
             erasures.note_deleted(cat, entry)
             if entry["frame"] in known:
                 doomed.setdefault(entry["erasure"], []).append(entry["frame"])

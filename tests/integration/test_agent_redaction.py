@@ -20,15 +20,20 @@ from bowerbird_agent.counters import Counters
 from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.exchange import FrameExchange
+from bowerbird_agent.fetch_config import FetchConfig
+from bowerbird_agent.fetching import Fetching
 from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.originals import Originals
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.redaction import Redactor
 from bowerbird_agent.select import Selector
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.storing import StoringThread
+from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.thumbnail import thumbnail
 from bowerbird_models.detections import Detections
 from bowerbird_models.errors import ModelOutputError
+from bowerbird_wire.linked import ORIGINAL
 
 PERSON_XYXY = (100, 60, 140, 160)
 MAGENTA = (255, 0, 255)
@@ -62,12 +67,12 @@ def picture(n: int) -> NDArray[np.uint8]:
 class Bench:
     """The loop stepped by hand, with a spool, a log of decisions and their thread."""
 
-    def __init__(self, folder: Path, *, method: str = "fill") -> None:
+    def __init__(self, folder: Path, *, method: str = "fill", long_side: int = 640) -> None:
         self.folder = folder
         self.spool = Spool(folder / "spool", max_bytes=50_000_000)
         self.counters = Counters()
         encoder = FrameEncoder(
-            ImageConfig(),
+            ImageConfig(long_side=long_side),
             device="cam-01",
             boot_id="boot",
             redactors={"gate": Redactor("gate", RedactConfig(("person",), method, confidence=0.02))},
@@ -75,6 +80,10 @@ class Bench:
         self.exchange = FrameExchange(lambda _: None)
         decisions = DecisionLog(folder / "decisions", keep=1000)
         self.storing = StoringThread(self.spool, self.counters, encoder, decisions=decisions)
+        self.originals = Originals(folder / "originals", max_bytes=10_000_000)
+        self.rings = Surroundings(fps=10.0, max_bytes=10_000_000)
+        fetch = FetchConfig(around_reasons=("margin", "explore"), around_s=2.0)
+        self.storing.fetching = Fetching(fetch, self.originals, self.rings, encoder, self.spool, now_s=0.0)
         policy = Policy(window_frames=20, frames_per_window=6, min_gap_s=0.1, epsilon=0.5)
         self.inference = Inference(
             self.exchange,
@@ -153,6 +162,41 @@ def test_no_file_of_the_device_holds_a_person_that_was_not_redacted(bench: Bench
 
 def test_the_test_above_would_find_a_person() -> None:
     assert magenta_detail(picture(3)) > 90
+
+
+def test_originals_and_surroundings_are_covered_and_say_where(tmp_path: Path) -> None:
+    """Frames are sent at half their size, so their originals are kept; pictures pass into the ring beside them."""
+    bench = Bench(tmp_path / "state", long_side=160)
+    bench.load(SeesPeople())
+    bench.show(0, 21)
+    bench.finish()
+    kept = [message for frame in bench.spool.frames(FrameState.NEW) for message in bench.originals.of(frame.frame_id, ORIGINAL)]
+    assert len(kept) >= 3
+    for message in kept:
+        shown = cv2.imdecode(np.frombuffer(message.image, np.uint8), cv2.IMREAD_COLOR)
+        assert shown is not None
+        assert shown.shape == (240, 320, 3)
+        assert magenta_detail(np.asarray(shown, np.uint8)) == 0
+        (region,) = message.header.redacted
+        left, top, right, bottom = region.box_xyxy
+        assert (left, top) <= PERSON_XYXY[:2]
+        assert (right, bottom) >= PERSON_XYXY[2:]
+    moments = bench.rings.around("gate", 10_000, 9.0)
+    assert len(moments) >= 5
+    assert all(moment.redacted for moment in moments)
+    bare = cv2.imencode(".jpg", cv2.resize(picture(3), (160, 120), interpolation=cv2.INTER_AREA))[1].tobytes()
+    assert all(thumbnail(moment.jpeg) != thumbnail(bare) for moment in moments)
+    bench.spool.close()
+
+
+def test_a_picture_that_cannot_be_redacted_does_not_pass_into_the_surroundings(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "state", long_side=160)
+    bench.load(SeesPeople(broken=True))
+    bench.show(0, 5)
+    bench.finish()
+    assert bench.rings.bytes_used == 0
+    assert bench.originals.bytes_used == 0
+    bench.spool.close()
 
 
 def test_what_the_device_offers_a_frame_with_is_made_of_the_redacted_picture(bench: Bench) -> None:

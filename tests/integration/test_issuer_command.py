@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from bowerbird_server.identity.claims import Claims
 from bowerbird_server.identity.issuer import CommandIssuer
 from bowerbird_server.identity.requests import read_request
 from bowerbird_testing.claimant import Claimant, make_request
+from bowerbird_testing.free_client import FreeClient
+from bowerbird_testing.tls_broker import TlsBroker, device_certificate
 
 # A CA of somebody else's: it signs what comes on its standard input, with what its arguments say.
 SCRIPT = """
@@ -124,3 +127,14 @@ def test_a_command_without_its_ca_is_refused_by_the_configuration(tmp_path: Path
     (tmp_path / "bowerbird.toml").write_text('[identity]\nissuer_command = ["sign"]\n')
     with pytest.raises(ConfigError, match="go together"):
         load_config(tmp_path)
+
+
+def test_the_embedded_broker_takes_devices_of_the_other_ca_and_no_third(tmp_path: Path, foreign: Authority) -> None:
+    trusted = tmp_path / "device-ca.pem"
+    trusted.write_bytes(foreign.chain_pem)
+    stranger = Authority.open(tmp_path / "stranger")
+    with TlsBroker(tmp_path / "broker", {"cam-01": "demo"}, device_ca=trusted) as broker:
+        for authority, heard in ((broker.authority, True), (foreign.folder, True), (stranger.folder, False)):
+            certificate = str(device_certificate(tmp_path, authority, "cam-01"))
+            with FreeClient(replace(broker.server, certificate=certificate), "cam-01") as client:
+                assert client.heard.accepted is heard, authority

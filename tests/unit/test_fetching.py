@@ -11,7 +11,7 @@ import pytest
 
 from bowerbird_agent.capture import Frame
 from bowerbird_agent.config import ImageConfig
-from bowerbird_agent.encode import FrameEncoder
+from bowerbird_agent.encode import CoveredFrame, FrameEncoder
 from bowerbird_agent.fetch_config import FetchConfig
 from bowerbird_agent.fetching import Fetching
 from bowerbird_agent.originals import Originals
@@ -21,7 +21,7 @@ from bowerbird_agent.spool_index import FrameState
 from bowerbird_agent.surroundings import Moment, Surroundings
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_wire.linked import AROUND, FETCHED, ORIGINAL, Link, link_of
-from bowerbird_wire.messages import Fetch, FrameHeader
+from bowerbird_wire.messages import EraseWish, Fetch, FrameHeader
 
 START_MS = 1_790_000_000_000
 
@@ -119,7 +119,7 @@ def test_the_frames_around_come_from_memory_within_the_seconds_and_without_the_f
     pictures = [frame(number, START_MS + number * 1000) for number in range(10)]
     for picture in pictures:
         if device.fetching.wants(picture):
-            device.fetching.passed(picture)
+            device.fetching.passed(CoveredFrame(picture, ()))
     header = device.keep(pictures[5])
     assert device.ask(header, AROUND, 2.0) == ("sent", "", 4)
     assert {link for link, _, _ in device.fetched()} == {Link(header.frame_id, AROUND)}
@@ -130,7 +130,7 @@ def test_the_frames_around_come_from_memory_within_the_seconds_and_without_the_f
 def test_a_picture_around_is_not_the_frame_that_was_made_of_the_same_picture(device: Device) -> None:
     """Else the random audit would lose a frame to a wish, or a candidate that is given up would take what was asked for along."""
     pictures = [frame(number, START_MS + number * 1000) for number in range(2)]
-    device.fetching.passed(pictures[1])
+    device.fetching.passed(CoveredFrame(pictures[1], ()))
     first, second = (device.keep(picture) for picture in pictures)
     assert device.ask(first, AROUND, 2.0) == ("sent", "", 1)
     (sent,) = device.spool.frames(FrameState.NEW)
@@ -145,7 +145,7 @@ def test_a_rule_writes_the_surroundings_of_a_frame_once_they_are_complete(tmp_pa
     device = Device(tmp_path, FetchConfig(around_reasons=("margin",), around_s=2.0))
     pictures = [frame(number, START_MS + number * 1000) for number in range(5)]
     for picture in pictures:
-        device.fetching.passed(picture)
+        device.fetching.passed(CoveredFrame(picture, ()))
     header = device.keep(pictures[2])
     device.fetching.tick(1.9)
     assert device.originals.of(header.frame_id, AROUND) == []
@@ -193,3 +193,26 @@ def test_a_damaged_original_is_gone_and_not_sent(device: Device) -> None:
 
 def _id(number: int) -> str:
     return frame_message(sequence=number, image=bytes([number]) * 7000, score=number / 10).header.frame_id
+
+
+def test_what_is_to_be_forgotten_goes_from_disk_memory_and_from_what_waits(tmp_path: Path) -> None:
+    """By name and by time; what is not covered stays, and doing it again takes nothing more."""
+    device = Device(tmp_path, FetchConfig(around_reasons=("margin",), around_s=5.0))
+    gone, stays = device.keep(frame(1)), device.keep(frame(2, START_MS + 60_000))
+    device.fetching.passed(CoveredFrame(frame(3, START_MS + 1_000), ()))
+    device.fetching.passed(CoveredFrame(frame(4, START_MS + 61_000), ()))
+    wish = EraseWish("w", "gate", START_MS, START_MS + 2_000)
+    assert device.fetching.erase(wish) == 2
+    assert device.fetching.erase(wish) == 0
+    device.fetching.tick(100.0)
+    assert [device.ask(header, ORIGINAL)[0] for header in (gone, stays)] == ["gone", "sent"]
+    assert [device.ask(header, AROUND, 3.0)[0] for header in (gone, stays)] == ["gone", "sent"]
+    assert device.fetching.erase(EraseWish("x", frames=(stays.frame_id,))) == 2, "its original, and what was written around it"
+
+
+def test_what_was_kept_before_a_restart_is_forgotten_as_well(tmp_path: Path) -> None:
+    header = Device(tmp_path).keep(frame(1))
+    again = Originals(tmp_path / "originals", max_bytes=10_000_000)
+    assert again.erase(EraseWish("w", "gate", START_MS, START_MS)) == 1
+    assert not list((tmp_path / "originals").iterdir())
+    assert again.of(header.frame_id, ORIGINAL) == []

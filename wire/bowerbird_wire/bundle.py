@@ -7,6 +7,8 @@ token is void once used; until then the file is a secret.
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -79,9 +81,51 @@ class Bundle:
         except TypeError as error:
             raise BundleError(f"this bundle is damaged ({error}); make it again at the server") from error
         texts = (bundle.site, bundle.token, bundle.ca, bundle.pin, bundle.device, bundle.serial, bundle.trusted_root)
-        if not all(isinstance(each, str) for each in (*texts, *bundle.claim_urls)) or not bundle.claim_urls:
+        urls = bundle.claim_urls
+        if (
+            not all(map(_is_text, (*texts, bundle.label, bundle.expires_at, *(urls if isinstance(urls, list) else [None]))))
+            or not urls
+        ):
             raise BundleError("this bundle is damaged (a text is missing); make it again at the server")
+        if not _is_tables(bundle.tables) or not isinstance(bundle.cameras, list) or not all(map(_is_table, bundle.cameras)):
+            raise BundleError("this bundle is damaged (a table of agent.toml is none); make it again at the server")
         return bundle
+
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")  # bare keys of TOML: whatever else would end the line
+
+
+def _is_text(value: Any) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()  # JSON can spell halves of characters, which no file takes
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_tables(value: Any) -> bool:
+    return isinstance(value, dict) and all(_KEY.fullmatch(key) and _is_table(table) for key, table in value.items())
+
+
+def _is_table(value: Any, depth: int = 0) -> bool:
+    return isinstance(value, dict) and all(_KEY.fullmatch(key) and _is_value(each, depth + 1) for key, each in value.items())
+
+
+def _is_value(value: Any, depth: int) -> bool:
+    """Whether agent.toml can say it: text, finite numbers of 64 bits, lists, tables, four deep at most; TOML has no null."""
+    if depth > 4:
+        return False
+    if isinstance(value, list):
+        return all(not isinstance(item, dict) and _is_value(item, depth + 1) for item in value)
+    if isinstance(value, dict):
+        return _is_table(value, depth)
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return _is_text(value)
 
 
 def agent_toml(bundle: Bundle, device: str) -> str:

@@ -127,11 +127,22 @@ def from_json(kind: type[R], body: bytes) -> R:
             raise ClaimError(f"{each.name}: must be {type(default).__name__}")
         if isinstance(value, str) and each.name not in _LONG and len(value) > MAX_TEXT:
             raise ClaimError(f"{each.name}: longer than {MAX_TEXT} characters")
+        if isinstance(value, str) and not _is_text(value):
+            raise ClaimError(f"{each.name}: half a character, which no file and no database takes")
         values[each.name] = value
     try:
         return kind(**values)
     except TypeError as error:
         raise ClaimError(f"a key is missing: {error}") from error
+
+
+def _is_text(value: str) -> bool:
+    """JSON can spell halves of characters (`\\ud800`), which are text nowhere else."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 _LONG = frozenset({"request", "certificate", "ca"})

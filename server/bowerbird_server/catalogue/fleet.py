@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from bowerbird_server.catalogue import erasures
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
@@ -21,6 +23,8 @@ from bowerbird_wire.topics import check_name
 
 HEALTH_BUCKET_S = 10  # the history keeps the newest message of each bucket
 HEALTH_FULL_HISTORY_H = 24  # and after this only the newest of each hour
+_MOST_VERSIONS = 2**53  # no site says its wishes so often; a device that claims to hold a later one lies
+_DEEPEST = 16
 
 
 def camera_id(device: str, camera: str) -> str:
@@ -149,12 +153,12 @@ def mark_absent(cat: Catalogue, present: Collection[str]) -> list[str]:
 def record_health(cat: Catalogue, device: str, health: Health) -> bool:
     """Keep a device's newest counters and one row a bucket for the history. False when the device is unknown."""
     now = utc_now()
-    counters = json.dumps(dataclasses.asdict(health), sort_keys=True, default=str)
+    counters = json.dumps(_plain(health), sort_keys=True)
     with cat.transaction():
         version = cat.value("SELECT desired_version FROM device WHERE id = ?", device)
         if version is None:
             return False
-        if 0 < version < health.desired_version:
+        if 0 < version < health.desired_version < _MOST_VERSIONS:
             # The catalogue is older than the device (it was restored): say the wish again with a version that counts there.
             cat.execute("UPDATE device SET desired_version = ? WHERE id = ?", health.desired_version + 1, device)
         cat.execute(
@@ -174,6 +178,21 @@ def record_health(cat: Catalogue, device: str, health: Health) -> bool:
             counters,
         )
     return True
+
+
+def _plain(value: Any, depth: int = 0) -> Any:
+    """What JSON can say of a value that a device made up: CBOR has keys of any kind, numbers that are none, and no bottom."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {each.name: _plain(getattr(value, each.name), depth + 1) for each in dataclasses.fields(value)}
+    if isinstance(value, Mapping | list | tuple) and depth > _DEEPEST:
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, depth + 1) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, str | int) else str(value)
 
 
 def thin_health(cat: Catalogue) -> int:

@@ -44,7 +44,7 @@ def backup(
     data: Data = DATA,
     config: Config = None,
     with_keys: Annotated[
-        bool, typer.Option("--with-keys", help="Also signing keys, passwords and the web token: guard the folder.")
+        bool, typer.Option("--with-keys", help="Also the authority's and the signing keys, sealed under a passphrase.")
     ] = False,
     passphrase_file: Annotated[
         Path | None, typer.Option(help="Seal what --with-keys brings under the first line of this file.")
@@ -55,6 +55,10 @@ def backup(
     with open_site(data, config) as site, stages() as progress:
         if passphrase_file is not None and not with_keys:
             raise BadInput("--passphrase-file seals what --with-keys brings; give both, or neither")
+        if with_keys and passphrase_file is None:
+            raise BadInput(
+                "among the keys is the one that makes devices: seal them with --passphrase-file FILE, whose first line is a passphrase"
+            )
         passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
         made = back_up(site, folder, with_keys=with_keys, passphrase=passphrase, on_progress=progress)
         site.catalogue.log(actor(), "site backed up", site.config.site, {"folder": str(folder.resolve())})
@@ -63,7 +67,7 @@ def backup(
     else:
         say(f"{made.blobs} blobs ({made.copied} new, {made.bytes / 1e6:.1f} MB in all) and the catalogue are in {folder}")
         if not made.with_keys:
-            say("keys, passwords and the web token are not; keep them elsewhere, or add --with-keys")
+            say("keys are not; keep them elsewhere, or add --with-keys --passphrase-file FILE")
     for digest in made.damaged:
         tell(f"blob {digest[:12]} is damaged and not in the backup; `bowerbird catalogue verify` says what needs it")
     if made.damaged:

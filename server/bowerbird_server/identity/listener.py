@@ -113,6 +113,10 @@ class ClaimApp:
         except ServerError as error:
             log.error("a claim cannot be answered: %s", error)
             return Answer(BUSY, retry_after_s=30.0)
+        except Exception:  # a fault of ours that somebody may have looked for: it costs them what a bad token costs
+            log.exception("a claim could not be judged")
+            self._count_refused(address, now_s)
+            return Answer(UNUSABLE)
         if outcome.answer.state not in ("active", "pending"):
             log.info("%s from %s: %s", kind.__name__, address, outcome.answer.state)
         if outcome.answer.state == REFUSED:

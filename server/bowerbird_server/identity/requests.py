@@ -79,7 +79,7 @@ def read_request(text: str) -> DeviceRequest:
         subject, extensions = request.subject, request.extensions
     except UnsupportedAlgorithm as error:
         raise RequestRefused("weak-key") from error
-    except (ValueError, TypeError, InvalidSignature, x509.DuplicateExtension) as error:
+    except (ValueError, TypeError, InvalidSignature, x509.DuplicateExtension, x509.InvalidVersion) as error:
         raise RequestRefused("not-a-request") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise RequestRefused("weak-key", type(key).__name__.strip("_"))

@@ -45,7 +45,7 @@ class Deciding:
         site = self._site
         # Opened anew, since an issuing authority may have been added.
         authority = Authority.open(site.folder.identity)
-        claims = Claims(site.catalogue, issuer_of(site.config, authority), authority.root_pem)
+        claims = Claims(site.catalogue, issuer_of(site.config, authority), authority.root_pem, site=site.config.site)
         outcome = claims.claim(request) if isinstance(request, ClaimRequest) else claims.renew(request)
         is_new = outcome.answer.state == "active" and outcome.answer.device not in self._granted
         # Also when a certificate is given again: the broker may not have taken the rules in the first time.

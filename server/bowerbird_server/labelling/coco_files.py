@@ -28,6 +28,7 @@ from bowerbird_server.labelling.file_faults import (
 )
 
 ANNOTATIONS = "annotations.json"
+_FARTHEST_PX = 1e9  # farther than any box reaches; a number of hundreds of digits is none that floats can hold
 
 
 def export_coco(cat: Catalogue, blobs: BlobStore, out_dir: Path, which: Sequence[str] | str | None = None) -> int:
@@ -124,7 +125,9 @@ def _read_json(file: Path) -> dict[str, Any]:
         data = json.loads(file.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise BadLabelFiles([Fault(file, error.lineno, f"is not JSON: {error.msg}")]) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise BadLabelFiles([Fault(file, 0, "is nested too deeply for COCO")]) from error
+    except (OSError, ValueError) as error:  # not UTF-8; a number of thousands of digits
         raise BadLabelFiles([Fault(file, 0, f"cannot be read: {error}")]) from error
     if not isinstance(data, dict):
         raise BadLabelFiles([Fault(file, 0, "is not COCO: an object with images, annotations and categories is expected")])
@@ -195,7 +198,7 @@ def _take(
     if (
         not isinstance(bbox, list)
         or len(bbox) != 4
-        or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in bbox)
+        or not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < _FARTHEST_PX for v in bbox)
     ):
         return "bbox must be four numbers: left, top, width, height"
     left, top, width, height = bbox

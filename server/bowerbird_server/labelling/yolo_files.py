@@ -32,6 +32,7 @@ from bowerbird_server.labelling.file_faults import (
 # What rounding in another tool may add to 1 before it is called outside.
 _SLACK = 1e-3
 _MOST_CLASSES = 10_000
+_MOST_YAML_BYTES = 1024 * 1024  # 10,000 names take a fifth of it
 
 
 def export_yolo(cat: Catalogue, blobs: BlobStore, out_dir: Path, which: Sequence[str] | str | None = None) -> int:
@@ -126,11 +127,16 @@ def _line(class_id: int, box: Box, width: int, height: int) -> str:
 def read_names(path: Path, faults: list[Fault]) -> Mapping[int, str] | None:
     """Class names of a `data.yaml` by class id; None when there are faults, which are appended."""
     try:
+        if path.stat().st_size > _MOST_YAML_BYTES:
+            raise ValueError(f"it has more than {_MOST_YAML_BYTES} bytes")
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         faults.append(Fault(path, 0, "is missing; it must name the classes, e.g. `names: {0: person}`"))
         return None
-    except (OSError, UnicodeDecodeError) as error:
+    except RecursionError:
+        faults.append(Fault(path, 0, "is nested too deeply; it needs no more than `names: {0: person, 1: car}`"))
+        return None
+    except (OSError, ValueError) as error:  # not UTF-8; a date or a number that is none
         faults.append(Fault(path, 0, f"cannot be read: {error}"))
         return None
     except yaml.YAMLError as error:

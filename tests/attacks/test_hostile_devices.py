@@ -1,0 +1,181 @@
+"""What one device with a good certificate can do to the server's processes by well-formed messages: nothing to anybody else.
+
+Frames and parts are in `integration/test_ingest.py` and `test_chunks.py`; here is what delivery reads.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import cbor2
+import pytest
+
+from bowerbird_server.catalogue import Catalogue, fleet, rollouts
+from bowerbird_server.delivery import Delivery
+from bowerbird_server.offers import BlockQueue
+from bowerbird_wire.codec import encode
+from bowerbird_wire.messages import BlockRequest, Health, Message, Report, Status
+from bowerbird_wire.topics import BlockRequestTopic, DeviceTopic, HealthTopic, ReportTopic, StatusTopic
+
+BIG = 2**63 - 1
+
+
+class Published:
+    """A publisher that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.messages: list[tuple[str, bytes]] = []
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
+        self.messages.append((topic, payload))
+        return True
+
+
+@pytest.fixture
+def cat(tmp_path: Path) -> Iterator[Catalogue]:
+    with Catalogue(tmp_path / "catalogue.db") as opened:
+        for name in ("cam-01", "cam-02"):
+            fleet.add_device(opened, name, "demo", "test")
+        fleet.set_frames_total(opened, "cam-01", 10)
+        yield opened
+
+
+@pytest.fixture
+def published() -> Published:
+    return Published()
+
+
+@pytest.fixture
+def delivery(cat: Catalogue, published: Published, tmp_path: Path) -> Delivery:
+    return Delivery(cat, BlockQueue(tmp_path / "repository"), published, lambda job, device: job)
+
+
+def hostile_messages() -> list[tuple[type[DeviceTopic], bytes]]:
+    health = {"v": 1, "boot": "b", "t": 1, "sp": {}, "ev": {}, "cm": {}}
+    extras: dict[str, object] = {
+        "mixed-keys": {1: 1, "a": 2},
+        "bytes-keys": {b"k": b"v"},
+        "tuple-keys": {(1, 2): 3},
+        "deep": _deep(300),
+        "huge": 2**80,
+        "nan": float("nan"),
+        "simple": cbor2.CBORSimpleValue(99),
+        "undefined": cbor2.undefined,
+    }
+    found = [(HealthTopic, cbor2.dumps({**health, key: value})) for key, value in extras.items()]
+    found += [(HealthTopic, cbor2.dumps({**health, "identity": value})) for value in extras.values()]
+    found += [(StatusTopic, cbor2.dumps({"v": 1, "s": "online", "identity": value})) for value in extras.values()]
+    found += [(StatusTopic, cbor2.dumps({"v": 1, "s": "online", **{key: value}})) for key, value in extras.items()]
+    texts = ("\0", "\ud7ff", "x" * 900_000, "a\nWARNING forged line", "\x1b[2J")
+    found += [(HealthTopic, encode(Health("b", number, frames_seen=number, bytes_sent=number))) for number in (BIG, -BIG - 1)]
+    found += [(HealthTopic, encode(Health("b", 1, desired_version=number))) for number in (BIG, BIG - 1, -1)]
+    found += [(HealthTopic, encode(Health(text, 1, text, cameras={text: text}, spool={text: BIG}))) for text in texts]
+    found += [(ReportTopic, encode(Report(text, text, text, code=text, detail=text, at_ms=BIG))) for text in texts]
+    found += [(StatusTopic, encode(Status(text, text, text, text, BIG))) for text in texts]
+    found += [(StatusTopic, encode(Status("online", text, text, text, -BIG))) for text in texts]
+    found += [
+        (BlockRequestTopic, encode(BlockRequest(path, first, count, size)))
+        for path in ("metadata/timestamp.json", "../x", "x" * 900_000)
+        for first, count, size in ((BIG, BIG, BIG), (-1, -1, -1), (BIG, 1, 1024), (0, BIG, 131_072))
+    ]
+    return found
+
+
+def _deep(levels: int) -> object:
+    value: object = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+def test_no_message_of_one_device_stops_the_others(
+    delivery: Delivery, cat: Catalogue, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A message that made the process die would come again after its restart, and again: nobody would be heard of any more."""
+    for kind, payload in hostile_messages():
+        delivery.received(str(kind("demo", "cam-01")), payload)
+        delivery.publish_wishes()
+        delivery.publish_blocks(1.0)
+    delivery.received(str(HealthTopic("demo", "cam-02")), encode(Health("b", 1, frames_seen=7)))
+    assert '"frames_seen": 7' in str(cat.value("SELECT health FROM device WHERE id = 'cam-02'"))
+    assert fleet.desired(cat)["cam-01"].version == 1
+    assert [record.message for record in caplog.records if record.levelname == "ERROR"] == []
+    assert json.loads(cat.value("SELECT health FROM device WHERE id = 'cam-01'"))
+
+
+def test_a_message_that_none_of_our_code_expected_is_dropped_and_told(
+    delivery: Delivery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The next fault of this kind must be a line of the log, not the end of delivery; a catalogue that is locked is no such fault."""
+    fault: Exception = TypeError("unexpected")
+
+    def record(*_: object) -> bool:
+        raise fault
+
+    monkeypatch.setattr(fleet, "record_health", record)
+    topic, payload = str(HealthTopic("demo", "cam-01")), encode(Health("b", 1))
+    delivery.received(topic, payload)
+    assert "could not be applied" in caplog.text
+    fault = sqlite3.OperationalError("database is locked")
+    with pytest.raises(sqlite3.OperationalError):
+        delivery.received(topic, payload)
+
+
+def test_a_device_forges_no_line_of_the_log(delivery: Delivery, caplog: pytest.LogCaptureFixture) -> None:
+    """What it says is one line and a short one, without signs that steer a terminal."""
+    caplog.set_level("DEBUG")
+    forged = "ok\n2026-11-28 ERROR everything is lost\x1b[2J" + "x" * 10_000
+    delivery.received(str(ReportTopic("demo", "cam-01")), encode(Report(forged, forged, "", code=forged, detail=forged)))
+    lines = [record.getMessage() for record in caplog.records]
+    assert lines
+    assert all(line.isprintable() and len(line) < 2000 for line in lines)
+
+
+def test_a_response_topic_aims_nothing(delivery: Delivery, published: Published, tmp_path: Path) -> None:
+    """An answer goes to the device in the topic of the question, whatever else the message says about where."""
+    aimed = cbor2.dumps(
+        {"v": 1, "p": "metadata/timestamp.json", "response_topic": "bowerbird/v1/demo/down/cam-02/job", "dev": "cam-02"}
+    )
+    delivery.received(str(BlockRequestTopic("demo", "cam-01")), aimed)
+    published.messages.clear()
+    delivery.publish_blocks(1.0)
+    assert [topic for topic, _ in published.messages] == ["bowerbird/v1/demo/down/cam-01/blocks"]
+
+
+@pytest.mark.parametrize("kind", [StatusTopic, HealthTopic, ReportTopic, BlockRequestTopic])
+def test_who_is_no_active_device_is_not_heard(
+    delivery: Delivery, cat: Catalogue, published: Published, kind: type[DeviceTopic]
+) -> None:
+    """Whatever the broker let through: unknown, of another site, suspended."""
+    cat.execute("UPDATE device SET state = 'suspended' WHERE id = 'cam-02'")
+    before = cat.rows("SELECT * FROM device")
+    messages: dict[type[DeviceTopic], Message] = {
+        StatusTopic: Status("online"),
+        HealthTopic: Health("b", 1, frames_seen=7),
+        ReportTopic: Report("job", "committed", "ab" * 32),
+        BlockRequestTopic: BlockRequest("metadata/timestamp.json"),
+    }
+    for site, device in (("demo", "ghost"), ("other", "cam-01"), ("demo", "cam-02")):
+        delivery.received(str(kind(site, device)), encode(messages[kind]))
+    delivery.publish_blocks(1.0)
+    assert cat.rows("SELECT * FROM device") == before
+    assert [topic for topic, _ in published.messages if topic.endswith("/blocks")] == []
+
+
+def test_a_report_about_another_devices_job_changes_nothing(delivery: Delivery, cat: Catalogue) -> None:
+    """Forged or overheard; the job's own device is heard."""
+    model = {"digest": "a" * 64, "created_at": "2026-01-01", "origin": "imported", "state": "champion", "onnx_sha256": "b" * 64}
+    cat.insert("model", {**model, "manifest": "{}", "class_names": "[]", "release": 1})
+    rollouts.start_rollout(cat, "a" * 64, 1, ["cam-01"], "test")
+    rollouts.advance(cat)
+    job = str(cat.value("SELECT job FROM execution WHERE device = 'cam-01'"))
+    report = encode(Report(job, "committed", "a" * 64))
+    state = "SELECT state FROM execution WHERE device = 'cam-01'"
+    before = cat.value(state)
+    delivery.received(str(ReportTopic("demo", "cam-02")), report)
+    assert cat.value(state) == before != "succeeded"
+    delivery.received(str(ReportTopic("demo", "cam-01")), report)
+    assert cat.value(state) == "succeeded"
