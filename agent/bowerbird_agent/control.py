@@ -319,6 +319,7 @@ class Control:
                 if self._vitals.inference.set_desired(desired.version, desired.frames_total):
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
                     self._say_health(time.monotonic() + 0.2)
+                self._vitals.inference.set_enough(desired.enough)
                 if self._remote is not None:
                     self._remote.desired(desired)
             elif isinstance(event.topic, JobTopic) and event.payload:

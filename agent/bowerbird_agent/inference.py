@@ -20,6 +20,7 @@ from bowerbird_agent import counters as names
 from bowerbird_agent.campaign import ARM, REASON
 from bowerbird_agent.decisions import Decision
 from bowerbird_agent.errors import AgentError, RedactionError
+from bowerbird_agent.fleet_novelty import fleet_novelty
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
@@ -151,6 +152,7 @@ class Inference:
         self._next_model: tuple[LoadedModel | None, threading.Event] | None = None
         self._restart_why = ""
         self._round = counters.round
+        self._enough, self._enough_is_news = b"", False
         self._next_selector: Callable[[bytes], Selector] | None = None
         self._stop = threading.Event()
         self._reserved = 0
@@ -193,6 +195,12 @@ class Inference:
         with self._lock:
             self._restart_why = f"desired version {version}"
         return True
+
+    def set_enough(self, sketch: bytes) -> None:
+        """From the next frame on nothing is new that the fleet has enough of; b"" for no such word. See `fleet_novelty.py`."""
+        with self._lock:
+            if sketch != self._enough:
+                self._enough, self._enough_is_news = sketch, True
 
     def set_policy(self, policy: Policy, *, device: str, cameras: int) -> None:
         """Choose by another policy, or for another number of cameras, from the next frame on.
@@ -275,6 +283,7 @@ class Inference:
         self._take_model()
         self._take_restart()
         self._take_policy()
+        self._take_enough()
         if self._rests(timeout_s):
             return False
         if self._selector.window_closed():
@@ -564,6 +573,7 @@ class Inference:
             return
         model, taken = offered
         before, self._model = self._model, model
+        self._enough_is_news = True  # it says nothing about another model
         self._said_no_model = self._is_failing = False
         self._latencies_ms.clear()
         if model is not None:
@@ -586,9 +596,17 @@ class Inference:
         if self._window_frames:
             self._close_window()
         self._selector = make(self._selector.to_state())
+        self._enough_is_news = bool(self._enough)
         self._decode_confidence = self._selector.policy.decode_confidence
         self._selector.expect(self._frames_left())
         logger.info("the selection goes on with the new configuration")
+
+    def _take_enough(self) -> None:
+        with self._lock:
+            is_news, self._enough_is_news = self._enough_is_news, False
+            sketch = self._enough
+        if is_news:
+            self._selector.fleet = fleet_novelty(sketch, self.model_digest)
 
     def _start_round(self, why: str, *, new_model: bool = False) -> None:
         """Ranks, candidates and the round's counters begin again."""

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bowerbird_agent.capture import Frame
+    from bowerbird_agent.fleet_novelty import FleetNovelty
     from bowerbird_agent.policy import Policy
     from bowerbird_models.detections import Detections
 
@@ -105,6 +106,8 @@ class Selector:
         self._windows = 0  # windows begun since the device was made; part of the key of every draw
         self._class_frequency: dict[int, float] = {}  # class id -> frames that showed it, older ones for less
         self._scoring_failed = False
+        # What the fleet has enough of, set by the owner; not part of the state, since the server says it again at each connection.
+        self.fleet: FleetNovelty | None = None
         if state is not None:
             self._restore(state)
         self._forget_ranks()
@@ -314,6 +317,8 @@ class Selector:
         motion = view.background.observe(thumb)
         fingerprint = Fingerprint.of(partial(dhash, thumb), None if detections is None else detections.embedding)
         distance = self._bank.distance(fingerprint)
+        if self.fleet is not None and fingerprint.embedding is not None:
+            distance = min(distance, self.fleet.distance(fingerprint.embedding))
         novelty = self._novelty_ranks.rank(distance)
         self._novelty_ranks.add(distance)
         scores: dict[str, float] = {"novelty": novelty}

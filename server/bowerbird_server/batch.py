@@ -1,183 +1,260 @@
-"""Which received frames to label next, and why: explore arm first, then the best scores spread over cameras and time.
+"""Which received frames go to people next: reads what is known of them, has `batch_choice.choose` decide, opens the batch.
 
-In: frames in state `received`. Out: a batch in the catalogue, each frame with its reason. Of exact copies (same image)
-one is taken and the others are set aside as rejected.
-`choose` is pure; `build_batch` reads and writes the catalogue. It neither scores frames nor looks at pixels.
+In: the catalogue, the labelling settings. Out: an open batch with a role and a reason for each frame, a manifest, and frames set
+aside: copies, near-copies of what is labelled, chosen frames of held-out scenes. Scenes of the random audit get their side here, by
+chance, before any of their frames is shown to anybody. It looks at no pixels (`looking.py` has that done before) and trains nothing.
+
+`plan_batch` reads and thinks without holding the catalogue; `open_batch` is one short transaction; `build_batch` is both.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
-from bisect import bisect_left, insort
-from collections.abc import Sequence
+import json
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any, Literal
 
-from bowerbird_server.catalogue import batches
-from bowerbird_server.catalogue import frames as frame_rows
+import numpy as np
+from numpy.typing import NDArray
+
+from bowerbird_server import batch_manifest
+from bowerbird_server.batch_choice import BatchPolicy, Candidate, Chosen, choose
+from bowerbird_server.blobs import BlobStore
+from bowerbird_server.catalogue import batches, datasets, judged, looks, new_id
+from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.core import Catalogue, Row
-from bowerbird_server.errors import BadInput
+from bowerbird_server.catalogue.looks import Look
+from bowerbird_server.config import LabellingConfig
+from bowerbird_server.errors import BadInput, Conflict
+from bowerbird_server.evaluation_routing import HELD_OUT, TRAINED_ON, route
+from bowerbird_server.incoming import NEAR_DUPLICATE
+from bowerbird_server.labelling_cost import cost_of, fit_effort
+from bowerbird_server.looking import teacher_of
+from bowerbird_server.rescoring import combined, ranks_within
+from bowerbird_server.yields import by_strategy, judge_policy, weights_of
+from bowerbird_wire.thumbnail import THUMBNAIL_BYTES, difference
+
+__all__ = ["BatchPolicy", "Candidate", "Chosen", "Plan", "build_batch", "choose", "open_batch", "plan_batch"]
+
+logger = logging.getLogger(__name__)
+
+_TIMED_LABELS = 500
+_ROUTING_SEED = "selection.routing_seed"
 
 
 @dataclass(frozen=True)
-class BatchPolicy:
-    """How a batch is chosen.
+class Plan:
+    """A batch that may be opened; frames that are no longer `received` by then make that a Conflict."""
 
-    Args:
-        min_gap_s: frames of one camera closer in time than this wait until nothing farther is left.
-        camera_quota: no camera gets more than this many times its even share, while others have frames.
-        pool: frames looked at, best scores first.
-    """
-
-    min_gap_s: float = 10.0
-    camera_quota: float = 1.5
-    pool: int = 20_000
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A received frame as the choice sees it; `score` in [0, 1] is comparable within a camera, `captured_s` is UTC seconds."""
-
-    frame_id: str
-    blob: str
-    camera: str
-    captured_s: float
-    arm: str
-    reasons: str
-    score: float
-    inclusion_probability: float
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A frame of the batch and the reason that is shown to the annotator."""
-
-    frame_id: str
-    why: str
+    members: tuple[batches.Member, ...]
+    policy: Mapping[str, Any]
+    manifest: Mapping[str, Any]
 
 
 def build_batch(
-    cat: Catalogue, *, frames: int, policy: BatchPolicy | None = None, actor: str = "scheduler", among: Catalogue | None = None
+    cat: Catalogue,
+    *,
+    frames: int,
+    policy: BatchPolicy | None = None,
+    actor: str = "scheduler",
+    among: Catalogue | None = None,
+    blobs: BlobStore | None = None,
+    settings: LabellingConfig | None = None,
 ) -> str | None:
     """Open a batch of up to `frames` received frames.
 
     Args:
+        policy: how to choose; what `settings` say is added to it.
         among: the catalogue as somebody sees it who is let into some sites only; their batch has their frames.
+        blobs: where the manifest goes; None keeps none, for a catalogue without its blobs.
+        settings: of the site; the defaults without.
 
     Returns:
         The batch's id, or None when no received frame is worth queueing.
 
     Raises:
         BadInput: `frames` is less than 1.
+        Conflict: somebody else queued the same frames at the same moment, twice.
     """
+    for attempt in (1, 2):
+        plan = plan_batch(cat, frames=frames, policy=policy, actor=actor, among=among, settings=settings)
+        if plan is None:
+            return None
+        try:
+            return open_batch(cat, plan, actor, blobs)
+        except Conflict:
+            if attempt == 2:
+                raise
+            logger.info("some of the batch's frames were queued by somebody else just now; choosing again")
+    return None
+
+
+def open_batch(cat: Catalogue, plan: Plan, actor: str, blobs: BlobStore | None) -> str:
+    """Open a planned batch; returns its id.
+
+    Raises:
+        Conflict: a frame is no longer `received`; nothing has changed then.
+    """
+    manifest = None if blobs is None else blobs.put(batch_manifest.encode(plan.manifest))
+    return batches.add_batch(cat, plan.members, plan.policy, actor, manifest)
+
+
+def plan_batch(
+    cat: Catalogue,
+    *,
+    frames: int,
+    policy: BatchPolicy | None = None,
+    actor: str = "scheduler",
+    among: Catalogue | None = None,
+    settings: LabellingConfig | None = None,
+) -> Plan | None:
+    """Set aside what repeats, give scenes their sides, and choose; arguments as for `build_batch`."""
     if frames < 1:
         raise BadInput(f"a batch needs at least 1 frame, not {frames}")
+    settings = settings or LabellingConfig()
     policy = policy or BatchPolicy()
+    champion = model_rows.champion(cat)
+    looked = {"champion": "" if champion is None else champion["digest"], "teacher": teacher_of(cat)}
+    seen, taught = looks.of_received(cat, looked["champion"]), {}
+    if looked["teacher"]:
+        taught = looks.of_received(cat, looked["teacher"])
+    labelled = looks.of_labelled(cat, looked["champion"])
     with cat.transaction():
         batches.set_copies_aside(cat, actor)
-        received = batches.candidates(cat if among is None else among, policy.pool)
-        # Another connection does not see yet which copies were set aside just now.
-        aside = {} if among in (None, cat) else frame_rows.states_of(cat, [row["id"] for row in received])
-        pool = [_candidate(row) for row in received if aside.get(row["id"], "received") == "received"]
-        chosen = choose(pool, frames, policy)
-        if not chosen:
-            return None
-        return batches.add_batch(
-            cat,
-            [(one.frame_id, one.why) for one in chosen],
-            {**dataclasses.asdict(policy), "frames": frames, "candidates": len(pool)},
-            actor,
-        )
-
-
-def choose(pool: Sequence[Candidate], frames: int, policy: BatchPolicy) -> list[Chosen]:
-    """Up to `frames` of the pool, in the order to label them; the same pool gives the same choice.
-
-    Explore frames come first, evenly over time if there are too many, since they are the only unbiased look at the stream. Then
-    the rest by score: a frame within `min_gap_s` of a chosen one of its camera, or over its camera's quota, waits for a later
-    pass with half the gap; the last pass takes what there is.
-    """
-    distinct = _without_copies(pool)
-    explore = sorted((c for c in distinct if c.arm == "explore"), key=lambda c: (c.captured_s, c.frame_id))
-    taken = _evenly(explore, frames)
-    times: dict[str, list[float]] = {}
-    chosen = []
-    for candidate in taken:
-        insort(times.setdefault(candidate.camera, []), candidate.captured_s)
-        chosen.append(
-            Chosen(candidate.frame_id, f"explore: random audit, taken with probability {candidate.inclusion_probability:.3g}")
-        )
-    rest = sorted((c for c in distinct if c.arm != "explore"), key=lambda c: (-c.score, c.captured_s, c.frame_id))
-    cameras = len({c.camera for c in rest}) or 1
-    quota = math.ceil(policy.camera_quota * (frames - len(chosen)) / cameras)
-    from_camera: dict[str, int] = {}
-    for gap_s in (*_halvings(policy.min_gap_s), None):
-        waiting = []
-        for candidate in rest:
-            near_s = _nearest_s(times.get(candidate.camera, []), candidate.captured_s)
-            full = from_camera.get(candidate.camera, 0) >= quota
-            if len(chosen) >= frames or (gap_s is not None and (near_s < gap_s or full)):
-                waiting.append(candidate)
-                continue
-            insort(times.setdefault(candidate.camera, []), candidate.captured_s)
-            from_camera[candidate.camera] = from_camera.get(candidate.camera, 0) + 1
-            chosen.append(Chosen(candidate.frame_id, _why(candidate, near_s)))
-        rest = waiting
-    return chosen
-
-
-def _halvings(gap_s: float) -> list[float]:
-    """The gap, halved until it is under a second."""
-    gaps = [gap_s]
-    while gaps[-1] >= 1.0:
-        gaps.append(gaps[-1] / 2)
-    return gaps
-
-
-def _why(candidate: Candidate, near_s: float) -> str:
-    said = f"score {candidate.score:.2f}"
-    if candidate.reasons:
-        said += f" ({candidate.reasons.replace(',', ', ')})"
-    where = "first of its camera" if math.isinf(near_s) else f"{near_s:.0f} s from the nearest chosen of its camera"
-    return f"{said}; {where}"
-
-
-def _nearest_s(times: Sequence[float], at_s: float) -> float:
-    """Distance in seconds to the nearest of sorted `times`; infinite when there is none."""
-    position = bisect_left(times, at_s)
-    around = times[max(position - 1, 0) : position + 1]
-    return min((abs(at_s - other) for other in around), default=math.inf)
-
-
-def _without_copies(pool: Sequence[Candidate]) -> list[Candidate]:
-    """One candidate per image: the explore one if any, since it carries a probability, else the best score."""
-    best: dict[str, Candidate] = {}
-    for candidate in pool:
-        other = best.get(candidate.blob)
-        if other is None or _rank(candidate) < _rank(other):
-            best[candidate.blob] = candidate
-    return list(best.values())
-
-
-def _rank(candidate: Candidate) -> tuple[bool, float, str]:
-    return candidate.arm != "explore", -candidate.score, candidate.frame_id
-
-
-def _evenly(sorted_by_time: Sequence[Candidate], n: int) -> list[Candidate]:
-    if len(sorted_by_time) <= n:
-        return list(sorted_by_time)
-    return [sorted_by_time[(2 * i + 1) * len(sorted_by_time) // (2 * n)] for i in range(n)]
-
-
-def _candidate(row: Row) -> Candidate:
-    return Candidate(
-        frame_id=row["id"],
-        blob=row["blob"],
-        camera=row["camera"] or "import",
-        captured_s=datetime.fromisoformat(row["captured_at"]).timestamp(),
-        arm=row["arm"],
-        reasons=row["reason"],
-        score=row["score"],
-        inclusion_probability=row["inclusion_probability"],
+        sides = _give_sides(cat, settings.evaluation_share, actor)
+        batches.set_held_out_aside(cat, actor)
+        received = batches.candidates(cat, policy.pool)
+        batches.set_twins_aside(cat, _twins(received, seen, labelled), actor)
+    received = batches.candidates(cat if among is None else among, policy.pool)
+    policy = dataclasses.replace(
+        policy,
+        by=_rule_in_force(cat, looked["champion"], actor) if settings.fall_back else policy.by,
+        control_share=settings.control_share,
+        cost_unit=settings.cost_unit,
+        cost_limit=settings.cost_limit,
+        seed=policy.seed or new_id(),
     )
+    weights = weights_of(by_strategy(judged.judged_frames(cat))) if settings.reweight else None
+    pool = _pool(cat, received, seen, taught, policy, weights)
+    embedded = [look.embedding for _, look in labelled if look.embedding is not None]
+    known = _one_size(embedded)
+    chosen = choose(pool, frames, policy, known)
+    if not chosen:
+        return None
+    evidence = {"fall_back": judged.fallen_back(cat), "weights": None if weights is None else dict(weights), "sides": sides}
+    manifest = batch_manifest.describe(pool, chosen, policy, frames=frames, looked=looked, labelled=known, evidence=evidence)
+    members = tuple(batches.Member(one.frame_id, one.why, one.role, one.probability) for one in chosen)
+    return Plan(members, {**dataclasses.asdict(policy), "frames": frames, "candidates": len(pool)}, manifest)
+
+
+def _give_sides(cat: Catalogue, share: float, actor: str) -> dict[str, str]:
+    """Sides for the audit's scenes that have none; a scene whose chosen frames went to people already can only be trained on."""
+    scenes = batches.unrouted_scenes(cat)
+    if not scenes or share == 0:
+        return {}
+    spoilt = {row["scene"] for row in scenes if row["chosen"]}
+    seed = cat.setting(_ROUTING_SEED)
+    if seed is None:
+        seed = new_id()
+        cat.set_setting(_ROUTING_SEED, seed)
+    free = [(row["camera"], row["scene"]) for row in scenes if row["scene"] not in spoilt]
+    sides = {**route(free, batches.routed_scenes(cat), share, seed), **dict.fromkeys(spoilt, TRAINED_ON)}
+    for scene, side in sorted(sides.items()):
+        datasets.assign_scene(cat, scene, side)
+    counts = {side: list(sides.values()).count(side) for side in (HELD_OUT, TRAINED_ON)}
+    cat.log(actor, "scenes routed", seed, {**counts, "spoilt": len(spoilt)})
+    return sides
+
+
+def _rule_in_force(cat: Catalogue, champion: str, actor: str) -> Literal["score", "diversity"]:
+    """`score`, or `diversity` while the policy is no better than its control; a new champion gives the policy another chance."""
+    fallen = judged.fallen_back(cat)
+    if fallen is not None and fallen["champion"] != champion:
+        judged.restore(cat, "there is a new champion, whose doubts are other ones", actor)
+        return "score"
+    if fallen is None:
+        verdict = judge_policy(judged.judged_frames(cat))
+        if verdict.word != "not_better":
+            return "score"
+        judged.fall_back(cat, champion, verdict.why, actor)
+        logger.warning("the selection policy is no better than its control, batches are chosen by diversity: %s", verdict.why)
+    return "diversity"
+
+
+def _twins(received: Sequence[Row], seen: Mapping[str, Look], labelled: Sequence[tuple[str, Look]]) -> dict[str, str]:
+    """Chosen frames that look like a labelled or queued one of their camera. Frames that chance took stay: to leave some out would
+    make the audit biased."""
+    by_camera: dict[str, list[Look]] = {}
+    for camera, look in labelled:
+        if len(look.luma) == THUMBNAIL_BYTES:
+            by_camera.setdefault(camera, []).append(look)
+    stacked = {
+        camera: np.frombuffer(b"".join(look.luma for look in each), np.uint8).reshape(len(each), THUMBNAIL_BYTES)
+        for camera, each in by_camera.items()
+    }
+    twins = {}
+    for row in received:
+        own, others = seen.get(row["id"]), stacked.get(row["camera"] or "")
+        if row["arm"] == "explore" or own is None or others is None or len(own.luma) != THUMBNAIL_BYTES:
+            continue
+        apart = difference(own.luma, others)
+        nearest = int(apart.argmin())
+        if apart[nearest] <= NEAR_DUPLICATE:
+            twins[row["id"]] = by_camera[row["camera"] or ""][nearest].frame
+    return twins
+
+
+def _pool(
+    cat: Catalogue,
+    received: Sequence[Row],
+    seen: Mapping[str, Look],
+    taught: Mapping[str, Look],
+    policy: BatchPolicy,
+    weights: Mapping[str, float] | None,
+) -> list[Candidate]:
+    """Received frames with all that is known of them."""
+    rare = set(batches.rare_classes(cat))
+    # Asked of the whole catalogue: somebody of one site does not see the sides of scenes.
+    held_out = {scene for scene, (side, _) in datasets.scene_splits(cat).items() if side == HELD_OUT}
+    effort = fit_effort(batches.timed_labels(cat, _TIMED_LABELS))
+    values = {
+        row["id"]: (row["camera"] or "import", combined(look.doubt, json.loads(row["strategy_scores"]), weights))
+        for row in received
+        if (look := taught.get(row["id"]) or seen.get(row["id"])) is not None and look.doubt is not None
+    }
+    # Where only some frames of a camera were looked at, its devices' scores count for all: the two are not on one scale.
+    whole = {row["camera"] or "import" for row in received} - {
+        row["camera"] or "import" for row in received if row["id"] not in values
+    }
+    ranks = ranks_within({frame: value for frame, value in values.items() if value[0] in whole})
+    pool = []
+    for row in received:
+        look = seen.get(row["id"])
+        best = taught.get(row["id"]) or look
+        boxes, shown = (1.0, set[str]()) if best is None else (best.boxes, set(best.class_names))
+        pool.append(
+            Candidate(
+                frame_id=row["id"],
+                blob=row["blob"],
+                camera=row["camera"] or "import",
+                captured_s=datetime.fromisoformat(row["captured_at"]).timestamp(),
+                arm=row["arm"],
+                reasons=row["reason"],
+                score=ranks[row["id"]] if row["id"] in ranks else float(row["score"]),
+                inclusion_probability=row["inclusion_probability"],
+                held_out=row["scene"] in held_out,
+                cost=cost_of(policy.cost_unit, boxes, effort),
+                rare=bool(shown & rare),
+                embedding=None if look is None else look.embedding,
+            )
+        )
+    return pool
+
+
+def _one_size(embeddings: Sequence[NDArray[np.float32]]) -> NDArray[np.float32] | None:
+    """(n, d) of those that are as long as the first; None for none."""
+    same = [each for each in embeddings if len(each) == len(embeddings[0])]
+    return np.stack(same) if same else None

@@ -17,6 +17,7 @@ _WHAT_TO_DO = {
     "model": "put the blob back from a backup; without it the model cannot be evaluated or published again",
     "weights": "put the blob back from a backup; without it nothing can be trained from this model",
     "manifest": "put the blob back from a backup; without it this version cannot be trained on again",
+    "batch": "put the blob back from a backup; without it nobody can say how this batch was chosen",
     "rows": "build the catalogue again with `bowerbird catalogue rebuild`, or restore a backup",
 }
 

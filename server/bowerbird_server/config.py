@@ -162,11 +162,49 @@ class LoopConfig(_Part):
     wait_s: float = Field(
         86400.0, gt=0, description="Close a round's collection after so long with the frames that came, if any came."
     )
-    holdout_share: float = Field(0.2, ge=0, lt=1, description="Share of new scenes that go to the evaluation set.")
+    holdout_share: float = Field(
+        0.2,
+        ge=0,
+        lt=1,
+        description="Share of new scenes of imported pictures that are held out; for cameras see `labelling.evaluation_share`.",
+    )
     collect: bool = Field(False, description="Open rounds by itself; otherwise devices send what their budgets allow.")
     train: bool = Field(False, description="Train when a round's frames are labelled.")
     roll_out: bool = Field(False, description="Roll a promoted model out without asking.")
     training: TrainingConfig = TrainingConfig()
+
+
+class LabellingConfig(_Part):
+    """Which received frames go to people, what that may cost, and how it is checked that choosing pays."""
+
+    rescore: Literal["champion", "teacher", "off"] = Field(
+        "champion", description="Look at received frames again with the champion, with a teacher as well, or not at all."
+    )
+    teacher: str = Field("", description="With `teacher`: ONNX file of a larger model that sees more than devices do.")
+    evaluation_share: float = Field(
+        0.5, ge=0, le=1, description="Share of the random audit's scenes that go to the evaluation set, decided by chance."
+    )
+    control_share: float = Field(
+        0.2, ge=0, le=1, description="Share of a batch that chance takes; the policy is measured by it."
+    )
+    cost_unit: Literal["frames", "boxes", "seconds"] = Field("frames", description="What a batch's cost is counted in.")
+    cost_limit: float | None = Field(
+        None, gt=0, description="A batch costs at most so much; none: only its frames are limited."
+    )
+    fall_back: bool = Field(True, description="Choose by diversity alone while the policy is no better than its control.")
+    reweight: bool = Field(False, description="Believe strategies in proportion to what labels said of their frames.")
+    consensus_share: float = Field(
+        0.05, ge=0, le=1, description="Share of labels that a second person is asked to make as well."
+    )
+    enough_labels: int = Field(
+        20, ge=2, description="Labelled frames that look alike from which on devices are told that there is enough of them."
+    )
+
+    @model_validator(mode="after")
+    def _teacher(self) -> Self:
+        if (self.rescore == "teacher") != bool(self.teacher):
+            raise ValueError('rescore = "teacher" and teacher go together: the path of an ONNX file')
+        return self
 
 
 class RolloutConfig(_Part):
@@ -245,6 +283,7 @@ class ServerConfig(_Part):
     identity: IdentityConfig = IdentityConfig()
     ingest: IngestConfig = IngestConfig()
     loop: LoopConfig = LoopConfig()
+    labelling: LabellingConfig = LabellingConfig()
     rollout: RolloutConfig = RolloutConfig()
     gate: GateConfig = GateConfig()
     drift: DriftConfig = DriftConfig()

@@ -29,6 +29,7 @@ from bowerbird_server.catalogue import (
     erasures,
     fetches,
     fleet,
+    fleet_sketches,
     rollouts,
     unsent,
 )
@@ -340,6 +341,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
     anything are left out."""
     totals, wishes, shares = fleet.desired(cat), device_config.wishes(cat), campaigns.wished(cat)
     boosts, were_boosted = drift_rows.boosts(cat, int(time.time() * 1000)), drift_rows.were_boosted(cat)
+    enough = fleet_sketches.wished(cat)
     found = {}
     for device in active:
         total = totals.get(device, Desired(0))  # with what it shall erase
@@ -351,8 +353,9 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
             campaigns_version=campaigns_version,
             campaigns=shares.get(device, ()),
             boost=boosts.get(device),
+            enough=enough.get(device, b""),
         )
-        if device in totals or version or campaigns_version or device in were_boosted:
+        if device in totals or version or campaigns_version or device in were_boosted or wanted.enough:
             found[device] = wanted
     return found
 

@@ -372,4 +372,5 @@ def m_drift(db: Database) -> None:
             db.execute(statement)
 
 
+from bowerbird_server import migrations_batches as _batches  # noqa: E402, F401 - registers its step behind those above
 from bowerbird_server import migrations_identity as _identity  # noqa: E402, F401 - registers its step behind those above

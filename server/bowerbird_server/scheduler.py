@@ -12,12 +12,13 @@ import threading
 from datetime import UTC, datetime
 
 from bowerbird_server import retention
-from bowerbird_server.batch import build_batch
-from bowerbird_server.catalogue import Row, fleet, frames, rollouts
+from bowerbird_server.batch import open_batch, plan_batch
+from bowerbird_server.catalogue import Row, batches, fleet, frames, rollouts, second_looks
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.erase import finish_all
 from bowerbird_server.errors import ServerError
+from bowerbird_server.looking import try_to_look
 from bowerbird_server.loop import LoopFacts, Step, next_step
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.registry import open_repository, publish
@@ -31,6 +32,8 @@ ACTOR = "scheduler"
 POLL_S = 0.5
 REFRESH_S = 3600.0
 KEEP_RECORDS_S = 5.0
+# Frames that came while nothing else was to do are looked at every so often, so many at a time.
+LOOK_S, LOOK_FRAMES = 60.0, 256
 PRIVACY_S = 300.0  # what an erasure left, and what is kept too long
 # After a step that failed for want of something (disk, signature), do not try again at once.
 RETRY_S = 10.0
@@ -39,6 +42,7 @@ RETRY_S = 10.0
 def run(site: Site, stop: threading.Event) -> None:
     """Work until `stop` is set."""
     refreshed_s = kept_s = privacy_s = 0.0
+    looked_s = datetime.now(UTC).timestamp()
     warned = ""
     while not stop.is_set():
         try:
@@ -58,6 +62,10 @@ def run(site: Site, stop: threading.Event) -> None:
             if not idle:
                 logger.info("next step: %s", step)
                 do_step(site, step)
+            elif now_s - looked_s > LOOK_S:
+                second_looks.ask(site.catalogue, site.config.labelling.consensus_share, ACTOR)
+                try_to_look(site, limit=LOOK_FRAMES, cancelled=stop.is_set)
+                looked_s = datetime.now(UTC).timestamp()
             warned = ""
             stop.wait(POLL_S if idle else 0.0)
         except ServerError as error:
@@ -82,7 +90,7 @@ def read_facts(site: Site) -> LoopFacts:
         rounds_finished=sum(row["state"] == "finished" for row in rounds),
         round_state=None if current is None else current["state"],
         frames_wanted=0 if current is None else current["frames_wanted"],
-        frames_received=frames.count_by_state(catalogue).get("received", 0),
+        frames_received=batches.candidate_count(catalogue),
         devices=len(devices),
         champion=model_rows.champion(catalogue) is not None,
         collection_over=current is not None and _collection_over(site, current),
@@ -157,10 +165,13 @@ def _open_round(site: Site) -> None:
 
 
 def _build_batch(site: Site, current: Row) -> None:
+    try_to_look(site)
+    plan = plan_batch(site.catalogue, frames=current["frames_wanted"], actor=ACTOR, settings=site.config.labelling)
+    if plan is None:
+        return
     with site.catalogue.transaction():
-        batch = build_batch(site.catalogue, frames=current["frames_wanted"])
-        if batch is not None:
-            run_rows.move_round(site.catalogue, current["number"], "labelling", ACTOR, batch=batch)
+        batch = open_batch(site.catalogue, plan, ACTOR, site.blobs)
+        run_rows.move_round(site.catalogue, current["number"], "labelling", ACTOR, batch=batch)
 
 
 def _queue_training(site: Site, current: Row) -> None:

@@ -24,6 +24,7 @@ from bowerbird_server.catalogue.datasets import (
     LabelledFrame,
     add_version,
     assign_scene,
+    chosen_scenes,
     labelled_frames,
     scene_splits,
 )
@@ -48,7 +49,8 @@ def take_snapshot(catalogue: Catalogue, blobs: BlobStore, *, holdout_share: floa
     """Freeze what is labelled now; returns the version's row (an existing one when nothing has changed).
 
     Args:
-        holdout_share: share of new scenes, in [0, 1), that go to the evaluation set and never into training.
+        holdout_share: share of new scenes, in [0, 1), that go to the evaluation set and never into training; of imported pictures, and
+            of audit frames that were labelled without a batch. Scenes with frames that a policy chose are trained on.
 
     Raises:
         BadInput: nothing is labelled.
@@ -59,9 +61,10 @@ def take_snapshot(catalogue: Catalogue, blobs: BlobStore, *, holdout_share: floa
             "nothing is labelled yet; label frames on the review page or import a data set with `bowerbird dataset import`"
         )
     with catalogue.transaction():
-        known = scene_splits(catalogue)
+        known, chosen = scene_splits(catalogue), chosen_scenes(catalogue)
         for scene in sorted({frame.scene for frame in frames} - known.keys()):
-            assign_scene(catalogue, scene, split_of(scene, holdout_share))
+            # What a policy chose measures nothing: only chance and imported pictures make the evaluation set.
+            assign_scene(catalogue, scene, "train" if scene in chosen else split_of(scene, holdout_share))
         splits = {scene: split for scene, (split, _) in scene_splits(catalogue).items()}
         classes = class_names(catalogue)
         manifest = {

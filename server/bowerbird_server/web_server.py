@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bowerbird_server.anchors import keep_noting
 from bowerbird_server.catalogue.sessions import Ages
-from bowerbird_server.config import ServerConfig, WebConfig
+from bowerbird_server.config import LabellingConfig, ServerConfig, WebConfig
 from bowerbird_server.endpoint import WebEndpoint
 from bowerbird_server.errors import ServerError
 from bowerbird_server.layout import DataFolder
@@ -96,7 +96,15 @@ def run(folder: DataFolder, endpoint: WebEndpoint, config: ServerConfig) -> None
     if oidc.issuer:
         secret = read_private(Path(oidc.client_secret_file)).strip() if oidc.client_secret_file else ""
         provider = Provider(oidc, secret)
-    server = make_server(folder, endpoint, web, certificate, approval_is_manual=approval_is_manual, oidc=provider)
+    server = make_server(
+        folder,
+        endpoint,
+        web,
+        certificate,
+        approval_is_manual=approval_is_manual,
+        oidc=provider,
+        labelling=config.labelling,
+    )
     stop = threading.Event()
     noting = (folder.catalogue, folder.audit_anchors, stop)
     threads = [threading.Thread(target=keep_noting, args=noting, name="anchors", daemon=True)]
@@ -119,6 +127,7 @@ def make_server(
     *,
     approval_is_manual: bool = False,
     oidc: Provider | None = None,
+    labelling: LabellingConfig | None = None,
 ) -> uvicorn.Server:
     """The server with its limits, ready to `run`."""
     BoundedProtocol.proxies = frozenset(web.proxies)
@@ -132,6 +141,7 @@ def make_server(
             failed_login_delay_s=_FAILED_LOGIN_DELAY_S,
             approval_is_manual=approval_is_manual,
             oidc=oidc,
+            labelling=labelling,
         ),
         host=endpoint.host,
         port=endpoint.port,

@@ -28,8 +28,10 @@ from bowerbird_agent.storing import MAX_WAITING, StoringThread
 from bowerbird_models.detections import Detections
 from bowerbird_models.errors import ModelOutputError
 from bowerbird_models.scenes import SceneStream
+from bowerbird_server.fleet_sketch import make_sketch
 from bowerbird_testing.agent_process import write_config
 from bowerbird_testing.broker import free_port
+from bowerbird_wire.fleet_sketch import model_key
 from bowerbird_wire.telemetry import LATENCY_MS, SCORE_BINS
 
 
@@ -41,11 +43,17 @@ class OneBox:
     file_digest: str = "f" * 64
     score: float = 0.5
     broken: bool = False
+    embedding: NDArray[np.float32] | None = None
 
     def detect(self, image_bgr: NDArray[np.uint8], *, confidence: float = 0.05, iou: float = 0.7) -> Detections:
         if self.broken:
             raise ModelOutputError("the model emitted NaN")
-        return Detections(np.array([[1, 1, 20, 20]], np.float32), np.array([self.score], np.float32), np.array([0], np.int32))
+        box, score, class_id = (
+            np.array([[1, 1, 20, 20]], np.float32),
+            np.array([self.score], np.float32),
+            np.array([0], np.int32),
+        )
+        return Detections(box, score, class_id, embedding=self.embedding)
 
 
 @dataclass
@@ -155,6 +163,40 @@ def test_a_repeated_or_older_wish_changes_nothing(bench: Bench) -> None:
     assert bench.inference.set_desired(2, 5)
     assert not bench.inference.set_desired(2, 9)
     assert not bench.inference.set_desired(1, 9)
+
+
+def test_what_the_fleet_has_enough_of_is_no_news_until_the_model_changes(bench: Bench) -> None:
+    """The frames' embedding lies in the sketch: nothing is new. A policy keeps that, a new model and an empty wish do not."""
+    same = np.eye(1, 8, dtype=np.float32)[0]
+    sketch = make_sketch(model_key("a" * 64), np.tile(same, (20, 1)), 20)
+    bench.inference.set_enough(sketch)
+
+    def raw_novelty() -> float:
+        """How far the last frame was from all that counts."""
+        fleet = bench.inference._selector.fleet
+        return 1.0 if fleet is None else fleet.distance(same)
+
+    bench.load(OneBox(embedding=same), "a" * 64)
+    bench.show(0, 3)
+    assert raw_novelty() == 0
+    bench.inference.set_policy(Policy(window_frames=50), device="cam-01", cameras=1)
+    bench.show(3, 5)
+    assert raw_novelty() == 0
+    bench.inference.set_enough(b"nonsense")
+    bench.show(5, 6)
+    assert raw_novelty() == 1
+    bench.inference.set_enough(sketch)
+    bench.show(6, 7)
+    assert raw_novelty() == 0
+    bench.load(OneBox(embedding=same), "b" * 64)
+    bench.show(7, 8)
+    assert raw_novelty() == 1
+    bench.inference.set_enough(make_sketch(model_key("b" * 64), np.tile(same, (20, 1)), 20))
+    bench.show(8, 9)
+    assert raw_novelty() == 0
+    bench.inference.set_enough(b"")
+    bench.show(9, 10)
+    assert raw_novelty() == 1
 
 
 def test_a_guard_slows_a_film_down_and_drops_none_of_its_frames(bench: Bench) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bowerbird_agent.fleet_novelty import fleet_novelty
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
 from bowerbird_models.detections import Detections
+from bowerbird_server.fleet_sketch import make_sketch
 from bowerbird_testing.judged_frames import PaperSpool, frame, seeing, textured
+from bowerbird_wire.fleet_sketch import model_key
 
 TORN, DOUBTFUL, SURE = seeing(0.5, 0.5), seeing(0.8), seeing(0.99)
 
@@ -224,3 +228,22 @@ def test_the_printed_rule_skips_frames_without_a_shown_box() -> None:
     assert rule_would_send(seeing(0.5))
     assert not rule_would_send(seeing(0.5, 0.9))
     assert not rule_would_send(Detections.empty())
+
+
+def test_what_the_fleet_has_enough_of_is_less_new_than_what_it_has_not() -> None:
+    """Two kinds of frames come in turn, both new to this device; the fleet has labelled one of them often."""
+    known, unknown = np.eye(2, 16, dtype=np.float32)
+    spool = _spool(Policy(window_frames=200, epsilon=0.0))
+
+    def shown(i: int) -> Detections:
+        return dataclasses.replace(seeing(0.5), embedding=known if i % 2 else unknown)
+
+    payload = make_sketch(model_key("ab" * 32), np.tile(known, (20, 1)), 20)
+    spool.selector.fleet = fleet_novelty(payload, "ab" * 32)
+    spool.show((frame(i), shown(i)) for i in range(60))
+    novelty = [spool.judged[f"gate/{i}"].strategy_scores["novelty"] for i in range(20, 60)]
+    assert max(novelty[1::2]) < min(novelty[0::2])
+    spool.selector.fleet = None
+    spool.show((frame(i), shown(i)) for i in range(60, 200))
+    novelty = [spool.judged[f"gate/{i}"].strategy_scores["novelty"] for i in range(190, 200)]
+    assert max(novelty[1::2]) >= min(novelty[0::2]), "without the fleet's word both are as new"

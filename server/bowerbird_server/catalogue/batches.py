@@ -7,20 +7,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 from bowerbird_server.catalogue import frames
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
-from bowerbird_server.errors import BadInput, NotFound
+from bowerbird_server.errors import BadInput, Conflict, NotFound
 
+RARE_BELOW_BOXES = 50
 _WAITING = "('queued', 'in_review')"
 
 
-def add_batch(cat: Catalogue, chosen: Sequence[tuple[str, str]], policy: Mapping[str, object], actor: str) -> str:
+@dataclass(frozen=True)
+class Member:
+    """A frame of a batch: why it is in it, in which role (`batch_choice.ROLES`), and with which probability chance took it."""
+
+    frame: str
+    why: str
+    role: str = "policy"
+    probability: float = 1.0
+
+
+def add_batch(
+    cat: Catalogue, members: Sequence[Member], policy: Mapping[str, object], actor: str, manifest: str | None = None
+) -> str:
     """A new open batch; its frames become `queued`.
 
     Args:
-        chosen: (frame id, why), in the order in which they are to be labelled.
-        policy: how they were chosen, kept as JSON.
+        members: in the order in which they are to be labelled.
+        policy: how they were chosen, kept as JSON; `by` says whether by score or diversity.
+        manifest: blob that says all there is to say of the choice.
 
     Returns:
         The batch's id.
@@ -29,25 +44,39 @@ def add_batch(cat: Catalogue, chosen: Sequence[tuple[str, str]], policy: Mapping
         BadInput: nothing is chosen.
         Conflict: a frame is no longer `received`; then there is no batch.
     """
-    if not chosen:
+    if not members:
         raise BadInput("a batch needs at least one frame")
     batch = new_id()
+    ids = [member.frame for member in members]
     with cat.transaction():
-        cat.insert("batch", {"id": batch, "created_at": utc_now(), "state": "open", "policy": json.dumps(dict(policy))})
-        for position, (frame, why) in enumerate(chosen):
-            cat.insert("batch_frame", {"batch": batch, "frame": frame, "position": position, "why": why})
-        frames.change_state(cat, [frame for frame, _ in chosen], "queued", actor, {"received"})
-        cat.log(actor, "batch opened", batch, {"frames": len(chosen), "policy": dict(policy)})
+        taken = [frame for frame, state in frames.states_of(cat, ids).items() if state != "received"]
+        if taken:
+            raise Conflict(f"frame {taken[0][:12]} is no longer received; somebody else has queued it. Choose again.")
+        row = {"id": batch, "created_at": utc_now(), "state": "open", "policy": json.dumps(dict(policy))}
+        cat.insert("batch", {**row, "manifest": manifest})
+        for position, member in enumerate(members):
+            cat.insert(
+                "batch_frame",
+                {"batch": batch, "position": position, **asdict(member), "chosen_by": str(policy.get("by", "score"))},
+            )
+        frames.change_state(cat, ids, "queued", actor, {"received"})
+        cat.log(actor, "batch opened", batch, {"frames": len(members), "policy": dict(policy), "manifest": manifest})
     return batch
 
 
 def candidates(cat: Catalogue, limit: int) -> list[Row]:
     """Received frames, explore arm first, then the best scores."""
     return cat.rows(
-        "SELECT id, blob, device, camera, captured_at, arm, reason, score, inclusion_probability FROM frame "
+        "SELECT id, blob, bytes, device, camera, scene, captured_at, arm, reason, score, inclusion_probability, strategy_scores "
+        "FROM frame "
         "WHERE state = 'received' AND arm <> 'fetched' ORDER BY arm = 'explore' DESC, score DESC, id LIMIT ?",
         limit,
     )
+
+
+def candidate_count(cat: Catalogue) -> int:
+    """How many received frames a batch could be made of."""
+    return int(cat.value("SELECT count(*) FROM frame WHERE state = 'received' AND arm <> 'fetched'"))
 
 
 def set_copies_aside(cat: Catalogue, actor: str) -> int:
@@ -66,6 +95,82 @@ def set_copies_aside(cat: Catalogue, actor: str) -> int:
             frames.change_state(cat, [row["id"]], "rejected", actor, {"received"})
             cat.log(actor, "frame is a copy", row["id"], {"of": row["twin"]})
     return len(copies)
+
+
+def unrouted_scenes(cat: Catalogue) -> list[Row]:
+    """Scenes of the random audit without a side: `camera`, `scene`, and whether `chosen` frames of it went to people already."""
+    return cat.rows(
+        "SELECT DISTINCT camera, scene, EXISTS (SELECT 1 FROM frame AS other WHERE other.scene = frame.scene AND other.arm <> "
+        "'explore' AND other.state IN ('queued', 'in_review', 'labelled')) AS chosen FROM frame WHERE state = 'received' "
+        "AND arm = 'explore' AND camera IS NOT NULL AND scene NOT IN (SELECT scene FROM scene_split)"
+    )
+
+
+def routed_scenes(cat: Catalogue) -> dict[str, int]:
+    """Camera -> how many of its scenes have a side."""
+    rows = cat.rows(
+        "SELECT camera, count(DISTINCT scene) AS n FROM frame WHERE camera IS NOT NULL "
+        "AND scene IN (SELECT scene FROM scene_split) GROUP BY camera"
+    )
+    return {row["camera"]: row["n"] for row in rows}
+
+
+def set_held_out_aside(cat: Catalogue, actor: str) -> int:
+    """Reject received frames of held-out scenes that something else than chance chose; returns how many.
+
+    In the evaluation set they would make it biased, in training they would repeat its frames.
+    """
+    rows = cat.rows(
+        "SELECT frame.id, frame.scene FROM frame JOIN scene_split USING (scene) WHERE state = 'received' AND split = 'holdout' "
+        "AND arm NOT IN ('explore', 'import', 'fetched')"
+    )
+    with cat.transaction():
+        for row in rows:
+            frames.change_state(cat, [row["id"]], "rejected", actor, {"received"})
+            cat.log(actor, "frame of a held-out scene", row["id"], {"scene": row["scene"]})
+    return len(rows)
+
+
+def set_twins_aside(cat: Catalogue, twins: Mapping[str, str], actor: str) -> int:
+    """Reject received frames that look like one that is labelled or queued: frame -> the other. Returns how many."""
+    with cat.transaction():
+        still = [frame for frame, state in frames.states_of(cat, twins).items() if state == "received"]
+        for frame in still:
+            frames.change_state(cat, [frame], "rejected", actor, {"received"})
+            cat.log(actor, "frame is nearly a copy", frame, {"like": twins[frame]})
+    return len(still)
+
+
+def drawn_classes(cat: Catalogue, ids: Sequence[str]) -> dict[str, set[str]]:
+    """Which classes people drew in frames, by frame; those without a box are left out."""
+    rows = cat.rows(
+        "SELECT DISTINCT frame, box.value ->> 'class' AS name FROM label_newest, json_each(label_newest.boxes) AS box "
+        "WHERE frame IN (SELECT value FROM json_each(?))",
+        json.dumps(list(ids)),
+    )
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row["frame"], set()).add(row["name"])
+    return found
+
+
+def rare_classes(cat: Catalogue, below: int = RARE_BELOW_BOXES) -> list[str]:
+    """Classes of the class list with fewer labelled boxes than `below`."""
+    rows = cat.rows(
+        "SELECT class.name FROM class LEFT JOIN (SELECT value ->> 'class' AS name, count(*) AS n FROM label_newest, "
+        "json_each(label_newest.boxes) WHERE verdict = 'labelled' GROUP BY 1) AS drawn USING (name) "
+        "WHERE coalesce(drawn.n, 0) < ? ORDER BY class.id",
+        below,
+    )
+    return [row["name"] for row in rows]
+
+
+def timed_labels(cat: Catalogue, limit: int) -> list[tuple[int, float]]:
+    """(boxes, seconds) of the newest labels that were timed."""
+    rows = cat.rows(
+        "SELECT json_array_length(boxes) AS n, seconds FROM label WHERE seconds > 0 ORDER BY created_at DESC LIMIT ?", limit
+    )
+    return [(row["n"], row["seconds"]) for row in rows]
 
 
 def finish_batches(cat: Catalogue, frame: str) -> None:

@@ -68,6 +68,12 @@ def scene_splits(catalogue: Catalogue) -> dict[str, tuple[str, tuple[str, ...]]]
     }
 
 
+def chosen_scenes(catalogue: Catalogue) -> set[str]:
+    """Scenes of which something else than chance or an import brought a labelled frame."""
+    rows = catalogue.rows("SELECT DISTINCT scene FROM frame WHERE state = 'labelled' AND arm NOT IN ('explore', 'import')")
+    return {row["scene"] for row in rows}
+
+
 def assign_scene(catalogue: Catalogue, scene: str, split: str, slices: Sequence[str] = ()) -> None:
     """Give a scene its side; a scene that has one keeps it, because an evaluation set must never move into training."""
     catalogue.insert("scene_split", {"scene": scene, "split": split, "slices": json.dumps(list(slices))}, ignore=True)

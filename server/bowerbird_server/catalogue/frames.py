@@ -180,7 +180,7 @@ def erased(cat: Catalogue, headers: Sequence[FrameHeader], known: Collection[str
 
 def forget_content(cat: Catalogue, frame: str) -> None:
     """Rows that say what a deleted frame showed. Its labels stay: data set versions name them."""
-    for table in ("thumbnail", "detection", "redaction"):
+    for table in ("thumbnail", "look", "detection", "redaction"):
         cat.execute(f"DELETE FROM {table} WHERE frame = ?", frame)  # noqa: S608 - constants
 
 

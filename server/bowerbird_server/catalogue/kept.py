@@ -52,6 +52,8 @@ NOT_REBUILT = (
     "setting",
     "dead_letter",
     "thumbnail",
+    "look",
+    "second_look",
     "device_tag",
     "device_config",
     "config_history",
@@ -177,10 +179,11 @@ def note_rebuilt(cat: Catalogue, actor: str, counts: Mapping[str, int]) -> None:
 
 
 def named_blobs(cat: Catalogue) -> list[Row]:
-    """Every blob that a row needs: `blob`, `what` (frame, model, weights, manifest), `key` of the row; deleted frames need none."""
+    """Every blob that a row needs: `blob`, `what` (frame, model, weights, manifest, batch), its `key`; deleted frames need none."""
     return cat.rows(
         "SELECT blob, 'frame' AS what, id AS key FROM frame WHERE state <> 'deleted' "
         "UNION ALL SELECT onnx_sha256, 'model', digest FROM model "
         "UNION ALL SELECT weights_sha256, 'weights', digest FROM model WHERE weights_sha256 IS NOT NULL "
-        "UNION ALL SELECT manifest, 'manifest', id FROM dataset_version"
+        "UNION ALL SELECT manifest, 'manifest', id FROM dataset_version "
+        "UNION ALL SELECT manifest, 'batch', id FROM batch WHERE manifest IS NOT NULL"
     )

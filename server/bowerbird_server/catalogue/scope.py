@@ -29,6 +29,8 @@ THEIRS: Mapping[str, str] = {
     "label": _OUR_FRAME.format(key="label.frame"),
     "batch_frame": _OUR_FRAME.format(key="batch_frame.frame"),
     "dataset_frame": _OUR_FRAME.format(key="dataset_frame.frame"),
+    "look": _OUR_FRAME.format(key="look.frame"),
+    "second_look": _OUR_FRAME.format(key="second_look.frame"),
     "thumbnail": "site IN (SELECT site FROM temp.our_site)",
     "batch": "EXISTS (SELECT 1 FROM batch_frame WHERE batch_frame.batch = batch.id)",
     "execution": f"device IN ({_OURS})",

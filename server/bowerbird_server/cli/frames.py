@@ -16,7 +16,9 @@ from bowerbird_server.catalogue.labels import labels_of
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, progress_of, say, show_json, show_rows, tell
 from bowerbird_server.dataset_import import import_frames
 from bowerbird_server.errors import BadInput, NotFound
+from bowerbird_server.looking import try_to_look
 from bowerbird_server.record_keeping import delete_frames, keep_records
+from bowerbird_server.site import Site
 from bowerbird_wire.linked import AROUND, ORIGINAL
 
 app = typer.Typer(no_args_is_help=True, help="Frames on the server. Example: bowerbird frames list --state queued")
@@ -106,7 +108,7 @@ def import_(
     """Take in unlabelled pictures from a folder. To send only those worth a label: bowerbird-agent score FOLDER"""
     with open_site(data, make=True) as site, progress_of("importing") as progress:
         result = import_frames(site, folder, progress)
-        batch = build_batch(site.catalogue, frames=max(1, result.new)) if queue and result.new else None
+        batch = _build(site, max(1, result.new)) if queue and result.new else None
         keep_records(site.catalogue, site.blobs)
     for fault in result.skipped:
         tell(f"skipped {fault}")
@@ -144,9 +146,14 @@ def delete(
 def queue(data: Data = DATA, count: Annotated[int, typer.Option("--frames", min=1, help="At most so many.")] = 100) -> None:
     """Hand received frames to annotators as a batch: the best first, none twice. Example: bowerbird frames queue --frames 50"""
     with open_site(data) as site:
-        batch = build_batch(site.catalogue, frames=count, actor=actor())
+        batch = _build(site, count)
         if batch is None:
             say("no received frames wait; they come from devices, or with `bowerbird frames import FOLDER`")
             return
         waiting = queue_length(site.catalogue)
         say(f"batch {batch}; {waiting} frames wait for a label, on the review page of `bowerbird serve`")
+
+
+def _build(site: Site, frames: int) -> str | None:
+    try_to_look(site)
+    return build_batch(site.catalogue, frames=frames, actor=actor(), blobs=site.blobs, settings=site.config.labelling)

@@ -9,10 +9,12 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.catalogue import batches
+from bowerbird_server.catalogue import batches, judged, second_looks
+from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue.classes import add_classes, class_names
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.labelling import files
+from bowerbird_server.yield_report import yield_report
 
 app = typer.Typer(no_args_is_help=True, help="Labels. Example: bowerbird labels export labels/ --format coco")
 
@@ -92,3 +94,76 @@ def import_(
         show_json(asdict(result))
     else:
         say(f"{result.frames} frames labelled, {result.boxes} boxes")
+
+
+@app.command("yield")
+def yield_(
+    data: Data = DATA,
+    restore: Annotated[bool, typer.Option("--restore", help="Put the policy in force again after a fall-back.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Whether choosing frames pays: what labellers changed in chosen frames, against those that chance took."""
+    with open_site(data) as site:
+        if restore and not judged.restore(site.catalogue, "an operator asked for it", actor()):
+            say("the policy was in force already")
+        found = yield_report(site.catalogue)
+    if as_json:
+        show_json(found)
+        return
+    if found["fallen_back"]:
+        say(f"batches are chosen by diversity alone since {found['fallen_back']['since']}: {found['fallen_back']['why']}")
+    say(f"policy against control: {found['verdict']['word'].replace('_', ' ')}; {found['verdict']['why']}")
+    rows = [
+        {**one, "share": f"{one['changed']['value']:.2f} ({one['changed']['low']:.2f} to {one['changed']['high']:.2f})"}
+        for one in found["strategies"]
+    ]
+    show_rows(
+        rows,
+        {"strategy": "strategy", "frames": "labelled", "share": "changed by labellers"},
+        as_json=False,
+        none="no chosen frame is labelled yet",
+    )
+    for one in found["accuracy"]:
+        rate = one["per_label"]
+        worth = (
+            f", {rate['value'] * 1e4:+.2f} points per 100 labels ({rate['low'] * 1e4:+.2f} to {rate['high'] * 1e4:+.2f})"
+            if rate
+            else ""
+        )
+        say(
+            f"model {one['model'][:10]}: {one['gain']:+.3f} mAP50-95 with {one['labels']} more labels, {one['megabytes']:.1f} MB{worth}"
+        )
+
+
+@app.command()
+def gold(frame: Annotated[str, typer.Argument(help="Id, or its beginning.")], data: Data = DATA) -> None:
+    """Make a frame's label a reference: everybody else is asked to label it once, without seeing it, and is held against it."""
+    with open_site(data) as site:
+        found = frame_rows.find(site.catalogue, frame)["id"]
+        second_looks.make_gold(site.catalogue, found, actor())
+    say(f"frame {found[:12]} is gold; `bowerbird labels quality` says who agrees with it")
+
+
+@app.command()
+def quality(data: Data = DATA, as_json: AsJson = False) -> None:
+    """How far those who label agree with each other, and what is open; asks for second looks at new labels first."""
+    with open_site(data) as site:
+        second_looks.ask(site.catalogue, site.config.labelling.consensus_share, actor())
+        rows = second_looks.report(site.catalogue)
+        waiting = second_looks.open_for(site.catalogue, "", 1000)
+    if as_json:
+        show_json(
+            {"authors": rows, "open": [{name: row[name] for name in ("frame", "kind", "why", "author")} for row in waiting]}
+        )
+        return
+    for row in rows:
+        row["share"] = f"{row['agreed']['value']:.2f} ({row['agreed']['low']:.2f} to {row['agreed']['high']:.2f})"
+        row["mean"] = f"{row['agreement']:.2f}"
+    show_rows(
+        rows,
+        {"author": "author", "kind": "kind", "looks": "looks", "mean": "agreement", "share": "agreed"},
+        as_json=False,
+        none="no second look was answered yet",
+    )
+    for row in waiting:
+        say(f"open: {row['kind']} {row['frame'][:12]}: {row['why']}")

@@ -28,6 +28,7 @@ from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.config import (
     CONFIG_NAME,
     GateConfig,
+    LabellingConfig,
     LoopConfig,
     ModelsConfig,
     ServerConfig,
@@ -182,6 +183,8 @@ def server_config(world: World) -> ServerConfig:
             roll_out=True,
             training=TrainingConfig.model_validate(recipe.round_training),
         ),
+        # Its evaluation set is drawn beforehand, from scenes of its own.
+        labelling=LabellingConfig(evaluation_share=0.0),
         gate=GateConfig(profile="point_estimate"),
         models=ModelsConfig(variants=[]),  # calibrating and measuring them would be half of the demo's time
         signing=SigningConfig(mode="automatic"),
@@ -194,7 +197,7 @@ def write_config(folder: Path, config: ServerConfig) -> None:
         "# Written by `bowerbird demo`; the gate's profile `point_estimate` is not a significance test.",
         f'site = "{config.site}"',
     ]
-    for name in ("loop", "gate", "models", "signing"):
+    for name in ("loop", "labelling", "gate", "models", "signing"):
         lines += _toml_table(name, getattr(config, name).model_dump(exclude_none=True))
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_NAME).write_text("\n".join(lines) + "\n")

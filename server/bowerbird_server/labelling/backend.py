@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from bowerbird_server.blobs import BlobStore
-from bowerbird_server.catalogue import batches, classes, frames, labels
+from bowerbird_server.catalogue import batches, classes, frames, labels, second_looks
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
 from bowerbird_server.errors import BadInput, NotFound
 from bowerbird_server.labelling.boxes import Box, fit_boxes
@@ -158,18 +158,30 @@ def submit_label(
         if known_label is not None:
             return known_label
     blob = blobs.put(json.dumps(event, sort_keys=True, separators=(",", ":")).encode())
-    return labels.add_label(
-        cat,
-        label_id=identity,
-        frame=frame_id,
-        author=author,
-        created_at=created_at,
-        verdict=verdict,
-        boxes=rows,
-        classes_reviewed=reviewed,
-        seconds=seconds,
-        edits=counts,
-        blob=blob,
+    with cat.transaction():
+        revision = labels.add_label(
+            cat,
+            label_id=identity,
+            frame=frame_id,
+            author=author,
+            created_at=created_at,
+            verdict=verdict,
+            boxes=rows,
+            classes_reviewed=reviewed,
+            seconds=seconds,
+            edits=counts,
+            blob=blob,
+        )
+        put_back = second_looks.answer(cat, frame_id, author, identity)
+    for reference in put_back:  # a gold frame keeps the label that all others are held against
+        _put_back(cat, blobs, labels.get(cat, reference))
+    return revision
+
+
+def _put_back(cat: Catalogue, blobs: BlobStore, reference: Row) -> None:
+    boxes = [Box(box["class"], tuple(box["box_xyxy"])) for box in reference["boxes"]]
+    submit_label(
+        cat, blobs, reference["frame"], second_looks.REFERENCE, reference["verdict"], boxes, reference["classes_reviewed"]
     )
 
 

@@ -13,7 +13,7 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 
 from bowerbird_server import batch as batch_rules
-from bowerbird_server.catalogue import accounts, audit, batches, classes, fetches, fleet, frames, overview, unsent
+from bowerbird_server.catalogue import accounts, audit, batches, classes, fetches, fleet, frames, overview, second_looks, unsent
 from bowerbird_server.catalogue.core import Row
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.labelling.backend import Box, submit_label
@@ -100,7 +100,12 @@ def list_frames(
 
 @router.get("/frames/{frame_id}", response_model=t.FrameDetail)
 def get_frame(request: Request, frame_id: str) -> Row:
-    return frame_detail(catalogue(request), frame_id)
+    """To somebody who is asked for a second opinion of their own the label there is is not shown."""
+    cat = catalogue(request)
+    detail = frame_detail(cat, frame_id)
+    if request.state.session is not None and second_looks.is_blind(cat, frame_id, _author(request, None)):
+        detail["label"] = None
+    return detail
 
 
 @router.get(
@@ -188,10 +193,15 @@ def list_batches(request: Request, state: Literal["open", "done"] | None = None,
 
 @router.post("/batches", response_model=t.Batch, status_code=201, summary="Queue received frames for labelling")
 def post_batch(request: Request, body: t.BatchIn) -> Row:
-    cat = catalogue(request)
-    policy = batch_rules.BatchPolicy(min_gap_s=body.min_gap_s)
+    cat, blobs = stores(request)
     batch = batch_rules.build_batch(
-        whole_catalogue(request), frames=body.frames, policy=policy, actor=_author(request, None), among=cat
+        whole_catalogue(request),
+        frames=body.frames,
+        policy=batch_rules.BatchPolicy(min_gap_s=body.min_gap_s),
+        actor=_author(request, None),
+        among=cat,
+        blobs=blobs,
+        settings=request.app.state.labelling,
     )
     if batch is None:
         raise Conflict("no received frame waits to be queued; wait until devices have sent some, or import frames")

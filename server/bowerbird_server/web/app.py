@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue, accounts
 from bowerbird_server.catalogue.sessions import Ages
+from bowerbird_server.config import LabellingConfig
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.oidc import Provider
@@ -26,6 +27,7 @@ from bowerbird_server.web import (
     api,
     api_people,
     api_rollouts,
+    api_selection,
     drift_api,
     login,
     login_oidc,
@@ -33,6 +35,7 @@ from bowerbird_server.web import (
     pages,
     remote_api,
     remote_pages,
+    selection_page,
 )
 from bowerbird_server.web.auth import AccessGate, error_answer
 from bowerbird_server.web.stores import Stores
@@ -59,6 +62,7 @@ def create_app(
     failed_login_delay_s: float = 0.0,
     approval_is_manual: bool = False,
     oidc: Provider | None = None,
+    labelling: LabellingConfig | None = None,
 ) -> FastAPI:
     """The web application.
 
@@ -68,6 +72,7 @@ def create_app(
         ages: how long sessions last.
         failed_login_delay_s: how long the answer to a wrong log-in is held back.
         oidc: who else may say who somebody is.
+        labelling: how batches are built; None for the defaults.
         approval_is_manual: a rollout that is started here waits for somebody else's approval.
 
     Raises:
@@ -94,9 +99,12 @@ def create_app(
     app.state.stores = held
     app.state.ages, app.state.throttle, app.state.failed_login_delay_s = ages, Throttle(), failed_login_delay_s
     app.state.oidc = oidc
+    app.state.labelling = labelling
     app.state.approval_is_manual = approval_is_manual
     for router in (api.open_router, api.router, api_rollouts.router, api_people.router, remote_api.router, drift_api.router):
         app.include_router(router, tags=["v1"])
+    app.include_router(api_selection.router, tags=["v1"])
+    app.include_router(selection_page.router, include_in_schema=False)
     app.include_router(metrics.router, include_in_schema=False)
     app.include_router(login.router, include_in_schema=False)
     app.include_router(login_oidc.router, include_in_schema=False)

@@ -15,7 +15,7 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 from markupsafe import Markup
 
-from bowerbird_server.catalogue import audit, batches, fetches, frames, labels, overview
+from bowerbird_server.catalogue import audit, batches, fetches, frames, judged, labels, overview
 from bowerbird_server.catalogue.sessions import Session
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
 from bowerbird_server.roles import Principal
@@ -109,6 +109,7 @@ def _dashboard(request: Request) -> dict[str, Any]:
         "datasets": overview.datasets(cat, 6),
         "rollouts": overview.rollouts(cat, 4),
         "events": overview.events(cat, limit=15, each_frame=False),
+        "fallen_back": judged.fallen_back(cat),
     }
 
 
