@@ -1,5 +1,5 @@
 # Two commands matter: `make demo` and `make test`. Both begin with `setup`, which does nothing the second time.
-.PHONY: setup demo test attacks fuzz check install-test release clean help
+.PHONY: setup demo test faults attacks fuzz check install-test release clean help
 
 VENV := .venv
 
@@ -20,6 +20,9 @@ attacks: setup ## Run the attacks of docs/attacks.md and the code with its check
 
 fuzz: setup ## Fuzz every parser of foreign bytes for a minute each; ARGS='--seconds 600 onnx' for longer, or one.
 	@cd tests && OMP_NUM_THREADS=1 PYTHONPATH=. ../$(VENV)/bin/python -m bowerbird_testing.fuzz $(or $(ARGS),--seconds 60)
+
+faults: setup ## Run every row of the fault table (docs/faults.md), each checked by a separate program.
+	@scripts/test tests/faults -m fault_row --fault-rows all $(ARGS)
 
 check: setup ## Format, lint, types, tests.
 	@scripts/check

@@ -2,10 +2,10 @@
 
     python benchmarks/enrolment.py [--quick] [--devices N] [--folder DIR]
 
-In: nothing; it makes a site, an invitation for each device, and runs the claim listener as a process of its own. Out: per device
-and in all, and the figure as a last line of JSON: seconds a device, one after the other from one process (goal: at most 0.12, so
-that 500 are in within a minute). A baseline in the same run says what of it is the machine's: the same number of bare TLS handshakes
-with the same listener. No broker runs; its rules are written for every device all the same. `--quick` enrols 50.
+In: nothing; it makes a site, an invitation for each device, and runs the claim listener as a process of its own. Out: per device and in
+all, and the figure as a last line of JSON: seconds a device, one after the other from one process (goal: at most 0.12, so that 500
+are in within a minute). A baseline in the same run says what of it is the machine's: bare TLS handshakes with the same listener.
+No broker runs; its rules are written for every device all the same. `--quick` enrols 50.
 """
 
 from __future__ import annotations

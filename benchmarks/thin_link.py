@@ -34,7 +34,7 @@ import paho.mqtt.client as mqtt
 from figure import report
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bowerbird_agent.uploader import UploadLimits
+from bowerbird_agent.upload_limits import UploadLimits
 from bowerbird_server import ingest
 from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet

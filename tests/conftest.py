@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,8 +12,40 @@ from typing import Any
 import pytest
 
 from bowerbird_server.identity.authority import Authority
+from bowerbird_testing import fault_rows
 from bowerbird_testing.attack_table import is_attack
 from bowerbird_testing.broker import Mosquitto, mosquitto_path
+
+_SEED = "BOWERBIRD_FAULT_SEED"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Which rows of the fault table run, and their seed."""
+    parser.addoption(
+        "--fault-rows", choices=("all", "third"), default="all", help="all rows of the fault table, or a seeded third"
+    )
+    parser.addoption(
+        "--fault-seed", type=int, help=f"of the rows' draws and of the third; else ${_SEED}, else the day's number"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """One seed for all workers of a run, which inherit this environment."""
+    given = config.getoption("fault_seed")
+    if given is not None:
+        os.environ[_SEED] = str(given)
+    os.environ.setdefault(_SEED, str(int(time.time() // 86_400)))
+
+
+def pytest_report_header() -> str:
+    """What to give to run the same again."""
+    return f"fault seed: {os.environ[_SEED]} (--fault-seed)"
+
+
+@pytest.fixture(scope="session")
+def fault_seed() -> int:
+    """The seed of this run."""
+    return int(os.environ[_SEED])
 
 
 @pytest.fixture
@@ -59,7 +93,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Groups that pytest-xdist does not honour make each worker run what they share: that costs minutes and looks like nothing."""
+    """Leaves out the rows of the fault table that are not this run's.
+
+    Groups that pytest-xdist does not honour make each worker run what they share: that costs minutes and looks like nothing.
+    """
+    if config.getoption("fault_rows") == "third":
+        rows = fault_rows.chosen(int(os.environ[_SEED]))
+        left_out = [item for item in items if (mark := item.get_closest_marker("fault_row")) and mark.args[0] not in rows]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     if config.getoption("loadgroup", False):
         astray = [item.nodeid for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
         if astray:

@@ -15,6 +15,7 @@ from bowerbird_wire.topics import check_name
 
 # A polygon covers at least this share of the picture; a thinner one is a slip of the keyboard, not a mask.
 _LEAST_MASK_SHARE = 1e-5
+REDACTION_METHODS = ("fill", "pixelate", "blur")
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,31 @@ class Region:
 
 
 @dataclass(frozen=True)
+class RedactConfig:
+    """What is made unrecognisable before a frame of this camera is stored or sent.
+
+    Args:
+        classes: names of the model's classes; a model that does not know one of them has no frame kept.
+        method: "fill" (one gray), "pixelate" (a coarse mosaic) or "blur" (that mosaic, blurred).
+        margin: each box is larger by this share of its width and height on each side, in [0, 1].
+        confidence: a detection counts from this score on, in (0, 1); low, since a miss is seen and a false alarm is not.
+    """
+
+    classes: tuple[str, ...]
+    method: str = "fill"
+    margin: float = 0.1
+    confidence: float = 0.05
+
+    def __post_init__(self) -> None:
+        _require(bool(self.classes) and all(self.classes), 'classes is empty; name the model\'s classes, like ["person"]')
+        _require(
+            self.method in REDACTION_METHODS, f"method is {self.method!r}; it must be one of {', '.join(REDACTION_METHODS)}"
+        )
+        _require(0 <= self.margin <= 1, f"margin is {self.margin}; it must be 0 to 1")
+        _require(0.001 <= self.confidence <= 0.9, f"confidence is {self.confidence}; it must be 0.001 to 0.9")
+
+
+@dataclass(frozen=True)
 class CameraConfig:
     """One camera.
 
@@ -57,7 +83,10 @@ class CameraConfig:
         take: the part of the timeline to take when agents share a film, like "10s/20s+0s".
         region: only this part of the picture is looked at, stored and sent; None for all of it.
         masks: polygons of at least three (x, y) points in shares of the whole picture, filled before anything looks at a frame.
+        masks_size: width and height of the pictures that the masks were drawn on; pictures of another shape stop the camera.
+        redact: objects that are made unrecognisable before a frame is kept; None for none.
         stall_s: a live camera that gives no picture for so long is left and connected to again.
+        enabled: false switches the camera off: it is not opened.
     """
 
     name: str
@@ -71,7 +100,10 @@ class CameraConfig:
     take: str | None = None
     region: Region | None = None
     masks: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    masks_size: tuple[int, ...] | None = None
+    redact: RedactConfig | None = None
     stall_s: float = 10.0
+    enabled: bool = True
 
     def __post_init__(self) -> None:
         try:
@@ -93,6 +125,11 @@ class CameraConfig:
         _require(1 <= self.stall_s <= 600, f"stall_s is {self.stall_s}; it must be 1 to 600")
         for i, polygon in enumerate(self.masks):
             _check_polygon(i, polygon)
+        _require(
+            self.masks_size is None or (len(self.masks_size) == 2 and min(self.masks_size) >= 1),
+            f"masks_size is {list(self.masks_size or ())}; it must be [width, height] in pixels",
+        )
+        _require(self.masks_size is None or bool(self.masks), "masks_size is given without masks; add them, or leave it out")
         if self.take is not None:
             Segments.parse(self.take)
         if self.start_at_utc is not None:
@@ -114,6 +151,7 @@ class CameraConfig:
             stall_s=self.stall_s,
             region=None if self.region is None else (self.region.x, self.region.y, self.region.width, self.region.height),
             masks=self.masks,
+            masks_wh=None if self.masks_size is None else (self.masks_size[0], self.masks_size[1]),
         )
 
 

@@ -188,6 +188,7 @@ class Source:
         stall_s: how long a live camera may give no picture, seconds.
         region: x, y, width, height in shares of the picture: what is cut out of it; None for all.
         masks: privacy masks, polygons of (x, y) in shares of the whole picture.
+        masks_wh: the size of the pictures that they were drawn on; None for not known.
     """
 
     name: str
@@ -202,6 +203,7 @@ class Source:
     stall_s: float = 10.0
     region: tuple[float, float, float, float] | None = None
     masks: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    masks_wh: tuple[int, int] | None = None
 
     def wants(self, index: int, fps: float) -> bool:
         """Whether frame `index` of a timeline at `fps` is in the range and in this agent's segments."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from bowerbird_agent.policy import Policy
 
-Arm = Literal["policy", "explore"]
+Arm = Literal["policy", "explore", "campaign"]
 
 # What the value of a frame that looks just like a chosen one is multiplied by. Picking by distance alone collects oddities.
 _LIKE_ANOTHER = 0.5
@@ -36,7 +36,7 @@ class Judgement:
 
     Args:
         admit: keep it as a candidate until the window's end.
-        arm: "explore" when it was picked before looking; "policy" otherwise.
+        arm: "explore" when it was picked before looking; "campaign" when a campaign sends it; "policy" otherwise.
         score: rank in [0, 1] of its value among the frames judged lately; comparable between cameras and models.
         value: its combined score in [0, 1]; comparable within one model only.
         reasons: the strategies that spoke for it, the strongest first; "random_audit" first in the explore arm.

@@ -1,8 +1,8 @@
 """`bowerbird-agent`: the device's command line.
 
-In: arguments. Out: text, or JSON where a script would want it, and an exit code: 0 fine, 1 something failed while running, 2 the
-arguments or the configuration are wrong, 3 a thread of the running agent has hung. It only parses, builds and prints; heavy packages
-are imported by the command that needs them.
+In: arguments. Out: text, or JSON where a script would want it, and an exit code: 0 fine, 1 something failed while running, 2
+the arguments or the configuration are wrong, 3 a thread of the running agent has hung, 75 another version of it is to be
+started. It only parses, builds and prints; heavy packages are imported by the command that needs them.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bowerbird_agent.cli_enrol import add_enrol
@@ -163,21 +164,21 @@ def _check_config(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from bowerbird_agent.config import check_files, read_config
+    from bowerbird_agent.config import read_config
     from bowerbird_agent.memory import keep_little
+    from bowerbird_agent.remote_runner import RemoteWishes
+    from bowerbird_models.core_dumps import forbid_core_dumps
 
-    config = read_config(arguments.config)
-    check_files(config, str(arguments.config))
     if arguments.is_own_process:
-        _begin_again_on_huge_pages(config)
+        forbid_core_dumps()
+        # Before the wishes are read: beginning again is no start that could count against one of them.
+        _begin_again_on_huge_pages(read_config(arguments.config))
         keep_little()
+    remote = RemoteWishes(arguments.config)
+    config = remote.config
     from bowerbird_agent.device import Device
+    from bowerbird_agent.launch import EXIT_RESTART, Launch
     from bowerbird_agent.sd_notify import Notifier, NotifyAddress
-
-    def reread() -> AgentConfig:
-        changed = read_config(arguments.config)
-        check_files(changed, str(arguments.config))
-        return changed
 
     def set_level(level: str) -> None:
         if arguments.log_level is None:
@@ -188,8 +189,9 @@ def _run(arguments: argparse.Namespace) -> int:
     found = {name: os.environ.pop(name) for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID") if name in os.environ}
     device = Device(
         config,
+        launch=Launch.from_environment(os.environ, prefix=Path(sys.prefix), config=arguments.config),
         version=_version(),
-        reread=reread,
+        remote=remote,
         on_log_level=set_level,
         notifier=Notifier(NotifyAddress.from_environment(found, pid=os.getpid())),
         give_up=os._exit,
@@ -211,8 +213,8 @@ def _run(arguments: argparse.Namespace) -> int:
         # A thread that sits in a driver would be waited for, or be torn down under the driver's feet.
         logging.shutdown()
         sys.stderr.flush()
-        os._exit(code)
-    return code
+        os._exit(EXIT_RESTART if device.is_restart_asked and code == EXIT_OK else code)
+    return EXIT_RESTART if device.is_restart_asked and code == EXIT_OK else code
 
 
 def _begin_again_on_huge_pages(config: AgentConfig) -> None:

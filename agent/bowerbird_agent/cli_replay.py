@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import argparse
 
     from bowerbird_agent.replay import Setting, Trial
+    from bowerbird_wire.messages import Campaign
 
 
 def add_replay(commands: Any) -> None:
@@ -43,6 +44,13 @@ def add_replay(commands: Any) -> None:
     )
     command.add_argument("--frames-total", type=positive, metavar="N", help="as if the server wanted so many frames in all")
     command.add_argument("--bytes-per-day", type=positive, metavar="N", help="most bytes in 24 hours, in place of the policy's")
+    command.add_argument(
+        "--campaign",
+        action="append",
+        metavar="KEY=VALUE,...",
+        help="a campaign beside the policy: class, at_least, below, count_min, count_max, gap_s, frames (all that fit), bytes; "
+        "such as class=person,below=0.5,frames=20",
+    )
     command.add_argument("--gt", type=Path, metavar="FILE", help="ground truth of the film in MOT form: misses are counted")
     command.add_argument("--gt-class", default="person", metavar="NAME", help="the class that --gt is about (default person)")
     command.add_argument("--frames", type=positive, metavar="N", help="stop after so many frames")
@@ -124,7 +132,28 @@ def _setting(name: str, arguments: argparse.Namespace) -> Setting:
     limits = setting.limits
     if arguments.bytes_per_day is not None:
         limits = replace(limits, bytes_per_day=arguments.bytes_per_day)
-    return replace(setting, limits=limits, frames_total=arguments.frames_total)
+    campaigns = tuple(_campaign(number, text) for number, text in enumerate(arguments.campaign or [], 1))
+    return replace(setting, limits=limits, frames_total=arguments.frames_total, campaigns=campaigns)
+
+
+def _campaign(number: int, text: str) -> Campaign:
+    """A campaign as it is written on the command line."""
+    from bowerbird_agent.campaign import Term
+    from bowerbird_wire.messages import Campaign
+
+    kinds = {"frames": int, "bytes": int, "count_min": int, "count_max": int, "at_least": float, "below": float, "gap_s": float}
+    values: dict[str, Any] = {"frames": 10**9, "bytes": 10**15}
+    try:
+        for part in text.split(","):
+            key, equals, value = part.strip().partition("=")
+            if not equals or key not in {"class", *kinds}:
+                raise ValueError(f"{part!r} is none of {', '.join(('class', *kinds))}, each with =VALUE")
+            values["class_name" if key == "class" else key] = value if key == "class" else kinds[key](value)
+        campaign = Campaign(f"replay-{number}", until_ms=2**53, **values)
+        Term.of(campaign)
+    except ValueError as error:
+        raise ConfigError("--campaign", [str(error)]) from error
+    return campaign
 
 
 def _never_ends(text: str) -> bool:

@@ -46,11 +46,12 @@ def _snapshot(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.capture import Source
     from bowerbird_agent.models import model_on_device, open_detector
     from bowerbird_agent.policy import Policy
+    from bowerbird_agent.redaction import redactors_of
     from bowerbird_agent.snapshot import draw, take_snapshot
 
     if arguments.out.suffix.lower() not in {".jpg", ".jpeg", ".png"}:
         raise AgentError(f"--out {arguments.out} is no picture; name a file that ends in .jpg or .png")
-    policy, model, threads = Policy(), arguments.model, 1
+    policy, model, threads, redactor = Policy(), arguments.model, 1, None
     if arguments.source is not None:
         source = Source("snapshot", arguments.source)
         if model is None:
@@ -65,8 +66,11 @@ def _snapshot(arguments: argparse.Namespace) -> int:
         if name not in cameras:
             raise AgentError(f"there is no camera {name!r} in {arguments.config}; there are {', '.join(cameras)}")
         source = cameras[name].to_source()
+        redactor = redactors_of(config.cameras).get(name)
         model = model or model_on_device(config)
-    snapshot = take_snapshot(source, open_detector(model, threads=threads), policy, warm_up_frames=arguments.warm_up)
+    snapshot = take_snapshot(
+        source, open_detector(model, threads=threads), policy, warm_up_frames=arguments.warm_up, redactor=redactor
+    )
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     if not cv2.imwrite(str(arguments.out), draw(snapshot)):
         raise AgentError(f"{arguments.out} cannot be written; check folder and permissions")

@@ -6,8 +6,10 @@ In: a TOML file. Out: `AgentConfig`, with every path absolute, or `ConfigError` 
 
 from __future__ import annotations
 
+import copy
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,15 @@ from bowerbird_agent.budget import ByteLimits
 from bowerbird_agent.camera_config import CameraConfig
 from bowerbird_agent.capture import kind_of, without_password
 from bowerbird_agent.errors import ConfigError
+from bowerbird_agent.fetch_config import FetchConfig
 from bowerbird_agent.guard import GuardConfig
 from bowerbird_agent.heartbeat import WatchdogConfig
 from bowerbird_agent.metrics_endpoint import MetricsConfig
 from bowerbird_agent.model_config import ModelConfig
-from bowerbird_agent.policy import TEMPLATES, Policy
+from bowerbird_agent.policy import STRATEGIES, TEMPLATES, Policy
 from bowerbird_agent.publish import PublishConfig
+from bowerbird_agent.remote_config import RemoteConfig, merge
+from bowerbird_agent.spool_eviction import FLOORS
 from bowerbird_agent.structuring import Faults, structure
 from bowerbird_agent.tariff import QuietHours
 from bowerbird_wire.errors import TopicError
@@ -76,7 +81,8 @@ class BrokerConfig:
         certificate_file: key and certificate in one PEM file for such a broker; None for those of the enrolment.
         username: None for the device's id.
         password_file: first line is the password; None for no password.
-        keepalive_s: seconds without traffic after which both sides ask whether the other still lives.
+        keepalive_s: seconds without traffic after which the device asks whether the broker still lives; half as long again until
+            the broker calls a silent device offline. While packets wait for their acknowledgement 90 s without a byte are enough.
     """
 
     host: str
@@ -86,7 +92,7 @@ class BrokerConfig:
     certificate_file: Path | None = None
     username: str | None = None
     password_file: Path | None = None
-    keepalive_s: int = 30
+    keepalive_s: int = 300
 
     def __post_init__(self) -> None:
         _require(bool(self.host), "host is empty; name the broker's address")
@@ -107,7 +113,9 @@ class UpdateConfig:
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """How much may pass the network. Every byte of MQTT counts, resends and control included; downloads count for day and month.
+    """How much may pass the network. Every byte at the link counts, headers, resends and control included.
+
+    Downloads count for day and month.
 
     Args:
         bytes_per_s: the uplink's long-term rate.
@@ -195,14 +203,32 @@ def _control_bytes(bytes_per_day: int | None) -> int:
 
 @dataclass(frozen=True)
 class SpoolConfig:
-    """Bounds of the durable queue on disk."""
+    """Bounds of the durable queue on disk.
+
+    Args:
+        max_bytes: hard cap of frames, index and all.
+        min_free_bytes: the spool does not grow while the disk has less free than this.
+        floors: "explore" or a strategy -> the share of the spool that is its frames' own. Below it they make way for no others.
+        max_age_days: frames captured longer ago are given up unsent; None keeps them until they are sent.
+    """
 
     max_bytes: int = 500_000_000
     min_free_bytes: int = 200_000_000
+    floors: dict[str, float] = field(default_factory=lambda: dict(FLOORS))
+    max_age_days: float | None = None
 
     def __post_init__(self) -> None:
         _require(self.max_bytes >= 3_000_000, f"max_bytes is {self.max_bytes}; it must be at least 3000000")
+        _require(
+            self.max_age_days is None or 0.01 <= self.max_age_days <= 3660,
+            f"max_age_days is {self.max_age_days}; it must be 0.01 to 3660",
+        )
         _require(self.min_free_bytes >= 0, f"min_free_bytes is {self.min_free_bytes}; it must not be negative")
+        known = ("explore", *STRATEGIES)
+        unknown = sorted(set(self.floors) - set(known))
+        _require(not unknown, f"floors knows no {', '.join(unknown)}; known are {', '.join(known)}")
+        _require(all(0 <= share <= 1 for share in self.floors.values()), "a share in floors must be 0 to 1")
+        _require(sum(self.floors.values()) <= 1, f"floors add up to {sum(self.floors.values()):g}; together at most 1")
 
 
 @dataclass(frozen=True)
@@ -237,12 +263,19 @@ class AccountingConfig:
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """How often counters go to the server, in seconds."""
+    """How often counters go to the server, in seconds.
+
+    Args:
+        interval_s: while there is news: frames chosen or sent, a camera that fails, another model.
+        idle_interval_s: while there is none; at most 120 times `interval_s`.
+    """
 
     interval_s: float = 30.0
+    idle_interval_s: float = 3600.0
 
     def __post_init__(self) -> None:
         _require(0.2 <= self.interval_s <= 3600, f"interval_s is {self.interval_s}; it must be 0.2 to 3600")
+        _require(1 <= self.idle_interval_s <= 86_400, f"idle_interval_s is {self.idle_interval_s}; it must be 1 to 86400")
 
 
 @dataclass(frozen=True)
@@ -269,6 +302,7 @@ class AgentConfig:
     metered: MeteredConfig = field(default_factory=MeteredConfig)
     spool: SpoolConfig = field(default_factory=SpoolConfig)
     image: ImageConfig = field(default_factory=ImageConfig)
+    fetch: FetchConfig = field(default_factory=FetchConfig)
     accounting: AccountingConfig = field(default_factory=AccountingConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     guard: GuardConfig = field(default_factory=GuardConfig)
@@ -276,12 +310,21 @@ class AgentConfig:
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     watchdog: WatchdogConfig = field(default_factory=WatchdogConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    remote: RemoteConfig = field(default_factory=RemoteConfig)
 
     def __post_init__(self) -> None:
         _require(bool(self.cameras), "there is no [[cameras]] section; add one with name and source")
         names = [camera.name for camera in self.cameras]
         doubled = sorted({name for name in names if names.count(name) > 1})
         _require(not doubled, f"two cameras are called {', '.join(doubled)}; each needs its own name")
+        _require(
+            bool(self.running_cameras), "every camera is switched off; leave one on, or send no picture with template = 'off'"
+        )
+
+    @property
+    def running_cameras(self) -> tuple[CameraConfig, ...]:
+        """The cameras that are switched on."""
+        return tuple(camera for camera in self.cameras if camera.enabled)
 
 
 def parse_config(text: str, folder: Path, source: str = "agent.toml") -> AgentConfig:
@@ -302,18 +345,53 @@ def parse_config(text: str, folder: Path, source: str = "agent.toml") -> AgentCo
     return _absolute(config, folder)
 
 
+def parse_wished(
+    text: str, folder: Path, wish: Mapping[str, Any], source: str = "the wish"
+) -> tuple[AgentConfig, tuple[str, ...]]:
+    """The configuration of a TOML text without faults, with a wish of the server laid over it.
+
+    Args:
+        wish: section -> key -> value; `cameras` by name. See `remote_config.py`.
+
+    Returns:
+        The configuration, and the key paths in which the file adds to what was wished.
+
+    Raises:
+        ConfigError: the wish asks for what agent.toml does not allow, or what no file could say; all faults are listed.
+    """
+    own = parse_config(text, folder)
+    plain = tomllib.loads(text)
+    merged = merge(plain, wish, own.remote, is_off=own.selection.frames_per_window == 0)
+    faults = Faults()
+    faults.found += merged.faults
+    both = copy.deepcopy(merged.plain)
+    _apply_template(both.get("selection"), faults)
+    config = structure(both, AgentConfig, "", faults)
+    if config is None or faults.found:
+        raise ConfigError(source, [f"{path}: {message}" for path, message in faults.found])
+    return _absolute(config, folder), merged.differs
+
+
 def read_config(path: Path) -> AgentConfig:
     """The configuration in a file.
 
     Raises:
         ConfigError: the file cannot be read, or as `parse_config`.
     """
+    return parse_config(read_text(path), path.resolve().parent, str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a configuration file.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     try:
-        text = path.read_text("utf-8")
+        return path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ConfigError(str(path), [f"cannot be read ({reason}); name the file with --config FILE"]) from error
-    return parse_config(text, path.resolve().parent, str(path))
 
 
 def check_files(config: AgentConfig, source: str) -> None:

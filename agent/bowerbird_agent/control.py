@@ -13,35 +13,47 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.errors import SpoolError
+from bowerbird_agent.health import news_of
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published, packet_bytes
 from bowerbird_agent.outbox import Outbox
 from bowerbird_agent.spool_index import Ledger
+from bowerbird_agent.storing import OnDisk
+from bowerbird_agent.tombstone_sender import TombstoneSender
+from bowerbird_agent.updater import Subject
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
-from bowerbird_wire.messages import Block, BlockRequest, Desired, Job, Report
+from bowerbird_wire.messages import OF, Block, BlockRequest, Desired, Fetch, FetchAnswer, Job, Receipt, Report
 from bowerbird_wire.topics import (
+    AgentJobTopic,
+    AgentReportTopic,
     BlockRequestTopic,
     BlocksTopic,
     DesiredTopic,
+    FetchAnswerTopic,
     HealthTopic,
     JobTopic,
+    ReportedTopic,
     ReportTopic,
     StatusTopic,
+    TombstonesTopic,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from bowerbird_agent.budget import ByteLimits
+    from bowerbird_agent.erasing import Erasing
     from bowerbird_agent.health import Vitals
     from bowerbird_agent.heartbeat import Pulse
     from bowerbird_agent.mqtt_link import MqttLink
     from bowerbird_agent.publish import LocalPublisher
+    from bowerbird_agent.remote_report import RemoteReports
     from bowerbird_agent.spool import Spool
     from bowerbird_agent.uplink_budget import UplinkBudget
     from bowerbird_agent.upload_runner import UploadRunner
@@ -58,7 +70,7 @@ _BLOCK_BESIDE_BYTES = 256  # of a block's message, beside its data
 class Updates(Protocol):
     """What is needed of `update_runner.UpdateRunner`; its methods return at once."""
 
-    def job(self, job: Job) -> None: ...
+    def job(self, job: Job, subject: Subject = ...) -> None: ...
     def block(self, block: Block) -> None: ...
     def link_up(self) -> None: ...
     def link_down(self) -> None: ...
@@ -81,6 +93,7 @@ class Reconfigure:
     limits: ByteLimits
     metered: ByteLimits
     health_every_s: float
+    idle_health_s: float
 
 
 @dataclass(frozen=True)
@@ -97,6 +110,13 @@ class SendReport:
     report: Report
 
 
+@dataclass(frozen=True)
+class SendAnswer:
+    """What became of a wish for more of a frame."""
+
+    answer: FetchAnswer
+
+
 class Control:
     """The loop; `run` belongs to a thread of its own. `send` may be called from any thread.
 
@@ -104,9 +124,12 @@ class Control:
         events: what the link puts its events on; shared with `wake` and `send`.
         budget: the byte budgets of the uploads, owned by this thread.
         health_every_s: seconds between health messages; one more is sent whenever the link comes up.
+        idle_health_s: the same while they have no news; None for `health_every_s`.
         publisher: what waits there is sent last, None for nothing.
+        erasing: obeys the server's wishes to forget frames; None for nobody.
         account_every_s: how old `account`, the spool's account for other threads, may become; infinity leaves it empty.
         pulse: this thread's heartbeat.
+        remote: takes up what is set from afar and says what became of it; None for nothing.
     """
 
     def __init__(
@@ -119,28 +142,43 @@ class Control:
         budget: UplinkBudget,
         vitals: Vitals,
         health_every_s: float,
+        idle_health_s: float | None = None,
         publisher: LocalPublisher | None = None,
         account_every_s: float = math.inf,
+        erasing: Erasing | None = None,
         pulse: Pulse | None = None,
+        remote: RemoteReports | None = None,
     ) -> None:
+        self._remote = remote
         self._publisher, self._pulse = publisher, pulse or no_pulse()
         self._link, self._events, self._spool, self._uploads, self._vitals = link, events, spool, uploads, vitals
         self._budget = budget
         self.bytes_left_today = budget.left_today_bytes(time.monotonic())
         self.uplink: Mapping[str, object] = {}  # for health: what day and month have cost, and what holds for the uplink now
         self._health_every_s = health_every_s
+        self._idle_health_s = health_every_s if idle_health_s is None else idle_health_s
         self.updates: Updates | None = None
         self._outbox = Outbox(lambda topic, payload, retain: link.publish(topic, payload, retain=retain))
         self._names = (link.site, link.device)
+        self._tombstones = TombstoneSender(spool, self._outbox, TombstonesTopic(*self._names))
+        uploads.heard = self._heard
         self._health_due_s = 0.0
+        self.connections = 0  # since the process began
         self.account = Ledger()
+        self._erasing = erasing
         self._account_every_s, self._account_due_s = account_every_s, -math.inf
         self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
         self._counted_kinds: dict[str, int] = {}
         self._health_sent_s = -math.inf
+        self._health_news: tuple[object, ...] | None = None  # as last sent; None: whatever it says now is news
         self._held_bytes = 0  # of the download that waits for the budget
         self._stop = threading.Event()
         self._complained: set[str] = set()
+
+    @property
+    def rtt_s(self) -> float | None:
+        """Round trip to the broker without a queue, None before it was measured."""
+        return self._uploads.link_estimate.measured_rtt_s
 
     # --- other threads -------------------------------------------------------------------------------------------------
 
@@ -152,9 +190,9 @@ class Control:
         """Tell the server soon."""
         self._events.put(ModelChanged())
 
-    def reconfigure(self, limits: ByteLimits, metered: ByteLimits, health_every_s: float) -> None:
+    def reconfigure(self, limits: ByteLimits, metered: ByteLimits, health_every_s: float, idle_health_s: float) -> None:
         """Take up what a reload has changed, and tell the server soon."""
-        self._events.put(Reconfigure(limits, metered, health_every_s))
+        self._events.put(Reconfigure(limits, metered, health_every_s, idle_health_s))
 
     def send(self, message: BlockRequest | Report) -> None:
         """For the updater. A block request that does not get through is asked again there; a report is kept until it does."""
@@ -178,7 +216,10 @@ class Control:
             for event in self._next_events(wait_s):
                 self._handle(event)
             now_s = time.monotonic()
+            self._report_remote(now_s)
             # Control first: on a thin link it would wait for seconds behind frames.
+            if self._link.connected:
+                self._tombstones.pump(now_s, int(time.time() * 1000))
             self._outbox.pump()
             if now_s >= self._health_due_s and self._link.connected:
                 self._send_health(now_s)
@@ -188,6 +229,8 @@ class Control:
                     self.account = self._spool.ledger()
             if self._publisher is not None:
                 self._publisher.pump(self._uploads, now_s)
+            if self._erasing is not None and self._erasing.go_on():
+                self._say_health(now_s)
             again_s = self._uploads.pump(now_s)
             self._let_go(now_s)
             self._count_bytes()
@@ -223,8 +266,12 @@ class Control:
             self._uploads.handle(event, now_s)
         if isinstance(event, LinkUp):
             logger.info("connected to the broker")
-            self._health_due_s = now_s
+            self.connections += 1
+            self._say_health(now_s)
+            self._tombstones.link_up(now_s)
             self._held_bytes = 0
+            if self._remote is not None:
+                self._remote.connected()
             if self.updates is not None:
                 self.updates.link_up()
         elif isinstance(event, LinkDown):
@@ -235,15 +282,19 @@ class Control:
             self._outbox.published(event.token, accepted=event.accepted)
         elif isinstance(event, SendReport):
             report = event.report
-            self._outbox.put(f"report {report.job_id} {report.state}", ReportTopic(*self._names), codec.encode(report))
+            topic = AgentReportTopic if report.extra.get(OF) == Subject.AGENT.value else ReportTopic
+            self._outbox.put(f"report {report.job_id} {report.state}", topic(*self._names), codec.encode(report))
+        elif isinstance(event, SendAnswer):
+            answer = event.answer
+            self._outbox.put(f"fetch {answer.request.hex()}", FetchAnswerTopic(*self._names), codec.encode(answer))
         elif isinstance(event, ModelChanged):
             self._outbox.put("status", StatusTopic(*self._names), codec.encode(self._vitals.status()), retain=True)
-            self._health_due_s = now_s
+            self._say_health(now_s)
         elif isinstance(event, Reconfigure):
             if (event.limits, event.metered) != (self._budget.total.limits, self._budget.metered.limits):
                 self._uploads.change_limits(event.limits, now_s, metered=event.metered)
-            self._health_every_s = event.health_every_s
-            self._health_due_s = now_s
+            self._health_every_s, self._idle_health_s = event.health_every_s, event.idle_health_s
+            self._say_health(now_s)
         elif isinstance(event, AskForBlocks):
             self._ask_for_blocks(event.request, now_s)
         elif isinstance(event, MessageIn):
@@ -253,11 +304,17 @@ class Control:
         try:
             if isinstance(event.topic, DesiredTopic):
                 desired = codec.decode(Desired, event.payload)
+                if self._erasing is not None and self._erasing.obey(desired.erase):
+                    self._say_health(time.monotonic())
                 if self._vitals.inference.set_desired(desired.version, desired.frames_total):
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
-                    self._health_due_s = time.monotonic() + 0.2
+                    self._say_health(time.monotonic() + 0.2)
+                if self._remote is not None:
+                    self._remote.desired(desired)
             elif isinstance(event.topic, JobTopic) and event.payload:
-                self._job(codec.decode(Job, event.payload))
+                self._job(codec.decode(Job, event.payload), Subject.MODEL)
+            elif isinstance(event.topic, AgentJobTopic) and event.payload:
+                self._job(codec.decode(Job, event.payload), Subject.AGENT)
             elif isinstance(event.topic, BlocksTopic) and self.updates is not None:
                 self.updates.block(codec.decode(Block, event.payload))
         except WireError as error:
@@ -266,14 +323,41 @@ class Control:
             self._complained.add(kind)
             logger.log(level, "a message on %s is not understood (%s); update the older side", event.topic, error)
 
-    def _job(self, job: Job) -> None:
+    def _heard(self, receipt: Receipt) -> None:
+        """What a receipt says beside frames."""
+        if receipt.buried:
+            self._tombstones.buried(receipt.buried, time.monotonic())
+        for fetch in receipt.fetch:
+            # Pictures lie on the disk: the spool thread looks for them and the answer comes back as an event.
+            self._vitals.storing.submit(OnDisk(partial(self._fetch, fetch)))
+
+    def _fetch(self, fetch: Fetch) -> None:
+        """In the spool thread."""
+        fetching = self._vitals.storing.fetching
+        answer = FetchAnswer(fetch.request, "refused", code="off", detail="this device keeps nothing to fetch")
+        self._events.put(SendAnswer(answer if fetching is None else fetching.answer(fetch, time.monotonic())))
+
+    def _job(self, job: Job, subject: Subject) -> None:
         if self.updates is not None:
-            self.updates.job(job)
+            self.updates.job(job, subject)
             return
         detail = "this device trusts no update repository: set update.trusted_root"
         logger.warning("job %s is refused: %s", job.job_id, detail)
-        running = self._vitals.inference.model_digest
-        self.send(Report(job.job_id, "refused", running, model_digest=job.model_digest, code="no_root", detail=detail))
+        is_model = subject is Subject.MODEL
+        running = self._vitals.inference.model_digest if is_model else ""
+        extra = {} if is_model else {OF: subject.value}
+        self.send(
+            Report(job.job_id, "refused", running, model_digest=job.model_digest, code="no_root", detail=detail, extra=extra)
+        )
+
+    def _report_remote(self, now_s: float) -> None:
+        reported = None if self._remote is None or not self._link.connected else self._remote.due(now_s)
+        if reported is not None:
+            self._outbox.put("reported", ReportedTopic(*self._names), codec.encode(reported), retain=True)
+
+    def _say_health(self, at_s: float) -> None:
+        """Whatever it says then, it is news."""
+        self._health_due_s, self._health_news = at_s, None
 
     def _send_health(self, now_s: float) -> None:
         try:
@@ -282,14 +366,19 @@ class Control:
             logger.debug("health waits, the spool cannot be read: %s", error)
             self._health_due_s = now_s + _TICK_S
             return
-        topic, payload = HealthTopic(*self._names), codec.encode(self._vitals.health(ledger))
+        health = self._vitals.health(ledger)
+        news = news_of(health)
+        if news == self._health_news and now_s < self._health_sent_s + self._idle_health_s:
+            self._health_due_s = min(now_s + self._health_every_s, self._health_sent_s + self._idle_health_s)
+            return
+        topic, payload = HealthTopic(*self._names), codec.encode(health)
         size = packet_bytes(topic, len(payload))
         is_seldom = now_s - self._health_sent_s >= _SELDOM_HEALTH_S
         wait_s = self._budget.cap_wait_s(now_s, size, is_control=is_seldom)
         if wait_s > 0.0:
             self._health_due_s = now_s + min(_SELDOM_HEALTH_S / 10, wait_s)
         elif self._link.publish(topic, payload):
-            self._health_due_s, self._health_sent_s = now_s + self._health_every_s, now_s
+            self._health_due_s, self._health_sent_s, self._health_news = now_s + self._health_every_s, now_s, news
         else:
             self._health_due_s = now_s + _TICK_S
 

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 from bowerbird_agent import counters as names
 from bowerbird_agent.attempt import cameras_hang
 from bowerbird_agent.broker_tls import tls_of
+from bowerbird_agent.budget_note import restore_budget
 from bowerbird_agent.cameras import Cameras
+from bowerbird_agent.campaign_book import CampaignBook
 from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
 from bowerbird_agent.counters import Counters
@@ -29,12 +31,15 @@ from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
 from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.device_models import DeviceModels
 from bowerbird_agent.encode import FrameEncoder
+from bowerbird_agent.erasing import Erasing
 from bowerbird_agent.errors import AgentError, ConfigError, SpoolError, StageDied, StageHung
 from bowerbird_agent.exchange import FrameExchange
+from bowerbird_agent.fetching import Fetching
 from bowerbird_agent.guard_watch import GuardWatch
-from bowerbird_agent.health import Vitals, now_ms
+from bowerbird_agent.health import Vitals, idle_interval_s, now_ms
 from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.inference import Inference
+from bowerbird_agent.launch import Launch
 from bowerbird_agent.machine_sensors import MachineSensors
 from bowerbird_agent.memory import give_back
 from bowerbird_agent.metrics_endpoint import MetricsEndpoint
@@ -42,24 +47,32 @@ from bowerbird_agent.metrics_text import device_metrics, exposition
 from bowerbird_agent.model_runtime import ModelRuntimes
 from bowerbird_agent.model_store import ModelStore
 from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
+from bowerbird_agent.originals import Originals
 from bowerbird_agent.publish import LocalPublisher
-from bowerbird_agent.reload import reload_plan
+from bowerbird_agent.redaction import redactors_after, redactors_of
+from bowerbird_agent.reload import ReloadPlan, reload_plan
+from bowerbird_agent.remote_report import RemoteReports
+from bowerbird_agent.remote_runner import FOLDER as REMOTE_FOLDER
 from bowerbird_agent.renewal import identity_facts, renewals_of
 from bowerbird_agent.sd_notify import Notifier
 from bowerbird_agent.select import Selector
 from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
+from bowerbird_agent.state_format import claim_state
 from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
+from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.tariff import Tariff
+from bowerbird_agent.telemetry import Readings
 from bowerbird_agent.update_settings import machine_boot_id
-from bowerbird_agent.upload_runner import UploadRunner, restore_budget
+from bowerbird_agent.upload_runner import UploadRunner
 from bowerbird_models.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bowerbird_agent.config import AgentConfig
+    from bowerbird_agent.remote_runner import RemoteWishes
 
 logger = logging.getLogger(__name__)
 
@@ -72,17 +85,20 @@ _EXTEND_EVERY_S = 10.0
 _MANY_IN_FLIGHT = 8
 _OLD_CAMERAS_S = 1.0
 _ACCOUNT_EVERY_S = 10.0
+# States of a camera that gives pictures, or has given all it has.
+_WELL = frozenset({"ok", "dark", "blurred", "moved", "finished"})
 
 
 class Device:
     """All parts of one agent. Building it claims the state folder; `run` starts the threads.
 
     Args:
-        reread: reads the configuration again, for `ask_reload`; raises ConfigError. None: it cannot.
+        remote: reads the configuration again, for `ask_reload`, and keeps what the server wants of it. None: it stays as it is.
         on_log_level: told of another `log.level`.
         notifier: tells the supervisor how the agent is.
         give_up: ends the process at once with an exit code when its orderly end hangs; None waits for ever.
         sensors: what the guard reads.
+        launch: how this process was started, for the update of the agent itself; None: not by the launcher.
 
     Raises:
         AgentError: spool, password or state cannot be used, or a runtime that was named is not here.
@@ -94,14 +110,15 @@ class Device:
         config: AgentConfig,
         *,
         version: str,
-        reread: Callable[[], AgentConfig] | None = None,
+        remote: RemoteWishes | None = None,
         on_log_level: Callable[[str], None] = lambda _level: None,
         notifier: Notifier | None = None,
         give_up: Callable[[int], None] | None = None,
         sensors: MachineSensors | None = None,
+        launch: Launch | None = None,
     ) -> None:
         self._config = config
-        self._reread, self._on_log_level = reread, on_log_level
+        self._remote, self._on_log_level = remote, on_log_level
         self._notifier = notifier or Notifier()
         self._last_resort = LastResort(give_up)
         self._hanging: list[str] = []
@@ -110,12 +127,16 @@ class Device:
         # Everything that can be wrong with files is looked at before the first thread starts.
         password = read_password(config.broker)
         device.state_dir.mkdir(parents=True, exist_ok=True)
+        claim_state(device.state_dir, version=version)
         runtimes = ModelRuntimes(config.model, device.state_dir)
         runtimes.check()
         store = ModelStore(device.state_dir / "models")
         root = None if config.update.trusted_root is None else _read_root(config)
         self._spool = Spool(
-            device.state_dir / "spool", max_bytes=config.spool.max_bytes, min_free_bytes=config.spool.min_free_bytes
+            device.state_dir / "spool",
+            max_bytes=config.spool.max_bytes,
+            min_free_bytes=config.spool.min_free_bytes,
+            floors=config.spool.floors,
         )
         self._counters = Counters(self._spool.counters())
         # What was promoted is the spool's to know; the counter only spares the inference thread a look at the disk.
@@ -125,7 +146,7 @@ class Device:
         events: queue.Queue[Any] = queue.Queue()
         self._wake = threading.Event()
         self._stages = Stages(self._wake)
-        self._stop_asked = threading.Event()
+        self._stop_asked, self._restart_asked = threading.Event(), threading.Event()
         self._reload_asked = threading.Event()
         self._heartbeats = Heartbeats(config.watchdog.limits_s())
         self._pulses = {
@@ -141,12 +162,32 @@ class Device:
         }
         self._exchange = FrameExchange(self._count_replaced)
         boot_id = machine_boot_id()
-        self._encoder = encoder = FrameEncoder(config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok)
+        self._encoder = encoder = FrameEncoder(
+            config.image, device=device.id, boot_id=boot_id, clock_ok=_clock_ok, redactors=redactors_of(config.cameras)
+        )
         self._decisions = DecisionLog(
             device.state_dir / DECISIONS_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()
         )
-        self._storing = StoringThread(self._spool, self._counters, encoder, self._pulses["spool"], self._decisions)
-        self._cameras = Cameras(config.cameras, self._exchange, self._counters, self._heartbeats, self._stages)
+        campaigns = CampaignBook(
+            device.state_dir / REMOTE_FOLDER,
+            self._spool.counters(),
+            clock_ok=_clock_ok,
+            allowed=lambda: "campaigns" in self._config.remote.allow,
+        )
+        self._fetching = _fetching(config, encoder, self._spool)
+        self._erasing = Erasing(self._spool, [self._spool, self._fetching])
+        self._storing = StoringThread(
+            self._spool,
+            self._counters,
+            encoder,
+            self._pulses["spool"],
+            self._decisions,
+            campaigns,
+            forgotten=self._erasing,
+            look_after=self._give_up_old_frames,
+        )
+        self._storing.fetching = self._fetching
+        self._cameras = Cameras(config.running_cameras, self._exchange, self._counters, self._heartbeats, self._stages)
         budget = restore_budget(self._spool, config.budget.to_limits(), time.monotonic(), metered=config.metered.to_limits())
         self._tariff = Tariff(config.budget.quiet_ranges(), config.metered.interfaces, clock_ok=_clock_ok)
         self._inference = Inference(
@@ -163,6 +204,7 @@ class Device:
             on_promoted=lambda: events.put(Wake()),
             witness=self._decisions.note,
             pulse=self._pulses["inference"],
+            campaigns=campaigns,
         )
         self._guard = GuardWatch(config.guard, sensors or MachineSensors(), self._inference, pulse=self._pulses["guard"])
         self._vitals = vitals = Vitals(
@@ -175,6 +217,8 @@ class Device:
             lambda: self._guard.state,
             uplink=lambda: self._control.uplink,
             identity=lambda: identity_facts(config, self._link.take_overs),
+            readings=lambda: Readings(self._control.rtt_s, max(0, self._control.connections - 1), self._guard.hottest_c),
+            erased=lambda: self._erasing.done,
         )
         self._link = MqttLink(
             BrokerSettings(
@@ -191,7 +235,9 @@ class Device:
             online=vitals.status,
             offline=vitals.offline(),
         )
-        self._renewals = renewals_of(config, lambda _new: self._link.reconnect("a renewed certificate"))
+        self._renewals = renewals_of(
+            config, lambda _new: self._link.reconnect("a renewed certificate"), lambda: self._link.denied
+        )
         self._publisher = LocalPublisher(
             config.publish,
             device.site,
@@ -220,9 +266,12 @@ class Device:
             budget=budget,
             vitals=vitals,
             health_every_s=config.health.interval_s,
+            idle_health_s=idle_interval_s(config.health.interval_s, config.health.idle_interval_s),
             publisher=self._publisher,
             account_every_s=_ACCOUNT_EVERY_S if config.metrics.listen else math.inf,
+            erasing=self._erasing,
             pulse=self._pulses["control"],
+            remote=RemoteReports(remote, campaigns, self._wake.set, now_ms),
         )
         address = config.metrics.address()
         self._metrics = None
@@ -230,7 +279,14 @@ class Device:
             self._pulses["metrics"] = self._heartbeats.add("metrics", Kind.METRICS)
             self._metrics = MetricsEndpoint(*address, self._exposition, pulse=self._pulses["metrics"])
         self._models = DeviceModels(
-            config, store, runtimes, root, inference=self._inference, control=self._control, pulse=self._pulses["update"]
+            config,
+            store,
+            runtimes,
+            root,
+            inference=self._inference,
+            control=self._control,
+            pulse=self._pulses["update"],
+            agent=None if launch is None else launch.agent_update(device.state_dir, self._restart),
         )
 
     # --- running -------------------------------------------------------------------------------------------------------
@@ -271,6 +327,7 @@ class Device:
                     if self._reload_asked.is_set():
                         self._reload_asked.clear()
                         self._reload()
+                    self._look_at_wishes()
                     if until_done and self._is_done():
                         break
         except BaseException as error:
@@ -288,6 +345,15 @@ class Device:
         """Ask `run` to read the configuration again; safe in a signal handler."""
         self._reload_asked.set()
         self._wake.set()
+
+    @property
+    def is_restart_asked(self) -> bool:
+        """After `run`: whether another version of the agent is to be started in place of this one."""
+        return self._restart_asked.is_set()
+
+    def _restart(self) -> None:
+        self._restart_asked.set()
+        self.stop()
 
     @property
     def is_hanging(self) -> bool:
@@ -337,6 +403,8 @@ class Device:
                 self._storing.flush()
             if "control" not in self._hanging:
                 self._spool.close()
+        if self._remote is not None and self._exit_code == 0:
+            self._remote.close()
         self._last_resort.disarm()
         logger.info("stopped")
 
@@ -356,38 +424,66 @@ class Device:
 
     def _reload(self) -> None:
         """Read the configuration again and apply what has changed; with a fault in it everything stays as it is."""
-        if self._reread is None:
+        if self._remote is None:
             return
         self._notifier.reloading()
         news = self._vitals.reload
         try:
-            plan = reload_plan(self._config, self._reread())
+            plan = reload_plan(self._config, self._remote.reread())
         except (AgentError, OSError) as error:
             logger.error("the configuration stays as it was: %s", error)
             news.at_ms = now_ms()
             news.faults = error.faults if isinstance(error, ConfigError) else (str(error),)
         else:
-            before, self._config = self._config, plan.config
             news.at_ms, news.faults, news.restart_needed = now_ms(), (), plan.refused
             for refusal in plan.refused:
                 logger.warning("%s", refusal)
             logger.info("the configuration was read again: %s", plan)
-            config = self._config
-            if "log" in plan.live:
-                self._on_log_level(config.log.level)
-            self._encoder.image_config = config.image
-            self._guard.config = config.guard
-            self._publisher.config = config.publish
-            self._tariff.quiet_hours = config.budget.quiet_ranges()
-            self._tariff.metered_interfaces = config.metered.interfaces
-            self._inference.encode_everything = config.accounting.encode_everything
-            self._decisions.keep = config.accounting.keep_decisions
-            self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
-            if "selection" in plan.live or len(config.cameras) != len(before.cameras):
-                self._inference.set_policy(config.selection, device=config.device.id, cameras=len(config.cameras))
-        limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
-        self._control.reconfigure(limits, metered, self._config.health.interval_s)
+            self._apply(plan)
+        self._tell_control()
         self._notifier.ready(self._vitals.line())
+
+    def _look_at_wishes(self) -> None:
+        """Take up what the server wants of the configuration, or go back to what was before."""
+        if self._remote is None:
+            return
+        well = any(worker.state.partition(";")[0] in _WELL for worker in self._cameras.workers)
+        config = self._remote.step(time.monotonic(), camera_well=well, connected=self._link.connected)
+        if config is None:
+            return
+        plan = reload_plan(self._config, config)
+        logger.info("the configuration was changed from afar: %s", plan)
+        self._apply(plan)
+        self._tell_control()
+
+    def _apply(self, plan: ReloadPlan) -> None:
+        """Put a plan in force, as far as it goes without a restart."""
+        before, self._config = self._config, plan.config
+        config = self._config
+        if "log" in plan.live:
+            self._on_log_level(config.log.level)
+        self._encoder.image_config = config.image
+        # Before the new cameras begin, and what is gone from the file stays until the old ones have ended: a frame of theirs that
+        # is in the model right now is redacted if either side asks for it.
+        self._encoder.redactors = {**self._encoder.redactors, **redactors_of(config.cameras)}
+        self._guard.config = config.guard
+        self._publisher.config = config.publish
+        self._tariff.quiet_hours = config.budget.quiet_ranges()
+        self._tariff.metered_interfaces = config.metered.interfaces
+        self._inference.encode_everything = config.accounting.encode_everything
+        self._decisions.keep = config.accounting.keep_decisions
+        self._cameras.change(plan.added, plan.changed, plan.removed, wait_s=_OLD_CAMERAS_S)
+        self._encoder.redactors = redactors_after(self._encoder.redactors, config.cameras)
+        for name in (*(camera.name for camera in plan.changed), *plan.removed):
+            self._fetching.forget(name)  # with other masks, or other things covered
+        cameras = len(config.running_cameras)
+        if "selection" in plan.live or cameras != len(before.running_cameras):
+            self._inference.set_policy(config.selection, device=config.device.id, cameras=cameras)
+
+    def _tell_control(self) -> None:
+        limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
+        every_s, idle_s = self._config.health.interval_s, self._config.health.idle_interval_s
+        self._control.reconfigure(limits, metered, every_s, idle_interval_s(every_s, idle_s))
 
     # --- models --------------------------------------------------------------------------------------------------------
 
@@ -437,7 +533,7 @@ class Device:
 
     def _make_selector(self) -> Selector:
         saved = self._spool.note(SELECTOR_NOTE)
-        cameras = len(self._config.cameras)
+        cameras = len(self._config.running_cameras)
         device = self._config.device.id
         if saved is not None:
             try:
@@ -452,6 +548,24 @@ class Device:
         if left:
             logger.info("%d candidates of a selection window that was cut short are given up", len(left))
             self._spool.drop(left, "window_cut_short")
+
+    def _give_up_old_frames(self) -> None:
+        """Nothing waits on the device for longer than is allowed; ages are known only while the clock is."""
+        days = self._config.spool.max_age_days
+        if days is None or not _clock_ok():
+            return
+        gone = self._spool.expire(now_ms() - int(days * 86_400_000), not_before_ms=_CLOCK_OK_FROM_S * 1000)
+        if gone:
+            logger.warning("%d frames that were not sent within %g days are given up", gone, days)
+
+
+def _fetching(config: AgentConfig, encoder: FrameEncoder, spool: Spool) -> Fetching:
+    fetch = config.fetch
+    originals = Originals(
+        config.device.state_dir / "originals", max_bytes=fetch.originals_max_bytes, min_free_bytes=config.spool.min_free_bytes
+    )
+    surroundings = Surroundings(fps=fetch.around_fps, max_bytes=int(fetch.around_memory_mb * 1e6))
+    return Fetching(fetch, originals, surroundings, encoder, spool, now_s=time.monotonic())
 
 
 def _read_root(config: AgentConfig) -> bytes:

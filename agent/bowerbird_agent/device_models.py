@@ -16,6 +16,7 @@ from bowerbird_agent.model_tuning import ModelTuning
 from bowerbird_models.errors import ModelError
 
 if TYPE_CHECKING:
+    from bowerbird_agent.agent_update import AgentUpdate
     from bowerbird_agent.config import AgentConfig
     from bowerbird_agent.control import Control
     from bowerbird_agent.heartbeat import Pulse
@@ -35,6 +36,7 @@ class DeviceModels:
         root: the trusted TUF root, None where no update is trusted.
         inference, control: who answers with a model, and who speaks for the updater.
         pulse: the heartbeat of the updater's thread.
+        agent: how the agent itself is updated; None where it cannot be.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class DeviceModels:
         inference: Inference,
         control: Control,
         pulse: Pulse,
+        agent: AgentUpdate | None = None,
     ) -> None:
+        self._agent = agent
         self._config, self._store, self._runtimes, self._root = config, store, runtimes, root
         self._inference, self._control, self._pulse = inference, control, pulse
         self._file_digests: dict[str, str] = {}  # model -> the file of it that was loaded
@@ -97,6 +101,7 @@ class DeviceModels:
             swap=self._swap,
             install_test=ModelTuning(self._runtimes).install_test,
             file_digest=lambda slot: self._file_digests.get(slot.digest, slot.file_digest),
+            agent=self._agent,
             beat=self._pulse.beat,
         )
         self._control.updates = updates

@@ -25,7 +25,7 @@ from bowerbird_models.errors import ModelError
 from bowerbird_models.runtimes import available
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from bowerbird_agent.camera_config import CameraConfig
     from bowerbird_agent.config import AgentConfig
@@ -175,13 +175,28 @@ def _model(config: AgentConfig) -> Finding:
             started_s = time.perf_counter()
             detector.detect(picture)
             took_ms = (time.perf_counter() - started_s) * 1000
+            unknown = _not_redactable(config, detector.class_names)
             found = f"{slot.digest[:12]}, {len(detector.class_names)} classes: {runs.candidate} ({detector.runtime}), "
     found += f"{took_ms:.0f} ms for a frame; {runs.origin}: "
+    if unknown:
+        return Finding("model", FAIL, found + runs.why, unknown)
     why, _, to_do = runs.why.partition("; run `")
     if runs.origin in {PINNED, TUNED}:
         return Finding("model", OK, found + runs.why)
     # A device that has nothing to choose from needs no tuning either.
     return Finding("model", WARN if runs.origin == FALLBACK else OK, found + why, f"run `{to_do}" if to_do else "")
+
+
+def _not_redactable(config: AgentConfig, class_names: Sequence[str]) -> str:
+    """What to do about classes that are to be redacted and that the model does not know; "" when there are none."""
+    faults = [
+        f"camera {camera.name}: redact.classes names {name}, which this model does not know, so no frame of it is kept"
+        for camera in config.cameras
+        if camera.redact is not None
+        for name in camera.redact.classes
+        if name not in class_names
+    ]
+    return "; ".join([*faults, "use a model that does, or correct the list"]) if faults else ""
 
 
 def _camera(config: CameraConfig) -> Finding:

@@ -177,7 +177,10 @@ def _login(config: AgentConfig, where: str) -> Iterator[Finding]:
         if not echoed.wait(TIMEOUT_S):
             what = f"{where} passes nothing of {device.id} on"
             yield Finding(
-                "broker echo", FAIL, what, "the device is suspended, retired or not approved; ask who runs the server"
+                "broker echo",
+                FAIL,
+                what,
+                "suspended, retired or not approved, or rules of a broker of your own without the echo topic; ask who runs the server",
             )
             return
         yield Finding("broker echo", OK, "a message to itself came back")

@@ -1,28 +1,30 @@
 """A frame as the bytes that are stored and sent: JPEG at the sending resolution, and the header that describes it.
 
-In: a frame, its detections and its judgement. Out: `Encoded` and a `FrameHeader` whose boxes are in pixels of the sent image. It
-writes nothing to disk.
+In: a frame, its detections and its judgement. Out: `Encoded` and a `FrameHeader` whose boxes are in pixels of the sent image. What a
+camera redacts is covered first: no frame becomes bytes any other way. It writes nothing to disk.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 
 from bowerbird_wire.codec import frame_id
-from bowerbird_wire.messages import FrameHeader, WireDetection
+from bowerbird_wire.messages import FrameHeader, Redaction, WireDetection
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.config import ImageConfig
+    from bowerbird_agent.redaction import RedactedRegion, Redactor
     from bowerbird_agent.select import Judgement
     from bowerbird_models.detections import Detections
 
@@ -71,6 +73,14 @@ def wire_detections(
     return tuple(out)
 
 
+@dataclass(frozen=True)
+class CoveredFrame:
+    """A frame fit to be kept, and what is covered in it, in its own pixels."""
+
+    frame: Frame
+    regions: tuple[RedactedRegion, ...]
+
+
 class FrameEncoder:
     """Turns judged frames into what the spool keeps. Thread-safe: `image_config` is replaced whole.
 
@@ -78,15 +88,41 @@ class FrameEncoder:
         image: size and quality; `image_config` may be replaced while running, by assignment.
         device, boot_id: for headers.
         clock_ok: whether wall time may be trusted now.
+        redactors: by camera, of those whose frames are redacted; may be replaced while running, by assignment.
     """
 
-    def __init__(self, image: ImageConfig, *, device: str, boot_id: str, clock_ok: Callable[[], bool] = lambda: True) -> None:
-        self.image_config, self._device, self._boot_id, self._clock_ok = image, device, boot_id, clock_ok
+    def __init__(
+        self,
+        image: ImageConfig,
+        *,
+        device: str,
+        boot_id: str,
+        clock_ok: Callable[[], bool] = lambda: True,
+        redactors: Mapping[str, Redactor] | None = None,
+    ) -> None:
+        self.image_config, self.device, self._boot_id, self._clock_ok = image, device, boot_id, clock_ok
+        self.redactors: Mapping[str, Redactor] = redactors or {}
 
     def image(self, image_bgr: NDArray[np.uint8]) -> Encoded:
         """A picture at the sending resolution, (H, W, 3) uint8 in."""
         config = self.image_config
         return encode_image(image_bgr, long_side=config.long_side, quality=config.quality)
+
+    def original(self, image_bgr: NDArray[np.uint8], *, quality: int) -> Encoded:
+        """A picture at its own size, (H, W, 3) uint8 in: for those who ask for more than was sent."""
+        return encode_image(image_bgr, long_side=max(image_bgr.shape[:2]), quality=quality)
+
+    def covered(self, frame: Frame, detections: Detections | None, class_names: Sequence[str]) -> CoveredFrame:
+        """The frame as it may be kept: itself, or a copy in which what its camera redacts is covered.
+
+        Raises:
+            RedactionError: the camera's frames are to be redacted and this one cannot be; it must not be kept.
+        """
+        redactor = self.redactors.get(frame.camera)
+        if redactor is None:
+            return CoveredFrame(frame, ())
+        image, regions = redactor.apply(frame.image_bgr, detections, class_names)
+        return CoveredFrame(replace(frame, image_bgr=image), regions)
 
     def frame(
         self,
@@ -100,10 +136,14 @@ class FrameEncoder:
         """Header and JPEG of a frame; a few milliseconds, so only for frames that are kept.
 
         Args:
-            detections: in source pixels, None when the model failed on it.
+            detections: in source pixels, None when the model failed on it; at the redactor's confidence or lower.
+
+        Raises:
+            RedactionError: the camera's frames are to be redacted and this one cannot be; it must not be kept.
         """
         config = self.image_config
-        encoded = encode_image(frame.image_bgr, long_side=config.long_side, quality=config.quality)
+        covered = self.covered(frame, detections, class_names)
+        encoded = encode_image(covered.frame.image_bgr, long_side=config.long_side, quality=config.quality)
         source_height, source_width = frame.image_bgr.shape[:2]
         sent: tuple[WireDetection, ...] = ()
         if detections is not None:
@@ -113,7 +153,7 @@ class FrameEncoder:
         digest = hashlib.sha256(encoded.jpeg).hexdigest()
         identity = frame_id(
             image_sha256=digest,
-            device=self._device,
+            device=self.device,
             camera=frame.camera,
             sequence=frame.sequence,
             captured_at_ms=frame.captured_at_ms,
@@ -121,7 +161,7 @@ class FrameEncoder:
         header = FrameHeader(
             frame_id=identity,
             image_sha256=digest,
-            device=self._device,
+            device=self.device,
             camera=frame.camera,
             sequence=frame.sequence,
             captured_at_ms=frame.captured_at_ms,
@@ -140,5 +180,24 @@ class FrameEncoder:
             strategy_scores={name: round(float(value), 4) for name, value in judgement.strategy_scores.items()},
             inclusion_probability=float(judgement.inclusion_probability),
             detections=sent,
+            redacted=wire_regions(covered.regions, (source_width, source_height), (encoded.width, encoded.height)),
         )
         return header, encoded.jpeg
+
+
+def wire_regions(
+    regions: Sequence[RedactedRegion], source_wh: tuple[int, int], sent_wh: tuple[int, int]
+) -> tuple[Redaction, ...]:
+    """Redacted regions in sent pixels, outward to whole ones, so that every covered pixel is told."""
+    x, y = sent_wh[0] / source_wh[0], sent_wh[1] / source_wh[1]
+    out = []
+    for region in regions:
+        left, top, right, bottom = region.box_xyxy
+        box = (
+            float(math.floor(left * x)),
+            float(math.floor(top * y)),
+            float(min(sent_wh[0], math.ceil(right * x))),
+            float(min(sent_wh[1], math.ceil(bottom * y))),
+        )
+        out.append(Redaction(box, region.class_name, region.method, round(region.score, 4)))
+    return tuple(out)

@@ -37,6 +37,10 @@ class MaskError(SourceError):
     """A privacy mask cannot be applied: the camera stops rather than show what nobody may see."""
 
 
+class RedactionError(AgentError):
+    """A picture cannot be redacted as its camera asks: it is not kept."""
+
+
 class OpenCvMissing(AgentError):
     """There is no OpenCV here, or one that does not load; the message says which to install."""
 
@@ -58,7 +62,19 @@ class LinkError(AgentError):
 
 
 class UpdateError(AgentError):
-    """A model update cannot go on."""
+    """An update cannot go on."""
+
+
+class UpdateRefused(UpdateError):
+    """A job, its metadata or its files are not to be trusted, or do not fit this device. `code` is what is reported."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class UpdateStopped(UpdateError):
+    """The process is on its way out; the next one goes on with the update."""
 
 
 class NoModelError(AgentError):

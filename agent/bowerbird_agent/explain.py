@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
+from bowerbird_agent.campaign import ARM, REASON
 from bowerbird_agent.decision_log import read_newest_first
 from bowerbird_agent.decisions import DROPS, REFUSALS
 from bowerbird_agent.errors import AgentError
@@ -58,7 +59,10 @@ class Explanation:
         name = f" {d['frame_id'][:12]}" if d["frame_id"] else ""
         lines = [f"frame {d['camera']}:{d['sequence']}{name}, {at}, model {d['model'][:12]}", self._verdict(), ""]
         chance = d["inclusion_probability"]
-        if d["arm"] == "explore":
+        if d["arm"] == ARM:
+            name = d["reasons"][0].removeprefix(REASON)
+            lines.append(f"arm        campaign {name}: the server looks for such frames; the policy was not asked")
+        elif d["arm"] == "explore":
             lines.append(f"arm        explore: taken at random before it was looked at, with probability {chance:.6f}")
         else:
             lines.append(f"arm        policy; the random audit would have taken it with probability {chance:.6f}")
@@ -78,6 +82,8 @@ class Explanation:
         return lines
 
     def _verdict(self) -> str:
+        if self.outcome == "chosen" and self.decision["arm"] == ARM:
+            return "taken for a campaign, at once"
         if self.outcome == "chosen":
             return f"chosen, place {self.place} of its window"
         if self.outcome == "dropped":

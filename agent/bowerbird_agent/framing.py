@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FILL_GRAY = 114
 # The outline is drawn as well, so that a border between two pixels belongs to the mask on both sides.
 _OUTLINE_PX = 3
+# How far width to height may differ from what masks were drawn on: 1920x1088 is 1920x1080 with a rounded height.
+_SHAPE_TOLERANCE = 0.01
 
 
 class Framing:
@@ -39,6 +41,7 @@ class Framing:
     def __init__(self, source: Source) -> None:
         self._name = source.name
         self._masks, self._region = source.masks, source.region
+        self._masks_wh = source.masks_wh
         self._visible: dict[tuple[int, int], NDArray[np.bool_]] = {}
 
     def apply(self, frame: Frame) -> Frame:
@@ -81,6 +84,7 @@ class Framing:
         try:
             if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
                 raise ValueError(f"a picture of shape {image.shape} and type {image.dtype} is no BGR picture")
+            self._check_shape(image.shape[1], image.shape[0])
             if not (image.flags.writeable and image.flags.c_contiguous):
                 image = np.array(image, order="C")
             _draw(image, self._masks, FILL_GRAY)
@@ -90,6 +94,14 @@ class Framing:
                 "correct `masks` of this camera and start the agent again"
             ) from error
         return image
+
+    def _check_shape(self, width: int, height: int) -> None:
+        """Shares fit every resolution, but not another crop of the sensor: what is at (0.5, 0.5) of 16:9 is elsewhere at 4:3."""
+        if self._masks_wh is None:
+            return
+        drawn_width, drawn_height = self._masks_wh
+        if abs(width * drawn_height - height * drawn_width) > _SHAPE_TOLERANCE * width * drawn_height:
+            raise ValueError(f"they were drawn on {drawn_width}x{drawn_height} and the pictures are {width}x{height}")
 
     def _crop_xyxy(self, width: int, height: int) -> tuple[int, int, int, int]:
         region = self._region

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from bowerbird_agent import counters as names
+from bowerbird_agent import telemetry
 from bowerbird_agent.model_runtime import FALLBACK
+from bowerbird_agent.telemetry import Readings
 from bowerbird_wire.messages import Health, Status
 from bowerbird_wire.spent import LETTERS
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 # Of what the model runs with, presence says everything, once per model; health comes often, and every byte counts.
 _IN_HEALTH = ("runtime", "variant", "origin")
 _FILE_DIGEST_DIGITS = 12
+_IDLE_INTERVALS = 120.0
+# Parts of `extra` that change while nothing happens.
+_NO_NEWS = frozenset({"window", "spent", "uplink", "published", "camera_dropped", "dropped", "runtime", "tm"})
 
 
 @dataclass
@@ -69,6 +74,8 @@ class Vitals:
     reload: ReloadNews = field(default_factory=ReloadNews)
     uplink: Callable[[], Mapping[str, object]] = dict
     identity: Callable[[], Mapping[str, object]] = dict
+    readings: Callable[[], Readings] = Readings
+    erased: Callable[[], Mapping[str, int]] = dict
 
     def status(self) -> Status:
         """The retained presence while connected; `identity`: generation of the certificate, connections that were taken over."""
@@ -115,8 +122,9 @@ class Vitals:
 
     def _extra(self, ledger: Ledger) -> Mapping[str, object]:
         """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
-        runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`: see
-        `bowerbird_wire.spent`; the rest only when it says something."""
+        runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`, `tm`: see
+        `bowerbird_wire.spent` and `bowerbird_wire.telemetry`; `erased`: erase wish -> frames deleted for it, of those done; the rest
+        only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -127,12 +135,13 @@ class Vitals:
             "finished": self.inference.is_flushed,
         }
         trouble = [text for text in (self.storing.trouble,) if text]
+        trouble += self.inference.redaction_trouble
         if self.inference.runs_with.get("origin") == FALLBACK:
             trouble.append(str(self.inference.runs_with["why"]))
         if not self.inference.model_digest:
             trouble.append("there is no model yet; frames are not looked at")
         dropped = {worker.name: count(names.dropped_of(worker.name)) for worker in self.cameras.workers}
-        failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED)
+        failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED, names.REDACTION_FAILURES)
         counted = {name: count(name) for name in failures if count(name)}
         for key, value in (
             ("runtime", _shortened(self.inference.runs_with)),
@@ -142,10 +151,12 @@ class Vitals:
             ("config", self.reload.plain()),
             ("spent", self.spent()),
             ("uplink", dict(self.uplink())),
+            ("tm", telemetry.plain(self.counters, self.readings())),
             ("published", self._published()),
+            ("erased", dict(self.erased())),
             ("camera_dropped", {name: lost for name, lost in dropped.items() if lost}),
             ("refused", dict(ledger.refused)),
-            ("dropped", dict(ledger.dropped)),
+            ("dropped", ledger.dropped_by_reason()),
         ):
             if value:
                 extra[key] = value
@@ -182,6 +193,27 @@ class Vitals:
         if self.reload.faults:
             parts.append("the changed configuration has faults and is not in force")
         return ", ".join(parts)
+
+
+def idle_interval_s(interval_s: float, idle_s: float) -> float:
+    """Seconds between two messages of a device on which nothing happens; a short interval shortens it as well."""
+    return max(interval_s, min(idle_s, _IDLE_INTERVALS * interval_s))
+
+
+def news_of(health: Health) -> tuple[object, ...]:
+    """What of a health message is news: while it stays the same, frames pass and nothing happens that anybody waits for."""
+    window = health.extra.get("window")
+    return (
+        health.model_digest,
+        health.frames_selected,
+        health.frames_committed,
+        health.desired_version,
+        {state: count for state, count in health.spool.items() if state != "candidate"},
+        dict(health.evicted),
+        dict(health.cameras),
+        bool(window.get("round_closed")) if isinstance(window, dict) else None,
+        {key: value for key, value in health.extra.items() if key not in _NO_NEWS},
+    )
 
 
 def _shortened(runs_with: Mapping[str, object]) -> dict[str, object]:

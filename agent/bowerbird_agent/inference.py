@@ -17,16 +17,19 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.campaign import ARM, REASON
 from bowerbird_agent.decisions import Decision
-from bowerbird_agent.errors import AgentError
+from bowerbird_agent.errors import AgentError, RedactionError
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
-from bowerbird_agent.storing import HOLD_AT, CountBytes, Promote, StoreFrame
+from bowerbird_agent.storing import HOLD_AT, CountBytes, PictureAround, Promote, StoreFrame
+from bowerbird_agent.telemetry import count_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from bowerbird_agent.campaign_book import CampaignBook
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.counters import Counters, SeenFrames
     from bowerbird_agent.encode import FrameEncoder
@@ -37,6 +40,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.storing import StoringThread
     from bowerbird_models.detections import Detections
     from bowerbird_models.detector import Detector
+    from bowerbird_wire.messages import FrameHeader
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +48,9 @@ _SWAP_TIMEOUT_S = 60.0
 _RECENT = 256  # frames over which speed and latency are told
 _STALE_ROUND = "round_over"
 _NO_DETECTIONS_PAUSE_S = 0.05
+# What `select.py` refuses for a reason that holds for campaigns too.
+_NOT_FOR_CAMPAIGNS = frozenset({"already_chosen", "switched_off", "scoring_failed"})
+_MOST_SOURCES_HELD = 4  # tasks that wait from which on whole pictures are not held for more than is sent
 
 
 class Observer(Protocol):
@@ -94,6 +101,7 @@ class Inference:
         pulse: this thread's heartbeat.
         witness: told of every decision, for `explain` and `replay`; must not block. None for nobody.
         on_promoted: called in the spool thread when frames became ready to send.
+        campaigns: which frames are looked for beside the policy; None for none.
     """
 
     def __init__(
@@ -114,8 +122,10 @@ class Inference:
         witness: Callable[[Decision], None] | None = None,
         on_promoted: Callable[[], None] = lambda: None,
         pulse: Pulse | None = None,
+        campaigns: CampaignBook | None = None,
     ) -> None:
         self._pulse = pulse or no_pulse()
+        self._campaigns = campaigns
         # Allowed share of the frame rate, in (0, 1]: set by the guard.
         self.share = 1.0
         self._rest_until_s = 0.0
@@ -141,6 +151,7 @@ class Inference:
         self._window_frames = 0
         self._is_flushed = False
         self._is_failing = False
+        self._unredacted: dict[str, str] = {}  # camera -> why its last frame could not be redacted
         self._latencies_ms: deque[float] = deque(maxlen=_RECENT)
         self._frame_times_s: deque[float] = deque(maxlen=_RECENT)
         self._said_no_model = False
@@ -169,7 +180,10 @@ class Inference:
             return False
         frames = 0 if frames_total is None else frames_total + 1
         # The new version with the old round's counters would tell the server that the new round is over, after a kill as well.
-        self._counters.begin_round({names.DESIRED_VERSION: version, names.DESIRED_FRAMES: frames})
+        before = self._counters.value(names.CAMPAIGN_FRAMES)
+        self._counters.begin_round(
+            {names.DESIRED_VERSION: version, names.DESIRED_FRAMES: frames, names.CAMPAIGN_FRAMES_BEFORE: before}
+        )
         with self._lock:
             self._restart_why = f"desired version {version}"
         return True
@@ -217,6 +231,11 @@ class Inference:
         if len(times) < 2 or time.monotonic() - times[-1] > 10:
             return 0.0
         return (len(times) - 1) / max(1e-6, times[-1] - times[0])
+
+    @property
+    def redaction_trouble(self) -> list[str]:
+        """Why frames of a camera are not kept: they cannot be redacted. One line each camera, until one can be again."""
+        return list(self._unredacted.values())
 
     @property
     def window_frames(self) -> int:
@@ -283,7 +302,9 @@ class Inference:
         if is_new:
             self._counters.add(names.FRAMES_SEEN)
             self._counters.add(names.ROUND_FRAMES_SEEN)
-        detections = self._detect(model, frame)
+        seen_low = self._detect(model, frame)
+        detections = None if seen_low is None else self._for_selection(frame.camera, seen_low)
+        self._keep_around(model, frame, seen_low)
         judgement = self._judge(frame, detections)
         self._window_frames += 1
         self._frame_times_s.append(time.monotonic())
@@ -292,8 +313,13 @@ class Inference:
             self._counters.add(names.RULE_FRAMES)
         counts = is_new and self.encode_everything
         frame_id = ""
-        if judgement is not None and judgement.admit:
-            frame_id, size_bytes = self._keep(model, frame, detections, judgement)
+        sent = self._for_campaign(model, frame, seen_low, detections, judgement)
+        if sent is not None:
+            judgement, frame_id, size_bytes = sent
+            if counts:
+                self._storing.count(size_bytes, rule_would_send=would_send)
+        elif judgement is not None and judgement.admit:
+            frame_id, size_bytes = self._keep(model, frame, seen_low, judgement)
             if counts:
                 self._storing.count(size_bytes, rule_would_send=would_send)
         elif counts:
@@ -314,12 +340,58 @@ class Inference:
                 )
             )
 
+    def _for_campaign(
+        self,
+        model: LoadedModel,
+        frame: Frame,
+        seen_low: Detections | None,
+        detections: Detections | None,
+        judgement: Judgement | None,
+    ) -> tuple[Judgement, str, int] | None:
+        """Send a frame that a campaign looks for, whatever the policy thinks of it.
+
+        Not what chance took (the audit must stay whole), what was sent before, or anything while sending is switched off; and inside
+        the campaign's share and the byte budget. None: the frame goes its usual way. `seen_low` is what a redactor needs to see.
+
+        Returns:
+            The judgement as it is recorded, the frame's id and the size of its JPEG.
+        """
+        campaigns = self._campaigns
+        if campaigns is None or campaigns.is_empty or detections is None or judgement is None or frame.repeat:
+            return None
+        if judgement.arm == "explore" or judgement.refused in _NOT_FOR_CAMPAIGNS:
+            return None
+        name = campaigns.match(frame.camera, frame.captured_at_ms, detections, model.detector.class_names)
+        if not name:
+            return None
+        reasons = (REASON + name, *judgement.reasons)
+        judgement = replace(judgement, admit=True, arm=ARM, reasons=reasons, refused="", bar=None)
+        made = self._encode(model, frame, seen_low, judgement)
+        if made is None:
+            return None
+        header, jpeg = made
+        bytes_left = self._bytes_left()
+        if (bytes_left is not None and len(jpeg) > bytes_left) or not campaigns.claim(name, len(jpeg)):
+            return None
+        if not self._storing.submit(StoreFrame(header, jpeg, name)):
+            campaigns.give_back(name, len(jpeg))
+            return None
+        self._selector.sent_otherwise(frame.camera, frame.captured_at_ms)
+        return judgement, header.frame_id, len(jpeg)
+
     def _keep(self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement) -> tuple[str, int]:
-        """Make an admitted frame a candidate; returns its id, "" when the disk was behind, and the size of its JPEG."""
-        header, jpeg = self._encoder.frame(
-            frame, judgement, detections, class_names=model.detector.class_names, model_digest=model.digest
-        )
-        if not self._storing.submit(StoreFrame(header, jpeg)):
+        """Make an admitted frame a candidate; returns its id and the size of its JPEG.
+
+        The id is "" when the disk was behind, or when the frame could not be redacted and is therefore not kept.
+        """
+        made = self._encode(model, frame, detections, judgement)
+        if made is None:
+            return "", 0
+        header, jpeg = made
+        source = None
+        if self._storing.fetching is not None and self._storing.backlog < _MOST_SOURCES_HELD:
+            source = self._encoder.covered(frame, detections, model.detector.class_names).frame
+        if not self._storing.submit(StoreFrame(header, jpeg, source=source)):
             self._counters.count_dropped(frame.camera)
             return "", len(jpeg)
         dropped = self._selector.add(Candidate(header.frame_id, frame.camera, frame.captured_at_ms, judgement, len(jpeg)))
@@ -327,11 +399,53 @@ class Inference:
             self._storing.submit(Promote((), dropped, closes_window=False))
         return header.frame_id, len(jpeg)
 
+    def _for_selection(self, camera: str, detections: Detections) -> Detections:
+        """Redaction may ask the model for more than the policy wants to see; selection shall not change because of it."""
+        redactor = self._encoder.redactors.get(camera)
+        if redactor is None or redactor.config.confidence >= self._decode_confidence:
+            return detections
+        return detections.above(self._decode_confidence)
+
+    def _encode(
+        self, model: LoadedModel, frame: Frame, seen_low: Detections | None, judgement: Judgement
+    ) -> tuple[FrameHeader, bytes] | None:
+        """Header and JPEG of a frame, None when it could not be redacted and must not be kept."""
+        try:
+            made = self._encoder.frame(
+                frame, judgement, seen_low, class_names=model.detector.class_names, model_digest=model.digest
+            )
+        except RedactionError as error:
+            self._not_redacted(frame.camera, error)
+            return None
+        if frame.camera in self._unredacted:  # replaced whole: health reads it from another thread
+            self._unredacted = {name: why for name, why in self._unredacted.items() if name != frame.camera}
+        return made
+
+    def _keep_around(self, model: LoadedModel, frame: Frame, seen_low: Detections | None) -> None:
+        """Give the surroundings of its camera a picture, covered like every other."""
+        more = self._storing.fetching
+        if more is None or self._storing.backlog >= _MOST_SOURCES_HELD or not more.wants(frame):
+            return
+        try:
+            self._storing.submit(PictureAround(self._encoder.covered(frame, seen_low, model.detector.class_names)))
+        except RedactionError as error:
+            self._not_redacted(frame.camera, error)
+
+    def _not_redacted(self, camera: str, error: RedactionError) -> None:
+        self._counters.add(names.REDACTION_FAILURES)
+        self._counters.count_dropped(camera)
+        level = logging.DEBUG if camera in self._unredacted else logging.ERROR
+        self._unredacted = {**self._unredacted, camera: str(error)}
+        logger.log(level, "%s", error)
+
     def _detect(self, model: LoadedModel, frame: Frame) -> Detections | None:
         """Detections, or None when the model failed; either is told to the observer."""
         started_s = time.perf_counter()
+        confidence, redactor = self._decode_confidence, self._encoder.redactors.get(frame.camera)
+        if redactor is not None:
+            confidence = min(confidence, redactor.config.confidence)
         try:
-            detections = model.detector.detect(frame.image_bgr, confidence=self._decode_confidence)
+            detections = model.detector.detect(frame.image_bgr, confidence=confidence)
         except Exception as error:  # whatever a model does, cameras and updates must go on
             self._counters.add(names.DETECTOR_FAILURES)
             level = logging.DEBUG if self._is_failing else logging.WARNING
@@ -343,9 +457,11 @@ class Inference:
         took_ms = (time.perf_counter() - started_s) * 1000
         self._is_failing = False
         self._latencies_ms.append(took_ms)
+        chosen = self._for_selection(frame.camera, detections)
+        count_frame(self._counters, took_ms, float(chosen.scores.max()) if len(chosen) else 0.0)
         if self.audience is not None:
-            self.audience.offer(frame, detections, model.detector.class_names, model.digest)
-        self.observer.observe(True, took_ms, len(detections))
+            self.audience.offer(frame, chosen, model.detector.class_names, model.digest)
+        self.observer.observe(True, took_ms, len(chosen))
         return detections
 
     def _judge(self, frame: Frame, detections: Detections | None) -> Judgement | None:
@@ -409,7 +525,9 @@ class Inference:
         if limit == 0:
             return None
         with self._lock:
-            return max(0, limit - 1 - self._counters.value(names.FRAMES_SELECTED) - self._reserved)
+            # What campaigns took since then is not of this wish.
+            apart = self._counters.value(names.CAMPAIGN_FRAMES) - self._counters.value(names.CAMPAIGN_FRAMES_BEFORE)
+            return max(0, limit - 1 - (self._counters.value(names.FRAMES_SELECTED) - apart) - self._reserved)
 
     def _settle(self, wanted: int) -> None:
         """The spool thread has promoted a window's frames and counted those that were really there."""

@@ -1,10 +1,13 @@
 """Whether this installation can work on this machine, before anything relies on it: `python -m bowerbird_agent.install_check STATE`.
 
-In: the folder for the agent's state. Out: exit code 0, or 1 and what is wrong. Every version brings its own check, and
-deploy/install.sh runs that of the version which is to become `current`. It imports what the agent imports, has the reference runtime
-look at a white and a black picture through a model of 5 kB that it writes here (a real ONNX file; a device has neither the package
-`onnx` nor, yet, a model), and writes a file durably to the state folder. It looks at no camera, no broker and no configuration:
-`bowerbird-agent doctor` does, and none of them is a reason to go back to an older version.
+In: the folder for the agent's state, perhaps agent.toml. Out: exit code 0, or 1 and what is wrong. Every version brings its own
+check; deploy/install.sh, and an agent that updates itself, run that of the version which is to become `current`. It imports
+what the agent imports, has the reference runtime look at a white and a black picture through a model of 5 kB that it writes
+here (a real ONNX file; a device has neither the package `onnx` nor, yet, a model), looks whether it can read what is in the
+state folder, and writes a file durably to it. With a configuration it reads that as well, and probes each camera as far as it
+can while another version of the agent is using it: one frame of a film, a folder or a synthetic scene; of a live camera,
+whether this OpenCV has what it is read through. It asks no broker: `bowerbird-agent doctor` does, and a camera or broker that
+is away is no reason to go back to an older version.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bowerbird_agent.errors import AgentError
 from bowerbird_models.durable import write_durably
 from bowerbird_models.errors import ModelError
 
@@ -28,10 +32,18 @@ MODULES = (
     "bowerbird_agent.device",
     "bowerbird_agent.mqtt_link",
     "bowerbird_agent.update_runner",
+    "bowerbird_agent.agent_install",
     "bowerbird_agent.selftest",
     "tuf.ngclient",
     "cryptography.hazmat.primitives.asymmetric.ed25519",
 )
+# Kind of a live source -> what OpenCV must be able to read it through, one of them. The camera itself may be in use.
+_NEEDS = {
+    "device": ("v4l2", "gstreamer"),
+    "url": ("ffmpeg", "gstreamer"),
+    "csi": ("gstreamer",),
+    "gst": ("gstreamer",),
+}
 _SIDE_PX = 32
 _CELLS = 16
 _PROBE_BYTES = 65536
@@ -47,16 +59,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m bowerbird_agent.install_check", description="Can this installation work here?"
     )
     parser.add_argument("state", type=Path, help="folder for the agent's state; it must exist")
-    state: Path = parser.parse_args(argv).state
+    parser.add_argument("--config", type=Path, help="agent.toml, which must be understood, and whose cameras are probed")
+    arguments = parser.parse_args(argv)
+    state: Path = arguments.state
     checks: list[tuple[str, Callable[[], None]]] = [
         ("imports", import_all),
         ("inference", look_at_two_pictures),
         ("state folder", lambda: write_and_read(state)),
     ]
+    if arguments.config is not None:
+        checks += [
+            ("configuration", lambda: read_configuration(arguments.config)),
+            ("cameras", lambda: probe_cameras(arguments.config)),
+        ]
     for name, check in checks:
         try:
             check()
-        except (Unfit, ModelError, ImportError, OSError) as error:
+        except (Unfit, AgentError, ModelError, ImportError, OSError) as error:
             print(f"install check: {name}: {error}", file=sys.stderr)
             return 1
         print(f"install check: {name}: ok")
@@ -92,7 +111,10 @@ def look_at_two_pictures() -> None:
 
 
 def write_and_read(state: Path) -> None:
-    """Raises OSError or Unfit when the state folder does not keep a file."""
+    """Raises OSError or Unfit when the state folder does not keep a file, StateTooNew when a later version has written it."""
+    from bowerbird_agent.state_format import check_state
+
+    check_state(state)
     content = bytes(range(256)) * (_PROBE_BYTES // 256)
     probe = state / ".install-check"
     try:
@@ -101,6 +123,35 @@ def write_and_read(state: Path) -> None:
             raise Unfit(f"{state} gives back something else than was written; check the disk")
     finally:
         probe.unlink(missing_ok=True)
+
+
+def read_configuration(config: Path) -> None:
+    """Raises ConfigError with every fault."""
+    from bowerbird_agent.config import read_config
+
+    read_config(config)
+
+
+def probe_cameras(config: Path) -> None:
+    """Raises Unfit or AgentError for a camera that this installation could not read, whatever state the camera is in."""
+    from bowerbird_agent.capture import kind_of, open_camera
+    from bowerbird_agent.config import read_config
+    from bowerbird_agent.opencv_build import find_opencv
+
+    for camera in read_config(config).cameras:
+        kind = kind_of(camera.source)
+        if kind in _NEEDS:
+            build = find_opencv()
+            if not any(getattr(build, way) for way in _NEEDS[kind]):
+                raise Unfit(
+                    f"camera {camera.name}: this OpenCV ({build.version}) reads through none of {', '.join(_NEEDS[kind])}"
+                )
+            continue
+        opened = open_camera(camera.to_source())
+        try:
+            opened.read()
+        finally:
+            opened.close()
 
 
 def check_model() -> bytes:

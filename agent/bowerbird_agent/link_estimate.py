@@ -52,6 +52,11 @@ class LinkEstimate:
         return min(self._rtts, default=FIRST_RTT_S)
 
     @property
+    def measured_rtt_s(self) -> float | None:
+        """The same, None before anything was measured."""
+        return min(self._rtts, default=None)
+
+    @property
     def in_flight_bytes(self) -> int:
         """Handed to the link and not acknowledged by the broker."""
         return self._in_flight_bytes

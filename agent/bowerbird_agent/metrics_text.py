@@ -15,6 +15,7 @@ from typing import Any
 
 from bowerbird_wire.messages import Health
 from bowerbird_wire.spent import kinds_of
+from bowerbird_wire.telemetry import read
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # Fields of the health message that only grow, over restarts too -> what they count.
@@ -99,6 +100,13 @@ def device_metrics(
         ),
         _gauge("guard_share", "Share of the frame rate that the guard allows.", [({}, guard_share)]),
         _gauge("temperature_celsius", "The hottest sensor.", [] if hottest_c is None else [({}, hottest_c)]),
+    ]
+    told = read(extra.get("tm"))
+    metrics += [
+        _gauge("round_trip_seconds", "To the broker and back.", [] if told.rtt_ms is None else [({}, told.rtt_ms / 1000)]),
+        _counter("reconnects", "Connections after the first since the start.", [({}, float(told.reconnects))]),
+        _counter("frames_by_latency", "Frames by time of the model: upper end in milliseconds.", _by("ms", told.latency)),
+        _counter("frames_by_score", "Frames by score of their best box: lower end of a tenth.", _by("score", told.scores)),
     ]
     return metrics + _uplink(extra.get("uplink", {}))
 

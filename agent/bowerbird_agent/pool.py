@@ -116,6 +116,13 @@ class Pool:
                 self._given_up[candidate.frame_id] = self._displaced.pop(key)
         return self.take_given_up()
 
+    def withdraw(self, camera: str, at_ms: int) -> None:
+        """The frame, judged and not yet stored, goes another way: its place is free again."""
+        place = self._places.get((camera, at_ms))
+        if place is not None and place.stored is None:
+            self._give_way(place, "")
+            del self._displaced[place.key]
+
     def take_given_up(self) -> dict[str, str]:
         """Stored frames that gave way and were not told of yet; told once."""
         given_up, self._given_up = self._given_up, {}

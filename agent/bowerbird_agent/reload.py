@@ -39,6 +39,7 @@ SECTIONS: Mapping[str, Applies] = MappingProxyType(
         "metered": Applies.LIVE,
         "spool": Applies.RESTART,
         "image": Applies.LIVE,
+        "fetch": Applies.RESTART,
         "accounting": Applies.LIVE,
         "health": Applies.LIVE,
         "guard": Applies.LIVE,
@@ -46,6 +47,7 @@ SECTIONS: Mapping[str, Applies] = MappingProxyType(
         "metrics": Applies.RESTART,
         "watchdog": Applies.RESTART,
         "log": Applies.LIVE,
+        "remote": Applies.LIVE,
     }
 )
 
@@ -103,8 +105,8 @@ def reload_plan(old: AgentConfig, new: AgentConfig) -> ReloadPlan:
         kept[section] = before
         keys = [f"{section}.{f.name}" for f in fields(before) if getattr(before, f.name) != getattr(after, f.name)]
         refused.append(f"{', '.join(keys)} cannot change while the agent runs; restart it to take the new value")
-    were = {camera.name: camera for camera in old.cameras}
-    are = {camera.name: camera for camera in new.cameras}
+    were = {camera.name: camera for camera in old.running_cameras}
+    are = {camera.name: camera for camera in new.running_cameras}
     return ReloadPlan(
         config=replace(new, **kept),
         live=tuple(live),

@@ -50,12 +50,12 @@ _UTC = timezone.utc
 _START = secrets.token_hex(6)
 
 
-def renewals_of(config: AgentConfig, on_renewed: Callable[[Identity], None]) -> Renewals | None:
+def renewals_of(config: AgentConfig, on_renewed: Callable[[Identity], None], denied: Callable[[], bool]) -> Renewals | None:
     """What keeps this device's certificate fresh, None where it has none of its own or nobody renews it."""
     folder = config.device.state_dir / FOLDER
     if not config.broker.tls or config.broker.certificate_file is not None or not read_claim_urls(folder):
         return None
-    return Renewals(folder, on_renewed)
+    return Renewals(folder, on_renewed, denied=denied)
 
 
 def identity_facts(config: AgentConfig, take_overs: int) -> dict[str, object]:
@@ -119,6 +119,8 @@ class Renewals:
     Args:
         folder: of the identity.
         on_renewed: told of the new identity; the link should connect anew when it suits.
+        denied: whether the broker passes nothing of this device on; then the server is asked, which may have been restored from a
+            time before this certificate.
         now: aware time.
         chance: [0, 1), for the retries.
     """
@@ -128,10 +130,11 @@ class Renewals:
         folder: Path,
         on_renewed: Callable[[Identity], None],
         *,
+        denied: Callable[[], bool] = lambda: False,
         now: Callable[[], datetime] = lambda: datetime.now(tz=_UTC),
         chance: Callable[[], float] = random.random,
     ) -> None:
-        self._folder, self._on_renewed, self._now, self._chance = folder, on_renewed, now, chance
+        self._folder, self._on_renewed, self._denied, self._now, self._chance = folder, on_renewed, denied, now, chance
         self._stop = threading.Event()
         self._failures = 0
         self._thread: threading.Thread | None = None
@@ -154,7 +157,7 @@ class Renewals:
             identity = load_identity(self._folder, now=self._now())
             for name in forget_old(self._folder, identity, now=self._now()):
                 logger.info("identity %s is no longer needed", name)
-            if self._now() < due_at(identity):
+            if self._now() < due_at(identity) and not self._denied():
                 self._failures, self.trouble = 0, ""
                 return LOOK_EVERY_S
             renewed = renew(self._folder)

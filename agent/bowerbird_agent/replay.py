@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bowerbird_agent.budget import DAY_S, ByteLimits, TokenBucket
+from bowerbird_agent.campaign_book import CampaignBook
 from bowerbird_agent.config import BudgetConfig, ImageConfig
 from bowerbird_agent.counters import DESIRED_FRAMES, Counters
 from bowerbird_agent.encode import FrameEncoder
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from bowerbird_models.detections import Detections
     from bowerbird_models.detector import Detector
     from bowerbird_models.mot import MotBox
-    from bowerbird_wire.messages import FrameHeader
+    from bowerbird_wire.messages import Campaign, FrameHeader
 
 _FOUND_IOU = 0.5
 _MODEL_TIMEOUT_S = 60.0
@@ -57,6 +58,7 @@ class Setting:
         limits: how many bytes.
         image: how they are encoded.
         frames_total: how many frames the server wants in all; None for no limit.
+        campaigns: that run, with this device's share.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Setting:
     limits: ByteLimits = field(default_factory=lambda: BudgetConfig().to_limits())
     image: ImageConfig = field(default_factory=ImageConfig)
     frames_total: int | None = None
+    campaigns: tuple[Campaign, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -286,8 +289,11 @@ class _Shelf:
         self.dropped: Counter[str] = Counter()
 
     def put(self, header: FrameHeader, image: bytes, state: Literal["candidate", "new"] = "candidate") -> bool:
-        del state
-        self._candidates[header.frame_id] = (header, image, len(codec.encode_frame(FrameMessage(header, image))))
+        entry = (header, image, len(codec.encode_frame(FrameMessage(header, image))))
+        if state == "new":
+            self.promoted.append(entry)
+        else:
+            self._candidates[header.frame_id] = entry
         return True
 
     def promote(self, frame_ids: Iterable[str]) -> tuple[str, ...]:
@@ -300,8 +306,8 @@ class _Shelf:
         self.dropped[reason] += len(here)
         return len(here)
 
-    def add_counters(self, deltas: Mapping[str, int]) -> None:
-        del deltas
+    def add_counters(self, deltas: Mapping[str, int], *, durable: bool = False) -> None:
+        del deltas, durable
 
     def set_note(self, name: str, value: str) -> None:
         del name, value
@@ -315,10 +321,12 @@ class _Run:
         self._shelf = _Shelf()
         counters = Counters({} if setting.frames_total is None else {DESIRED_FRAMES: setting.frames_total + 1})
         encoder = FrameEncoder(setting.image, device="replay", boot_id="replay")
-        self._storing = StoringThread(self._shelf, counters, encoder)
+        self._now_s, self._now_ms = 0.0, 0
+        campaigns = CampaignBook(now_s=lambda: self._now_s, wall_s=lambda: self._now_ms / 1000)
+        campaigns.take_up(1, setting.campaigns)
+        self._storing = StoringThread(self._shelf, counters, encoder, campaigns=campaigns)
         self._exchange = FrameExchange(lambda _camera: None)
         self._bucket = TokenBucket(setting.limits, 0.0)
-        self._now_s, self._now_ms = 0.0, 0
         self._is_over = False
         self._refused: Counter[str] = Counter()
         self._missed: dict[int, tuple[int, ...]] = {}  # sequence -> tracks
@@ -335,6 +343,7 @@ class _Run:
             bytes_left=lambda: self._bucket.left_today_bytes(self._now_s),
             sources_done=lambda: self._is_over,
             witness=self._see,
+            campaigns=campaigns,
         )
         self._load(LoadedModel(detector, detector.file_digest))
 

@@ -177,6 +177,11 @@ class Selector:
         """
         return self._pool.stored(candidate)
 
+    def sent_otherwise(self, camera: str, at_ms: int) -> None:
+        """A campaign sends this frame, judged just now: it is no candidate, and those chosen later keep their distance from it."""
+        self._pool.withdraw(camera, at_ms)
+        self._views.setdefault(camera, _CameraView()).keep(at_ms)
+
     def window_closed(self, now_monotonic_ns: int | None = None) -> bool:
         """Whether the window is over: call `close_window` then.
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.capture import Frame, Source
     from bowerbird_agent.choose import Judgement
     from bowerbird_agent.policy import Policy
+    from bowerbird_agent.redaction import Redactor
     from bowerbird_models.detections import Detections
     from bowerbird_models.detector import Detector
 
@@ -90,10 +91,21 @@ class Snapshot:
         }
 
 
-def take_snapshot(source: Source, detector: Detector, policy: Policy, *, warm_up_frames: int = WARM_UP_FRAMES) -> Snapshot:
+def take_snapshot(
+    source: Source,
+    detector: Detector,
+    policy: Policy,
+    *,
+    warm_up_frames: int = WARM_UP_FRAMES,
+    redactor: Redactor | None = None,
+) -> Snapshot:
     """Read some frames and judge the last of them. A shorter source gives its last frame.
 
+    Args:
+        redactor: of this camera; the picture of the snapshot is what would have been kept.
+
     Raises:
+        RedactionError: it cannot be redacted.
         CameraError: the source gives nothing.
         ModelOutputError: the model fails.
     """
@@ -122,6 +134,9 @@ def take_snapshot(source: Source, detector: Detector, policy: Policy, *, warm_up
         raise SourceError(f"camera {source.name}: {source.text} gave no frame; check the source")
     selector.expect(None)
     judgement = selector.judge(*seen)
+    if redactor is not None:
+        found = detector.detect(seen[0].image_bgr, confidence=min(policy.decode_confidence, redactor.config.confidence))
+        seen = (replace(seen[0], image_bgr=redactor.apply(seen[0].image_bgr, found, detector.class_names)[0]), seen[1])
     return Snapshot(*seen, tuple(detector.class_names), judgement, scores, policy)
 
 

@@ -1,7 +1,8 @@
 """What the bytes on the wire were spent on: by kind, both directions, every byte in one kind.
 
-In: each packet as it is handed to the connection or has come, and the totals at the socket. Out: bytes per kind since the process
-started. What nothing else claims (keep-alives, acknowledgements, connecting, receipts, commands) is control. It limits nothing.
+In: each packet as it is handed to the connection or has come, and the totals at the link. Out: bytes per kind since the process
+started. What nothing else claims (headers of TCP and below, keep-alives, acknowledgements, connecting, receipts, commands) is control.
+It limits nothing.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class Spending:
         self._named: dict[str, int] = {}
         self._control = 0
 
-    def packet(self, topic: DeviceTopic | CreditTopic, packet_bytes: int) -> None:
-        """A packet that was handed over, or has come."""
-        kind = _KINDS.get(type(topic))
+    def packet(self, topic: DeviceTopic | CreditTopic, packet_bytes: int, kind: str | None = None) -> None:
+        """A packet that was handed over, or has come; of the topic's kind, or of the one that is given."""
+        kind = kind or _KINDS.get(type(topic))
         if kind is not None:
             with self._lock:
                 self._named[kind] = self._named.get(kind, 0) + packet_bytes

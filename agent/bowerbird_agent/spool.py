@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
-import os
 import sqlite3
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import IO, Literal, TypeVar
 
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
-from bowerbird_agent.spool_eviction import EXPLORE_SHARE, choose
+from bowerbird_agent.send_order import turn
+from bowerbird_agent.spool_eviction import EXPLORE, FLOORS, group_of, score_bin
 from bowerbird_agent.spool_files import FrameFiles, on_disk_bytes
 from bowerbird_agent.spool_index import (
     PROMOTED,
@@ -33,19 +33,16 @@ from bowerbird_agent.spool_index import (
     disk_fault,
 )
 from bowerbird_agent.spool_recovery import open_index, reconcile, write_snapshot
+from bowerbird_agent.spool_room import MIN_SPOOL_BYTES, SpoolRoom, index_bytes
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
-from bowerbird_wire.messages import FrameHeader, FrameMessage, Receipt
+from bowerbird_wire.linked import FETCHED
+from bowerbird_wire.messages import EraseWish, FrameHeader, FrameMessage, Receipt, Tombstone
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Kept free of frames for the index, its WAL and the ballast: index writes must succeed when the frames have taken everything.
-INDEX_RESERVE_BYTES = 1024 * 1024
-MIN_SPOOL_BYTES = 2 * INDEX_RESERVE_BYTES
-# Given up for a moment when the disk is full, so that receipts can still be recorded and thereby free space.
-_BALLAST_BYTES = 256 * 1024
 _SNAPSHOT_EVERY = 64
 
 
@@ -66,31 +63,42 @@ class Spool:
         max_bytes: hard cap of frames, index and all; at least `MIN_SPOOL_BYTES`.
         min_free_bytes: the spool does not grow while the disk has less free than this.
         remember: how many ids of settled frames are kept (about 150 bytes each); None for about 1 % of max_bytes.
+        floors: reason -> the share of the room below which its frames do not make way for others; see `spool_eviction.py`.
 
     Raises:
         ValueError: max_bytes is too small.
         SpoolError: the folder cannot be used; the message says what to do.
     """
 
-    def __init__(self, root: Path, *, max_bytes: int, min_free_bytes: int = 0, remember: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        max_bytes: int,
+        min_free_bytes: int = 0,
+        remember: int | None = None,
+        floors: Mapping[str, float] = FLOORS,
+    ) -> None:
         if max_bytes < MIN_SPOOL_BYTES:
             raise ValueError(f"spool.max_bytes must be at least {MIN_SPOOL_BYTES}, not {max_bytes}")
         self.root = root
-        self._max_bytes = max_bytes
-        self._min_free_bytes = min_free_bytes
+        self._room = SpoolRoom(root, max_bytes=max_bytes, min_free_bytes=min_free_bytes, floors=floors)
         self._remember = min(max(max_bytes // 20_000, 500), 50_000) if remember is None else remember
         self._lock = threading.RLock()
         self._writing: dict[str, int] = {}  # frame id -> bytes promised to a put under way
         self._changes = 0
+        self._floors = dict(floors)
+        self._offered = 0  # frames handed out by `next_new`: whose turn it is
+        self._last_offered = ""
         try:
             self._files = FrameFiles(root / "frames")
             self._claim = self._claim_folder()
         except OSError as error:
             raise disk_fault(error, root) from error
         try:
-            self._ballast_refill()
+            self._room.refill()
             self._index = open_index(root, remember=self._remember)
-            reconcile(self._index, self._files)
+            reconcile(self._index, self._files, self._floors)
         except (OSError, sqlite3.Error) as error:
             self._claim.close()
             raise disk_fault(error, root) from error
@@ -128,6 +136,8 @@ class Spool:
             header.camera,
             header.sequence,
             header.captured_at_ms,
+            group_of(header.arm, header.reasons, self._floors),
+            header.inclusion_probability,
         )
         disk_bytes = on_disk_bytes(len(payload))
         try:
@@ -164,7 +174,9 @@ class Spool:
             raise
 
     def promote(self, frame_ids: Iterable[str]) -> tuple[str, ...]:
-        """CANDIDATE -> NEW, to be sent in the given order after all earlier ones. Counted in `promoted` in the same transaction.
+        """CANDIDATE -> NEW; of frames that are worth the same, those given first are sent first.
+
+        Counted in `promoted` in the same transaction.
 
         Returns:
             The ids that were promoted; one that was evicted meanwhile is not among them.
@@ -179,15 +191,67 @@ class Spool:
         return promoted
 
     def drop(self, frame_ids: Iterable[str], reason: str) -> int:
-        """Give frames up by decision of the agent, counted by `reason`; returns how many were there."""
-        return len(self._settle([(frame_id, Outcome.DROPPED, reason) for frame_id in frame_ids]))
+        """Give frames up by decision of the agent; returns how many were there.
+
+        A candidate that leaves unsent counts like an eviction, by reason, group and score bin: `weaker.policy.0.3`.
+        """
+        with self._reading():
+            found = [(frame_id, self._index.frame(frame_id)) for frame_id in frame_ids]
+
+        def waited(frame: SpooledFrame) -> bool:
+            return frame.state is FrameState.CANDIDATE
+
+        return len(
+            self._settle(
+                [
+                    (frame_id, Outcome.DROPPED, f"{reason}.{frame.group}.{score_bin(frame.score)}" if waited(frame) else reason)
+                    for frame_id, frame in found
+                    if frame is not None
+                ]
+            )
+        )
+
+    def erase(self, wish: EraseWish) -> int:
+        """Delete frames that somebody has the right to have forgotten, in every state; counted as refused with reason `erased`.
+
+        One that is on its way to the server now is deleted here as well; the server refuses it by the same wish.
+        """
+        with self._reading():
+            covered = [
+                frame.frame_id
+                for frame in self._index.all_frames()
+                if wish.covers(frame.frame_id, frame.camera, frame.captured_at_ms)
+            ]
+        erased = self._settle([(frame_id, Outcome.REFUSED, "erased") for frame_id in covered])
+        self._snapshot()
+        return len(erased)
+
+    def expire(self, before_ms: int, *, not_before_ms: int = 0) -> int:
+        """Give up frames captured before a moment, in every state; counted as evicted with reason `too_old`.
+
+        Args:
+            before_ms: UTC, milliseconds.
+            not_before_ms: frames with an earlier time are left: their clock was not set, and their age is not known.
+        """
+        with self._reading():
+            rows = [row for row in self._index.all_frames() if not_before_ms <= row.captured_at_ms < before_ms]
+        return len(
+            self._settle([(row.frame_id, Outcome.EVICTED, f"too_old.{row.group}.{score_bin(row.score)}") for row in rows])
+        )
 
     # -- out
 
     def next_new(self, exclude: Collection[str] = ()) -> SpooledFrame | None:
-        """The next frame to send for the first time."""
+        """The next frame to send for the first time, as `send_order.py` says; asking again before it is sent changes nothing."""
         with self._reading():
-            return self._index.first_new(exclude.__contains__)
+            if self._last_offered and self._last_offered not in exclude:
+                again = self._index.frame(self._last_offered)
+                if again is not None and again.state is FrameState.NEW:
+                    return again
+            found = self._index.first_new(exclude.__contains__, turn(self._offered))
+            if found is not None:
+                self._offered, self._last_offered = self._offered + 1, found.frame_id
+            return found
 
     def frames(self, state: FrameState) -> tuple[SpooledFrame, ...]:
         """All frames of a state, in send order."""
@@ -281,7 +345,7 @@ class Spool:
             return self._index.ledger()
 
     def evicted(self) -> dict[str, int]:
-        """Evictions by `reason.arm.score bin`, e.g. `spool_full.policy.0.3`."""
+        """Evictions by `reason.group.score bin`, e.g. `spool_full.policy.0.3`."""
         return dict(self.ledger().evicted)
 
     @property
@@ -293,7 +357,7 @@ class Spool:
     def bytes_used(self) -> int:
         """Bytes on disk, index included."""
         with self._reading():
-            return self._index.disk_bytes()[0] + sum(self._writing.values()) + self._index_bytes()
+            return sum(self._index.disk_bytes().values()) + sum(self._writing.values()) + index_bytes(self._index)
 
     def counter(self, name: str) -> int:
         """A persistent counter, 0 when it was never counted."""
@@ -305,9 +369,9 @@ class Spool:
         with self._reading():
             return self._index.counters()
 
-    def add_counters(self, deltas: Mapping[str, int]) -> None:
-        """Add to counters in one transaction. A power cut may take the last seconds back, kill -9 does not."""
-        with self._lock, self._index.transaction(durable=False):
+    def add_counters(self, deltas: Mapping[str, int], *, durable: bool = False) -> None:
+        """Add to counters in one transaction. Unless `durable`, a power cut may take the last seconds back; kill -9 does not."""
+        with self._lock, self._index.transaction(durable=durable):
             self._index.count(deltas)
 
     def set_counter(self, name: str, value: int) -> None:
@@ -324,6 +388,17 @@ class Spool:
         """Keep a short text, durably."""
         with self._lock, self._index.transaction():
             self._index.set_note(name, value)
+
+    # -- tombstones
+
+    def tombstones(self, limit: int = 100) -> tuple[Tombstone, ...]:
+        """Frames of the random sample, and frames that were asked for, that went unsent and that the server has not heard of."""
+        with self._reading():
+            return self._index.tombstones(limit)
+
+    def forget_tombstones(self, up_to: int) -> int:
+        """The server has noted all tombstones up to this number; returns how many went."""
+        return self._change(lambda: self._index.forget_tombstones(up_to), durable=False)
 
     # -- inside
 
@@ -355,11 +430,11 @@ class Spool:
                 with self._index.transaction(durable=durable):
                     return change()
             except SpoolFull:
-                self._ballast_path.unlink(missing_ok=True)
+                self._room.give_way()
                 with self._index.transaction(durable=durable):
                     return change()
             finally:
-                self._ballast_refill()
+                self._room.refill()
 
     def _settle(self, changes: list[tuple[str, Outcome, str]]) -> set[str]:
         """Take frames out and return the ids that were here.
@@ -381,6 +456,12 @@ class Spool:
             return settled
 
     def _settle_row(self, frame_id: str, outcome: Outcome, reason: str) -> bool:
+        if outcome in (Outcome.EVICTED, Outcome.DROPPED):
+            frame = self._index.frame(frame_id)
+            # A candidate that was not chosen is counted, not named: the share of the sample that was chosen is known.
+            unsent = frame is not None and (outcome is Outcome.EVICTED or frame.state is not FrameState.CANDIDATE)
+            if frame is not None and unsent and frame.arm in (EXPLORE, FETCHED):
+                self._index.bury(frame_id, f"{outcome.value}:{reason.partition('.')[0]}")
         if self._index.settle(frame_id, outcome, reason):
             return True
         # A receipt for what was evicted or dropped after it was sent: the server has it, so it is not to be sent again.
@@ -390,45 +471,8 @@ class Spool:
 
     def _make_room(self, frame: SpooledFrame, disk_bytes: int) -> None:
         """Evict what is worth less until `frame` fits, or raise SpoolFull and evict nothing."""
-        used, explore_used = self._index.disk_bytes()
-        room = self._max_bytes - self._index_bytes()
-        over_cap = used + sum(self._writing.values()) + disk_bytes - room
-        under_floor = self._free_bytes() - sum(self._writing.values()) - disk_bytes < self._min_free_bytes
-        # Below the floor the spool may change, but not grow: another program may be what fills the disk.
-        to_free = max(over_cap, disk_bytes if under_floor else 0)
-        if to_free <= 0:
-            return
-        why = "spool_full" if over_cap > 0 else "disk_floor"
-        waiting = [self._index.evictable(arm_is_explore=is_explore) for is_explore in (False, True)]
-        chosen, freed = choose(frame, *waiting, to_free=to_free, explore_may_grow=explore_used < room * EXPLORE_SHARE)
-        if freed < to_free:
-            what = "spool.max_bytes is reached" if why == "spool_full" else "the disk is full down to spool.min_free_bytes"
-            raise SpoolFull(
-                f"frame {frame.frame_id[:12]}: {what} and all that waits is worth more; raise the limit or free space"
-            )
-        self._settle([(victim.frame_id, Outcome.EVICTED, f"{why}.{victim.arm}.{victim.score_bin}") for victim in chosen])
-
-    def _index_bytes(self) -> int:
-        return max(INDEX_RESERVE_BYTES, self._index.size_bytes() + _BALLAST_BYTES)
-
-    def _free_bytes(self) -> int:
-        try:
-            disk = os.statvfs(self.root)
-        except OSError as error:
-            raise disk_fault(error, self.root) from error
-        return disk.f_bavail * disk.f_frsize
-
-    @property
-    def _ballast_path(self) -> Path:
-        return self.root / "ballast"
-
-    def _ballast_refill(self) -> None:
-        """Set space aside for the moment when the disk is full; without it a receipt could not be recorded."""
-        with contextlib.suppress(OSError):
-            if self._ballast_path.exists():
-                return
-            with self._ballast_path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, _BALLAST_BYTES)
+        victims, why = self._room.victims(self._index, frame, disk_bytes, sum(self._writing.values()))
+        self._settle([(victim.frame_id, Outcome.EVICTED, f"{why}.{victim.group}.{victim.score_bin}") for victim in victims])
 
     def _snapshot(self) -> None:
         self._changes = 0

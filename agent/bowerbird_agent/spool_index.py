@@ -16,8 +16,11 @@ from enum import Enum
 from pathlib import Path
 
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
-
-SCHEMA_VERSION = 1
+from bowerbird_agent.send_order import Turn
+from bowerbird_agent.spool_eviction import EXPLORE, Row
+from bowerbird_agent.spool_schema import FROM_1, SCHEMA, SCHEMA_VERSION
+from bowerbird_wire.linked import FETCHED
+from bowerbird_wire.messages import Tombstone
 
 
 class FrameState(str, Enum):
@@ -52,7 +55,10 @@ PROMOTED = "spool.promoted"
 
 @dataclass(frozen=True)
 class SpooledFrame:
-    """A row: what is known of a frame without opening its file. `message_bytes` is the size of the payload to publish."""
+    """A row: what is known of a frame without opening its file. `message_bytes` is the size of the payload to publish.
+
+    `group` is what it counts as when the spool is full, see `spool_eviction.group_of`; "" for its arm.
+    """
 
     frame_id: str
     state: FrameState
@@ -62,6 +68,13 @@ class SpooledFrame:
     camera: str
     sequence: int
     captured_at_ms: int
+    group: str = ""
+    probability: float = 0.0
+
+
+def send_value(arm: str, score: float) -> float:
+    """What a frame is worth when the next one to send is chosen: the random sample first, then what a person asked for."""
+    return {EXPLORE: 3.0, FETCHED: 2.0}.get(arm, min(max(score, 0.0), 1.0))
 
 
 @dataclass(frozen=True)
@@ -77,6 +90,14 @@ class Ledger:
     refused: Mapping[str, int] = field(default_factory=dict)
     dropped: Mapping[str, int] = field(default_factory=dict)
     in_spool: Mapping[str, int] = field(default_factory=dict)
+
+    def dropped_by_reason(self) -> dict[str, int]:
+        """`dropped` without groups and score bins."""
+        found: dict[str, int] = {}
+        for reason, count in self.dropped.items():
+            short = reason.partition(".")[0]
+            found[short] = found.get(short, 0) + count
+        return found
 
     @property
     def settled(self) -> int:
@@ -94,20 +115,18 @@ class Ledger:
         return self.difference == 0
 
 
-_SCHEMA = """
-CREATE TABLE frame (
-    frame_id TEXT PRIMARY KEY, state TEXT NOT NULL, arm TEXT NOT NULL, score REAL NOT NULL, density REAL NOT NULL,
-    message_bytes INTEGER NOT NULL, disk_bytes INTEGER NOT NULL, send_order INTEGER,
-    camera TEXT NOT NULL, sequence INTEGER NOT NULL, captured_at_ms INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX frame_by_state ON frame (state, send_order);
-CREATE INDEX frame_by_density ON frame (density);
-CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE note (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE settled (number INTEGER PRIMARY KEY AUTOINCREMENT, frame_id TEXT NOT NULL UNIQUE, outcome TEXT NOT NULL);
-"""
+# Named tombstones that nobody fetches; the oldest go first, and the counters know of all.
+_MOST_TOMBSTONES = 5000
+_WAL_BYTES = 400 * 1024
 
-_COLUMNS = "frame_id, state, arm, score, message_bytes, camera, sequence, captured_at_ms"
+_COLUMNS = (
+    'frame_id, state, arm, score, message_bytes, camera, sequence, captured_at_ms, eviction_group AS "group", probability'
+)
+_TURNS = {
+    Turn.VALUE: "send_value DESC, send_order",
+    Turn.FRESHEST: "captured_at_ms DESC, send_order",
+    Turn.OLDEST: "captured_at_ms, send_order",
+}
 
 
 def disk_fault(error: OSError | sqlite3.Error, path: Path) -> SpoolError:
@@ -144,13 +163,18 @@ class SpoolIndex:
         self.fresh = not path.exists()
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            # A change of a row writes a page: small ones keep what is written beside the frames small. Only a new file takes it up.
+            self._db.execute("PRAGMA page_size = 1024")
             self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA wal_autocheckpoint = 100")
+            page_bytes = self._db.execute("PRAGMA page_size").fetchone()[0]
+            self._db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_BYTES // page_bytes}")
             self._db.execute("PRAGMA journal_size_limit = 262144")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0 and self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
                 self.fresh = True
-                self._db.executescript(f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+                self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
+            elif version == 1 and self._db.execute("PRAGMA quick_check").fetchone()[0] == "ok":
+                self._db.executescript(f"BEGIN; {FROM_1} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")
             elif version != SCHEMA_VERSION or self._db.execute("PRAGMA quick_check").fetchone()[0] != "ok":
                 raise SpoolIndex.Damaged(f"index {path}: damaged, or of schema version {version}")
         except sqlite3.OperationalError as error:
@@ -202,7 +226,7 @@ class SpoolIndex:
         promoted = frame.state is not FrameState.CANDIDATE
         self._db.execute(
             "INSERT INTO frame (frame_id, state, arm, score, density, message_bytes, disk_bytes, send_order, camera, "
-            "sequence, captured_at_ms) VALUES (?,?,?,?,?,?,?,?,?,?,?)",
+            "sequence, captured_at_ms, eviction_group, send_value, probability) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)",
             (
                 frame.frame_id,
                 frame.state.value,
@@ -215,10 +239,14 @@ class SpoolIndex:
                 frame.camera,
                 frame.sequence,
                 frame.captured_at_ms,
+                frame.group or frame.arm,
+                send_value(frame.arm, frame.score),
+                frame.probability,
             ),
         )
         self._db.execute("DELETE FROM settled WHERE frame_id = ?", (frame.frame_id,))
-        self.count({SPOOLED: 1, PROMOTED: int(promoted and count_promoted)})
+        # What a person asked for is not the selection's, and no part of what `Desired.frames_total` counts.
+        self.count({SPOOLED: 1, PROMOTED: int(promoted and count_promoted and frame.arm != FETCHED)})
 
     def _next_order(self) -> int:
         self._last_order += 1
@@ -283,29 +311,52 @@ class SpoolIndex:
         """All rows of a state in send order."""
         return tuple(self._frames("WHERE state = ? ORDER BY send_order, captured_at_ms, frame_id", (state.value,)))
 
-    def first_new(self, skip: Callable[[str], bool]) -> SpooledFrame | None:
-        """The first row in send order that is NEW and not skipped."""
-        rows = self._frames("WHERE state = ? ORDER BY send_order", (FrameState.NEW.value,))
+    def all_frames(self) -> tuple[SpooledFrame, ...]:
+        """All rows, oldest first."""
+        return tuple(self._frames("ORDER BY captured_at_ms, frame_id", ()))
+
+    def first_new(self, skip: Callable[[str], bool], turn: Turn = Turn.VALUE) -> SpooledFrame | None:
+        """The first row that is NEW and not skipped, in the order of the turn."""
+        # The state stands in the text, not as a parameter: the indexes are of new frames only, to write less, and must be found.
+        rows = self._frames(f"WHERE state = 'new' ORDER BY {_TURNS[turn]}", ())
         return next((frame for frame in rows if not skip(frame.frame_id)), None)
 
-    def evictable(self, *, arm_is_explore: bool) -> Iterator[tuple[str, float, float, int]]:
-        """(frame id, score, score per byte, bytes on disk) of what may be given up, worst first.
+    def evictable(self, *, explore: bool) -> Iterator[Row]:
+        """What may be given up of the random sample, or of everything else, worst first.
 
         The explore arm is a random sample: its order is that of the ids, which are hashes, so what remains stays a random sample.
         """
         # Read at once: an open cursor would hold up the transaction that evicts.
-        yield from self._db.execute(
-            "SELECT frame_id, score, density, disk_bytes FROM frame WHERE state IN (?, ?) AND (arm = 'explore') = ? "
-            "ORDER BY CASE WHEN arm = 'explore' THEN 0 ELSE density END, frame_id",
-            (FrameState.CANDIDATE.value, FrameState.NEW.value, int(arm_is_explore)),
+        rows = self._db.execute(
+            "SELECT frame_id, eviction_group, score, density, disk_bytes FROM frame WHERE state IN (?, ?) "
+            "AND (eviction_group = ?) = ? ORDER BY CASE WHEN eviction_group = ? THEN 0 ELSE density END, frame_id",
+            (FrameState.CANDIDATE.value, FrameState.NEW.value, EXPLORE, int(explore), EXPLORE),
         ).fetchall()
+        return (Row(*row) for row in rows)
 
-    def disk_bytes(self) -> tuple[int, int]:
-        """(all frames, those of the explore arm) in bytes on disk."""
-        row = self._db.execute(
-            "SELECT coalesce(sum(disk_bytes), 0), coalesce(sum(CASE WHEN arm = 'explore' THEN disk_bytes END), 0) FROM frame"
-        ).fetchone()
-        return int(row[0]), int(row[1])
+    def disk_bytes(self) -> dict[str, int]:
+        """Bytes on disk by eviction group."""
+        return dict(self._db.execute("SELECT eviction_group, sum(disk_bytes) FROM frame GROUP BY eviction_group"))
+
+    # -- tombstones
+
+    def bury(self, frame_id: str, why: str) -> None:
+        """Name a frame that is about to go unsent, with what an unbiased estimate needs to allow for it."""
+        self._db.execute(
+            "INSERT INTO tombstone (frame_id, arm, why, score, probability, camera, captured_at_ms) "
+            "SELECT frame_id, arm, ?, score, probability, camera, captured_at_ms FROM frame WHERE frame_id = ?",
+            (why, frame_id),
+        )
+        self._db.execute("DELETE FROM tombstone WHERE number <= (SELECT max(number) FROM tombstone) - ?", (_MOST_TOMBSTONES,))
+
+    def tombstones(self, limit: int) -> tuple[Tombstone, ...]:
+        """The oldest named tombstones."""
+        rows = self._db.execute("SELECT * FROM tombstone ORDER BY number LIMIT ?", (limit,))
+        return tuple(Tombstone(number, bytes.fromhex(frame_id), *rest) for number, frame_id, *rest in rows)
+
+    def forget_tombstones(self, up_to: int) -> int:
+        """The server has them; returns how many went."""
+        return self._db.execute("DELETE FROM tombstone WHERE number <= ?", (up_to,)).rowcount
 
     def states(self) -> dict[str, str]:
         """Frame id -> state of all rows."""

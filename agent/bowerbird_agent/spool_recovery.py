@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Mapping
 from pathlib import Path
 
+from bowerbird_agent.spool_eviction import group_of
 from bowerbird_agent.spool_files import FrameFiles, on_disk_bytes
 from bowerbird_agent.spool_index import PROMOTED, SPOOLED, FrameState, Outcome, SpooledFrame, SpoolIndex, ledger_of, salvage
 from bowerbird_wire import codec
@@ -82,7 +83,7 @@ def _restore_counters(root: Path, index: SpoolIndex, counters: Mapping[str, int]
         index.set_counter(SPOOLED, settled)
 
 
-def reconcile(index: SpoolIndex, files: FrameFiles) -> None:
+def reconcile(index: SpoolIndex, files: FrameFiles, floors: Mapping[str, float]) -> None:
     """Bring files and rows together after whatever ended the last run."""
     rebuilding = index.counter(_REBUILDING) == 1  # kept in the index: a rebuild may be cut short as well
     rows = index.states()
@@ -96,7 +97,7 @@ def reconcile(index: SpoolIndex, files: FrameFiles) -> None:
         elif index.outcome(frame_id) is not None:
             files.delete(frame_id)  # settled, but the crash came before the file was gone
         else:
-            _adopt(index, files, frame_id, candidate=candidate, count_promoted=not rebuilding)
+            _adopt(index, files, frame_id, floors, candidate=candidate, count_promoted=not rebuilding)
     missing = [frame_id for frame_id in rows if frame_id not in found]
     if missing:
         log.warning("%d frames of the spool have no file any more; dropped and counted", len(missing))
@@ -113,7 +114,15 @@ def reconcile(index: SpoolIndex, files: FrameFiles) -> None:
             index.set_counter(_REBUILDING, 0)
 
 
-def _adopt(index: SpoolIndex, files: FrameFiles, frame_id: str, *, candidate: bool, count_promoted: bool) -> None:
+def _adopt(
+    index: SpoolIndex,
+    files: FrameFiles,
+    frame_id: str,
+    floors: Mapping[str, float],
+    *,
+    candidate: bool,
+    count_promoted: bool,
+) -> None:
     """A whole file without a row: the crash came between the two, or the index was lost."""
     try:
         payload = files.read(frame_id) or b""
@@ -135,6 +144,8 @@ def _adopt(index: SpoolIndex, files: FrameFiles, frame_id: str, *, candidate: bo
         header.camera,
         header.sequence,
         header.captured_at_ms,
+        group_of(header.arm, header.reasons, floors),
+        header.inclusion_probability,
     )
     with index.transaction(durable=False):
         index.insert(frame, on_disk_bytes(len(payload)), count_promoted=count_promoted)

@@ -17,8 +17,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.campaign_book import counter_names
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.heartbeat import no_pulse
+from bowerbird_wire.messages import FrameHeader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -26,17 +28,20 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from bowerbird_agent.campaign_book import CampaignBook
+    from bowerbird_agent.capture import Frame
     from bowerbird_agent.counters import Counters
     from bowerbird_agent.decision_log import DecisionLog
-    from bowerbird_agent.encode import FrameEncoder
+    from bowerbird_agent.encode import CoveredFrame, FrameEncoder
+    from bowerbird_agent.fetching import Fetching
     from bowerbird_agent.heartbeat import Pulse
-    from bowerbird_wire.messages import FrameHeader
 
 logger = logging.getLogger(__name__)
 
 HOLD_AT = 16  # frames waiting for the disk from which on patient cameras are held
 MAX_WAITING = 64  # frames waiting for the disk from which on frames are dropped
 _FLUSH_EVERY_S = 1.0
+_LOOK_AFTER_EVERY_S = 60.0
 SELECTOR_NOTE = "selector"
 
 
@@ -46,16 +51,42 @@ class Store(Protocol):
     def put(self, header: FrameHeader, image: bytes, state: Literal["candidate", "new"] = "candidate") -> bool: ...
     def promote(self, frame_ids: Iterable[str]) -> tuple[str, ...]: ...
     def drop(self, frame_ids: Iterable[str], reason: str) -> int: ...
-    def add_counters(self, deltas: Mapping[str, int]) -> None: ...
+    def add_counters(self, deltas: Mapping[str, int], *, durable: bool = False) -> None: ...
     def set_note(self, name: str, value: str) -> None: ...
+
+
+class Forgotten(Protocol):
+    """Which frames are to be forgotten: `erasing.Erasing`."""
+
+    def covers(self, header: FrameHeader) -> bool: ...
+    def late(self, header: FrameHeader) -> None: ...
 
 
 @dataclass(frozen=True)
 class StoreFrame:
-    """Keep a frame as a candidate."""
+    """Keep a frame as a candidate, or at once as one to be sent, counted for a campaign.
+
+    `source` is for more of it than is sent, None when there is no time for that.
+    """
 
     header: FrameHeader
     jpeg: bytes
+    campaign: str = ""
+    source: Frame | None = None
+
+
+@dataclass(frozen=True)
+class PictureAround:
+    """A picture for the surroundings of its camera."""
+
+    covered: CoveredFrame
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """Work of another thread that touches the disk."""
+
+    work: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +120,7 @@ class Promote:
     explore_share: float = 1.0
 
 
-Task = StoreFrame | CountBytes | Promote
+Task = StoreFrame | CountBytes | Promote | PictureAround | OnDisk
 
 
 class StoringThread:
@@ -101,6 +132,11 @@ class StoringThread:
         encoder: for frames that are only counted.
         pulse: this thread's heartbeat.
         decisions: the log that this thread writes; None for no log.
+        campaigns: told of what was claimed and did not come into the spool; None where nothing is claimed.
+        forgotten: frames that must not be stored; None for no such.
+        look_after: called every minute, for what else is to be done to the spool's files.
+
+    `fetching`, when it is set, keeps what people may ask for; this thread owns it.
     """
 
     def __init__(
@@ -110,8 +146,14 @@ class StoringThread:
         encoder: FrameEncoder,
         pulse: Pulse | None = None,
         decisions: DecisionLog | None = None,
+        campaigns: CampaignBook | None = None,
+        *,
+        forgotten: Forgotten | None = None,
+        look_after: Callable[[], None] | None = None,
     ) -> None:
-        self._decisions = decisions
+        self._forgotten, self._look_after, self._looked_s = forgotten, look_after, float("-inf")
+        self._decisions, self._campaigns = decisions, campaigns
+        self.fetching: Fetching | None = None
         self._pulse = pulse or no_pulse()
         self._spool, self._counters, self._encoder = spool, counters, encoder
         self._tasks: deque[Task] = deque()
@@ -125,7 +167,7 @@ class StoringThread:
     def submit(self, task: Task) -> bool:
         """Queue a task without blocking; False when the disk is so far behind that a frame is dropped (commands never are)."""
         with self._changed:
-            if not isinstance(task, Promote) and len(self._tasks) >= MAX_WAITING:
+            if not isinstance(task, Promote | OnDisk) and len(self._tasks) >= MAX_WAITING:
                 return False
             self._tasks.append(task)
             self._changed.notify()
@@ -151,10 +193,13 @@ class StoringThread:
                 task = self._tasks.popleft() if self._tasks else None
                 is_last = task is None and self._is_stopping
             self._work(task)
+            if self.fetching is not None:
+                self.fetching.tick(time.monotonic())
             if is_last or time.monotonic() - self._flushed_s >= _FLUSH_EVERY_S:
                 self.flush()
             if self._decisions is not None:
                 self._decisions.write_if_due(time.monotonic())
+            self._look_after_spool()
             if is_last:
                 if self._decisions is not None:
                     self._decisions.write(time.monotonic())
@@ -183,23 +228,88 @@ class StoringThread:
         if rule_would_send:
             self._counters.add(names.RULE_BYTES, size_bytes)
 
+    def _look_after_spool(self) -> None:
+        now_s = time.monotonic()
+        if self._look_after is None or now_s - self._looked_s < _LOOK_AFTER_EVERY_S:
+            return
+        self._looked_s = now_s
+        try:
+            self._look_after()
+        except (OSError, sqlite3.Error, AgentError) as error:
+            self._failed("frames that are too old cannot be deleted", error)
+
     def _work(self, task: Task | None) -> None:
-        if isinstance(task, StoreFrame):
+        if isinstance(task, StoreFrame) and task.campaign:
+            self._store_for_campaign(task)
+        elif isinstance(task, StoreFrame):
             self._store(task)
         elif isinstance(task, CountBytes):
             self.count(len(self._encoder.image(task.image_bgr).jpeg), rule_would_send=task.rule_would_send)
         elif isinstance(task, Promote):
             self._promote(task)
+        elif isinstance(task, PictureAround) and self.fetching is not None:
+            self._pass_by(task.covered)
+        elif isinstance(task, OnDisk):
+            task.work()
 
     def _store(self, task: StoreFrame) -> None:
         header = task.header
+        if self._is_forgotten(header):
+            return
         try:
             if not self._spool.put(header, task.jpeg, "candidate"):
                 logger.debug("frame %s is already known to the spool", header.frame_id[:12])
+            elif self.fetching is not None and task.source is not None:
+                self.fetching.kept(header, task.source, time.monotonic())
             self._is_failing, self.trouble = False, ""
         except (OSError, sqlite3.Error, AgentError) as error:
             self._counters.add(names.STORE_REFUSED)
             self._failed(f"frame {header.sequence} of camera {header.camera} cannot be stored", error)
+
+    def _is_forgotten(self, header: FrameHeader) -> bool:
+        """Whether a frame must not be stored, since its time or itself was to be forgotten before it came here; counted."""
+        if self._forgotten is None or not self._forgotten.covers(header):
+            return False
+        self._forgotten.late(header)
+        logger.info("frame %s is to be forgotten; it is not stored", header.frame_id[:12])
+        return True
+
+    def _pass_by(self, covered: CoveredFrame) -> None:
+        frame = covered.frame
+        moment = FrameHeader("", "", "", frame.camera, frame.sequence, frame.captured_at_ms, 0, 0)
+        if self.fetching is not None and not (self._forgotten is not None and self._forgotten.covers(moment)):
+            self.fetching.passed(covered)
+
+    def _store_for_campaign(self, task: StoreFrame) -> None:
+        """Count first and durably, then store: a share may be used up by a frame that a crash took, but never exceeded."""
+        size = len(task.jpeg)
+        if self._is_forgotten(task.header):
+            if self._campaigns is not None:
+                self._campaigns.give_back(task.campaign, size)
+            return
+        frames_name, bytes_name = counter_names(task.campaign)
+        is_counted = is_stored = False
+        try:
+            self._spool.add_counters({frames_name: 1, bytes_name: size}, durable=True)
+            is_counted = True
+            is_stored = self._spool.put(task.header, task.jpeg, "new")
+            self._is_failing, self.trouble = False, ""
+        except (OSError, sqlite3.Error, AgentError) as error:
+            self._counters.add(names.STORE_REFUSED)
+            self._failed(f"frame {task.header.sequence} of camera {task.header.camera} cannot be stored", error)
+        if is_stored:
+            self._counters.add(names.FRAMES_SELECTED)
+            self._counters.add(names.CAMPAIGN_FRAMES)
+            if self._decisions is not None:
+                self._decisions.window((task.header.frame_id,), {}, closed=False)
+            return
+        if self._campaigns is not None:
+            self._campaigns.give_back(task.campaign, size)
+        if is_counted:
+            try:
+                self._spool.add_counters({frames_name: -1, bytes_name: -size})
+            except (OSError, sqlite3.Error, AgentError) as error:
+                logger.debug("a campaign's count stays one too high: %s", error)
 
     def _promote(self, task: Promote) -> None:
         if self._decisions is not None:
@@ -212,6 +322,8 @@ class StoringThread:
                 explore_share=task.explore_share,
             )
         promoted = 0
+        if self.fetching is not None:
+            self.fetching.not_chosen(task.dropped)
         try:
             promoted = len(self._spool.promote(task.chosen)) if task.chosen else 0
             by_reason: dict[str, list[str]] = {}

@@ -1,4 +1,4 @@
-"""The jobs that wait at a device's door, and whether one of them ends the job under way.
+"""The jobs that wait at a device's door, of models and of the agent, and whether one of them ends the job under way.
 
 In: jobs as they arrive, in any order and any number of times. Out: the next one to look at, or why the current one is over. A cancel
 and a newer job count only when the director signed them. It persists nothing: jobs are retained by the broker.
@@ -11,9 +11,9 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from bowerbird_agent.updater import Record, State
+from bowerbird_agent.updater import Record, State, Subject
 from bowerbird_models.signing import SigningError
-from bowerbird_wire.messages import Job
+from bowerbird_wire.messages import OF, Job
 
 logger = logging.getLogger(__name__)
 
@@ -30,21 +30,24 @@ class JobQueue:
     def __init__(self, verify: Callable[[Job], None]) -> None:
         self._verify = verify
         self._lock = threading.Lock()
-        self._jobs: deque[Job] = deque(maxlen=_MOST_JOBS)
+        self._jobs: deque[tuple[Subject, Job]] = deque(maxlen=_MOST_JOBS)
         self._cancels: deque[Job] = deque(maxlen=_MOST_CANCELS)
 
-    def put(self, job: Job) -> None:
+    def put(self, job: Job, subject: Subject = Subject.MODEL) -> None:
         """A job or a cancel came; of too many the oldest are forgotten, since the newest is what the server wants."""
         with self._lock:
-            (self._cancels if job.action == "cancel" else self._jobs).append(job)
+            if job.action == "cancel":
+                self._cancels.append(job)
+            else:
+                self._jobs.append((subject, job))
 
-    def take(self) -> Job | None:
+    def take(self) -> tuple[Subject, Job] | None:
         """The next job, while none is under way; cancels that fit none are forgotten."""
         with self._lock:
-            job = self._jobs.popleft() if self._jobs else None
-            waiting = {each.job_id for each in (job, *self._jobs) if each is not None}
+            taken = self._jobs.popleft() if self._jobs else None
+            waiting = {job.job_id for _, job in (*([taken] if taken else []), *self._jobs)}
             self._cancels = deque((each for each in self._cancels if each.job_id in waiting), maxlen=_MOST_CANCELS)
-            return job
+            return taken
 
     def over_because(self, record: Record) -> tuple[str, str] | None:
         """Code and detail where the job of `record` ends early: a cancel, or a newer job, signed by the director."""
@@ -54,8 +57,14 @@ class JobQueue:
         with self._lock:
             cancels = [job for job in self._cancels if job.job_id == current.job_id]
             # A trial is short: let it tell what it tells.
-            newer = [job for job in self._jobs if job.release > current.release and record.state is not State.TRIAL]
+            newer = [
+                job
+                for subject, job in self._jobs
+                if subject is record.subject and job.release > current.release and record.state is not State.TRIAL
+            ]
         for job, code in [*((job, "cancelled") for job in cancels), *((job, "superseded") for job in newer)]:
+            if not is_of(job, record.subject):
+                continue
             try:
                 self._verify(job)
             except SigningError as error:
@@ -63,3 +72,8 @@ class JobQueue:
                 continue
             return code, f"by job {job.job_id}"
         return None
+
+
+def is_of(job: Job, subject: Subject) -> bool:
+    """Whether a job says that it is of this subject, under its signature; a job of a model need not say so."""
+    return bool(job.extra.get(OF, Subject.MODEL.value) == subject.value)

@@ -1,8 +1,10 @@
-"""Runs the update machine: one thread that fetches, verifies, tests, swaps, watches the trial and reports.
+"""Runs the update machine, for models and the agent: one thread that fetches, verifies, tests, swaps, watches the trial and reports.
 
 In: jobs, blocks, link events and what the inference thread observes, from any thread. Out: requests and reports through `send`,
-models through `swap`. Every record is on the disk before it is acted on, so the process may be killed anywhere: the next one
-wakes by the table and does the step again. Rules are in `updater.py`, trust in `update_source.py`, slots in `model_store.py`.
+changes through `model_update.py` and `agent_update.py`. Every record is on the disk before it is acted on, so the process may
+be killed anywhere: the next one wakes by the table and does the step again. There is one record and one thread, so two updates
+are never under way at once: a second job, of whichever kind, waits until the first has come to its end. Rules are in
+`updater.py`, trust in `update_source.py`.
 """
 
 from __future__ import annotations
@@ -10,24 +12,26 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 
 from tuf.api.exceptions import DownloadError, LengthOrHashMismatchError, RepositoryError
 
 from bowerbird_agent import updater
-from bowerbird_agent.errors import UpdateError
-from bowerbird_agent.model_store import ACTIVE, ModelSlot, ModelStore
+from bowerbird_agent.agent_update import no_agent_update
+from bowerbird_agent.errors import UpdateError, UpdateRefused, UpdateStopped
+from bowerbird_agent.model_store import ModelSlot, ModelStore
+from bowerbird_agent.model_update import ModelUpdate
 from bowerbird_agent.selftest import InstallTest, reference_test
 from bowerbird_agent.update_fetcher import BlockFetcher, FetchStopped
 from bowerbird_agent.update_jobs import JobQueue
+from bowerbird_agent.update_ledger import UpdateLedger
 from bowerbird_agent.update_settings import RunnerSettings, machine_boot_id
-from bowerbird_agent.update_source import Trust, UpdateRefused, UpdateSource
-from bowerbird_agent.update_state import RELEASE_FLOOR, UpdateState
-from bowerbird_agent.updater import Event, Record, Refusal, State, Trial
+from bowerbird_agent.update_source import Trust, UpdateSource
+from bowerbird_agent.update_state import FLOOR_OF, UpdateState
+from bowerbird_agent.updated import TrialTerms, Updated
+from bowerbird_agent.updater import Event, Refusal, State, Subject, Trial
 from bowerbird_models.manifest import PackageError
 from bowerbird_wire.messages import Block, BlockRequest, Job, Report
 
@@ -50,6 +54,7 @@ class UpdateRunner:
         swap: loads a model and returns when it answers frames, or raises; None takes the model away. Called in the runner's thread.
         install_test: the self-test of a new model's folder, on what it will run with.
         file_digest: SHA-256 of the file that was loaded for a model.
+        agent: the update of the agent itself; None: this agent cannot update itself and refuses every job for it.
         on_state: called after each state was persisted and before it is acted on.
         beat: called at each sign of progress, for the watchdog.
 
@@ -68,6 +73,7 @@ class UpdateRunner:
         swap: Callable[[ModelSlot | None], None],
         install_test: InstallTest = reference_test,
         file_digest: Callable[[ModelSlot], str] = lambda slot: slot.file_digest,
+        agent: Updated | None = None,
         settings: RunnerSettings | None = None,
         boot_id: str | None = None,
         on_state: Callable[[State], None] = lambda _: None,
@@ -77,11 +83,7 @@ class UpdateRunner:
     ) -> None:
         self._store = store
         self._send = send
-        self._swap = swap
-        self._install_test, self._file_digest = install_test, file_digest
         self._settings = settings or RunnerSettings()
-        self._boot_id = machine_boot_id() if boot_id is None else boot_id
-        self._on_state = on_state
         self._beat = beat
         self._wall_ms = wall_ms
         self._monotonic_s = monotonic_s
@@ -90,10 +92,18 @@ class UpdateRunner:
         self._resend = False
         self._thread: threading.Thread | None = None
         self._trial: Trial | None = None
-        self._latencies_ms: deque[float] = deque(maxlen=200)
         self._mismatches = 0
         self._retries = 0
         self._trust: Trust | None = None
+        self._model = ModelUpdate(
+            store,
+            swap=swap,
+            install_test=install_test,
+            file_digest=file_digest,
+            settings=self._settings,
+            is_stopping=self._stopping.is_set,
+        )
+        self._agent = agent or no_agent_update(state_dir)
         folder = state_dir / "update"
         self._fetcher = BlockFetcher(
             send,
@@ -104,39 +114,55 @@ class UpdateRunner:
             monotonic_s=monotonic_s,
         )
         self._state = UpdateState(folder)
-        self._source = UpdateSource(trusted_root, folder, self._fetcher, self._state, store, device=device, wall_ms=wall_ms)
+        self._source = UpdateSource(trusted_root, folder, self._fetcher, self._state, device=device, wall_ms=wall_ms)
         self._jobs = JobQueue(self._source.verify_director)
-        self._record = self._state.record()
-        self._wake()
-        self._running = store.active()
+        self._ledger = UpdateLedger(
+            self._state,
+            boot_id=machine_boot_id() if boot_id is None else boot_id,
+            what=self._subject,
+            send=send,
+            on_state=on_state,
+            wall_ms=wall_ms,
+        )
+        self._ledger.wake()
+        self._align()
+        if self._state_now in updater.TERMINAL:
+            # The process may have died between the end of an update and what the end entails.
+            self._ledger.subject.ended(self._ledger.record, is_live=False)
+            self._tidy()
+        self._model.running = store.active()
 
     # -- for other threads --------------------------------------------------------------------------------------------------
 
     @property
     def running(self) -> ModelSlot | None:
         """Before `start`: the model to load. After it: the model that answers frames. None: there is none yet."""
-        return self._running
+        return self._model.running
 
     @property
     def state(self) -> State:
         """Where the update stands."""
-        return self._record.state
+        return self._state_now
 
     def load_failed(self, why: str) -> ModelSlot | None:
         """Before `start`: the model in `running` cannot be loaded; returns the one to try instead, or None."""
-        slot = self._running
-        if slot is not None:
-            logger.warning("model %s cannot be loaded (%s)", slot.digest[:12], why)
-            if self._record.state is State.TRIAL:
-                self._end(Event.FAILED, "load_failed", why)
-                self._align()
-            else:
-                self._store.fall_back(slot.digest)
-            self._running = self._store.active()
-            if self._running is not None and self._running.digest == slot.digest:
-                self._store.fall_back(slot.digest)
-                self._running = self._store.active()
-        return self._running
+        slot = self._model.running
+        if slot is None:
+            return None
+        logger.warning("model %s cannot be loaded (%s)", slot.digest[:12], why)
+        if self._state_now is State.TRIAL:
+            # On trial is either this model or the agent: under a new agent the model has done nothing wrong, and stays what it is.
+            self._end(Event.FAILED, "load_failed", why)
+            if self._ledger.record.subject is Subject.AGENT:
+                self._model.running = None
+                return None
+        else:
+            self._store.fall_back(slot.digest)
+        self._model.running = self._store.active()
+        if self._model.running is not None and self._model.running.digest == slot.digest:
+            self._store.fall_back(slot.digest)
+            self._model.running = self._store.active()
+        return self._model.running
 
     def start(self) -> None:
         """Begin; the model in `running` is loaded."""
@@ -144,13 +170,15 @@ class UpdateRunner:
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
-        """End the thread; an orderly end during a trial does not count against the model."""
+        """End the thread; an orderly end during a trial does not count against what is on trial."""
         self._stopping.set()
         self._wakeup.set()
         if self._thread is not None:
             self._thread.join(timeout_s)
-        if self._record.state is State.TRIAL:
-            self._state.save(replace(self._record, starts=self._record.starts - 1))
+        if self._state_now is State.TRIAL:
+            record = self._ledger.record
+            self._state.save(replace(record, starts=record.starts - 1))
+            self._ledger.subject.pause_trial()
         self._state.close()
 
     @property
@@ -158,9 +186,9 @@ class UpdateRunner:
         """Whether the thread runs."""
         return self._thread is not None and self._thread.is_alive()
 
-    def job(self, job: Job) -> None:
+    def job(self, job: Job, subject: Subject = Subject.MODEL) -> None:
         """A job came, perhaps not for the first time."""
-        self._jobs.put(job)
+        self._jobs.put(job, subject)
         self._wakeup.set()
 
     def block(self, block: Block) -> None:
@@ -184,50 +212,47 @@ class UpdateRunner:
         if trial is not None:
             trial.observe(ok=ok, inference_ms=inference_ms)
         elif ok:
-            self._latencies_ms.append(inference_ms)
+            self._model.latencies_ms.append(inference_ms)
 
     # -- waking -------------------------------------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
-        before = self._record
-        self._record = updater.wake(before, boot_id=self._boot_id)
-        if self._record != before:
-            bad = None
-            if self._record.state is not before.state and self._record.job is not None:
-                bad = self._bad(before, self._record)
-                self._remember(self._record)
-            self._state.save(self._record, bad=bad)
-        self._align()
-        if self._record.state in updater.TERMINAL:
-            self._tidy()
-
     def _align(self) -> None:
-        """Make the slots agree with the record: the process may have died between the two."""
-        wanted = self._record.expected_digest
-        if (
-            self._record.job is not None
-            and wanted != self._store.digest(ACTIVE)
-            and (not wanted or self._store.is_intact(wanted))
-        ):
-            self._store.activate(wanted)
-        if self._record.state in {State.ROLLED_BACK, State.REFUSED} and self._record.job is not None:
-            self._store.drop_candidate(bad=self._record.job.model_digest if self._record.state is State.ROLLED_BACK else "")
-        self._store.boot()
+        for each in self._all():
+            each.align(self._ledger.record)
+
+    def _tidy(self) -> None:
+        """Nothing is under way: keep what is in use and nothing else."""
+        for each in self._all():
+            each.tidy()
+        self._source.clean()
+
+    def _all(self) -> tuple[Updated, Updated]:
+        return self._model, self._agent
+
+    def _subject(self, subject: Subject) -> Updated:
+        return self._model if subject is Subject.MODEL else self._agent
+
+    @property
+    def _state_now(self) -> State:
+        return self._ledger.record.state
 
     # -- the thread ---------------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        if self._record.job is not None:
-            self._report()
+        if self._ledger.record.job is not None:
+            self._ledger.report()
         while not self._stopping.is_set():
             self._beat()
             try:
-                if self._record.state in updater.TERMINAL:
+                if self._state_now in updater.TERMINAL:
                     self._idle()
                 else:
                     self._step()
             except FetchStopped:
                 self._end_if_over()
+            except UpdateStopped as error:
+                logger.debug("%s", error)
+                self._stopping.wait()
             except UpdateRefused as error:
                 self._end(Event.FAILED, error.code, str(error))
             except LengthOrHashMismatchError as error:
@@ -247,119 +272,110 @@ class UpdateRunner:
 
     def _idle(self) -> None:
         self._resend_if_asked()
-        job = self._jobs.take()
-        if job is None:
+        taken = self._jobs.take()
+        if taken is None:
             self._wakeup.wait(0.5)
             self._wakeup.clear()
             return
-        self._take(job)
+        self._take(*taken)
 
-    def _take(self, job: Job) -> None:
+    def _take(self, subject: Subject, job: Job) -> None:
         """A job at the door."""
-        if self._record.job is not None and self._record.job.job_id == job.job_id:
-            self._report()
+        current = self._ledger.record.job
+        if current is not None and current.job_id == job.job_id:
+            self._ledger.report()
             return
         known = self._state.answer(job.job_id)
         if known is not None:
-            self._send(self._answer(job, State(known["state"]), known["code"], known["detail"]))
+            self._ledger.answer(subject, job, State(known["state"]), known["code"], known["detail"])
             return
         refusal = updater.at_the_door(
             job,
-            release_floor=self._state.floor(RELEASE_FLOOR),
+            release_floor=self._state.floor(FLOOR_OF[subject]),
             known_bad=self._state.known_bad(),
             now_ms=self._wall_ms(),
             time_floor_ms=self._source.time_floor_ms,
         )
         if refusal is not None:
             logger.warning("job %s refused: %s", job.job_id[:40], refusal.detail)
-            self._send(self._answer(job, State.REFUSED, refusal.code, refusal.detail))
+            self._ledger.answer(subject, job, State.REFUSED, refusal.code, refusal.detail)
             return
         self._mismatches = self._retries = 0
-        self._save(updater.accept(self._record, job, running_digest=self._store.digest(ACTIVE)))
+        running = self._model.active_digest if subject is Subject.MODEL else self._subject(subject).running_digest
+        self._ledger.accept(job, subject, running_digest=running)
 
     def _step(self) -> None:
         self._resend_if_asked()
         if self._end_if_over():
             return
-        job = self._job
-        if self._record.state is State.ACCEPTED:
-            self._trust = self._source.trust(job)
-            if self._store.digest(ACTIVE) == job.model_digest and self._store.is_intact(job.model_digest):
+        job, what = self._ledger.job, self._ledger.subject
+        if self._state_now is State.ACCEPTED:
+            self._trust = self._source.trust(job, what)
+            if self._ledger.record.base_digest == job.model_digest and what.has(job.model_digest):
                 self._end(Event.ALREADY_RUNNING)
             else:
                 self._go(Event.TRUSTED)
-        elif self._record.state is State.FETCHING:
-            if not self._store.is_intact(job.model_digest):
-                self._source.fetch(self._trust or self._source.trust(job), job.model_digest)
+        elif self._state_now is State.FETCHING:
+            if not what.has(job.model_digest):
+                self._source.fetch(self._trust or self._source.trust(job, what), job.model_digest, what)
             self._trust = None
             self._go(Event.FETCHED)
-        elif self._record.state is State.VERIFYING:
+        elif self._state_now is State.VERIFYING:
             self._verify()
-        elif self._record.state is State.SELFTEST:
-            result = self._install_test(
-                self._store.folder(job.model_digest),
-                job.model_digest,
-                timeout_s=self._settings.selftest_s,
-                memory_bytes=self._settings.selftest_memory_bytes,
-                should_stop=self._is_over,
-            )
-            if result.code:
-                self._end(Event.FAILED, result.code, result.detail)
-            elif not self._end_if_over():
-                self._go(Event.PASSED)
-        elif self._record.state is State.TRIAL:
+        elif self._state_now is State.BUILDING:
+            self._end_or_go(what.build(job.model_digest, self._is_over), Event.BUILT)
+        elif self._state_now is State.SELFTEST:
+            self._end_or_go(what.test(job.model_digest, self._is_over), Event.PASSED)
+        elif self._state_now is State.TRIAL:
             self._run_trial()
 
     def _verify(self) -> None:
-        job = self._job
+        job = self._ledger.job
         try:
-            self._store.put(self._source.incoming(job.model_digest), job.model_digest)
+            event = self._ledger.subject.put(self._source.incoming(job.model_digest), job.model_digest)
         except PackageError as error:
             if error.code in {"wrong_digest", "missing"}:  # TUF has seen it right, so the disk lost it
                 self._go(Event.DAMAGED, str(error))
             else:
                 self._end(Event.FAILED, error.code, str(error))
             return
-        self._go(Event.VERIFIED)
+        self._go(event)
+
+    def _end_or_go(self, refusal: Refusal | None, event: Event) -> None:
+        """After a step in a child process, which a cancel or the end of this process may have cut short."""
+        if self._end_if_over() or self._stopping.is_set():
+            return
+        if refusal is not None:
+            self._end(Event.FAILED, refusal.code, refusal.detail)
+        else:
+            self._go(event)
 
     def _run_trial(self) -> None:
-        job = self._job
-        slot = self._store.activate(job.model_digest)
-        if slot is None:
-            self._end(Event.FAILED, "swap_failed", "the package cannot be read")
+        terms = self._ledger.subject.enter_trial(self._ledger.record)
+        if terms is None:
+            self._stopping.wait()  # the process that was asked for goes on with the trial
             return
-        self._store.set_previous(self._record.base_digest)
-        if self._running is None or self._running.digest != slot.digest:
-            baseline_ms = median(self._latencies_ms) if self._latencies_ms else 0.0
-            try:
-                self._swap(slot)
-            except Exception as error:  # whatever loading a model raises is a reason to roll back
-                if self._stopping.is_set():
-                    return  # the inference thread has gone; the next process goes on with the trial
-                logger.debug("swap failed", exc_info=True)
-                self._end(Event.FAILED, "swap_failed", f"{type(error).__name__}: {error}")
-                return
-            self._running = slot
+        if isinstance(terms, Refusal):
+            self._end(Event.FAILED, terms.code, terms.detail)
+            return
+        verdict = self._watch(terms)
+        if isinstance(verdict, Refusal):
+            self._end(Event.FAILED, verdict.code, verdict.detail)
+        elif verdict:
+            self._end(Event.HEALTHY)
         else:
-            baseline_ms = 0.0  # a process that began in the trial has never run the previous model
-        self._latencies_ms.clear()
-        trial = Trial(
-            self._settings.probation or slot.manifest.probation,
-            self._settings.limits,
-            started_s=self._monotonic_s(),
-            baseline_ms=baseline_ms,
-        )
+            self._end_if_over()
+
+    def _watch(self, terms: TrialTerms) -> Refusal | bool:
+        """The verdict on a trial, False when it was cut short."""
+        trial = Trial(terms.probation, self._settings.limits, started_s=self._monotonic_s(), baseline_ms=terms.baseline_ms)
         self._trial = trial
-        self._report()
+        self._ledger.report()
+        reached = False
+        verdict: Refusal | bool = False
         try:
-            verdict: Refusal | bool = False
-            reached = False
-            while verdict is False:
-                if self._stopping.is_set():
-                    return
+            while verdict is False and not self._stopping.is_set() and self._jobs.over_because(self._ledger.record) is None:
                 self._beat()
-                if self._jobs.over_because(self._record) is not None:
-                    break
                 reached = reached or self._reach_server(trial)
                 if reached:
                     trial.server_reached()
@@ -368,12 +384,7 @@ class UpdateRunner:
                 verdict = trial.verdict(self._monotonic_s())
         finally:
             self._trial = None
-        if isinstance(verdict, Refusal):
-            self._end(Event.FAILED, verdict.code, verdict.detail)
-        elif verdict:
-            self._end(Event.HEALTHY)
-        else:
-            self._end_if_over()
+        return verdict
 
     def _reach_server(self, trial: Trial) -> bool:
         """Ask for a small file over the very path that the next update would take: an answer proves more than a PUBACK."""
@@ -390,49 +401,19 @@ class UpdateRunner:
 
     def _end(self, event: Event, code: str = "", detail: str = "") -> None:
         """A terminal transition and what it entails, in an order that `_align` can finish after a crash."""
-        before, job = self._record, self._job
-        record = updater.advance(before, event, code=code, detail=detail[:500])
-        floor = job.release if record.state is State.COMMITTED else None
-        self._state.save(record, release_floor=floor, bad=self._bad(before, record))
-        self._remember(record)
-        self._record = record
+        self._ledger.end(event, code, detail)
         self._trust = None
-        self._on_state(record.state)
-        if code:
-            logger.warning("model %s: %s (%s): %s", job.model_digest[:12], record.state.value, code, detail)
-        else:
-            logger.info("model %s: %s", job.model_digest[:12], record.state.value)
         self._align()
-        active = self._store.active()
-        if record.state is State.ROLLED_BACK:
-            self._running = active
-            if self._thread is not None:
-                self._swap_back(active)
+        self._ledger.subject.ended(self._ledger.record, is_live=self._thread is not None)
         self._tidy()
-        self._report()
+        self._ledger.report()
 
-    def _tidy(self) -> None:
-        """Nothing is under way: keep what the slots name and nothing else."""
-        self._store.drop_candidate()
-        self._store.collect_garbage()
-        self._source.clean()
-
-    def _swap_back(self, slot: ModelSlot | None) -> None:
-        try:
-            self._swap(slot)
-        except Exception:  # the store found it intact; a restart tries again and falls back further
-            logger.exception("the model that was rolled back to cannot be loaded; restart the agent")
-
-    @staticmethod
-    def _bad(before: Record, after: Record) -> tuple[str, str] | None:
-        failed = after.state in {State.REFUSED, State.ROLLED_BACK} and after.code not in updater.NOT_THE_MODELS_FAULT
-        return (before.job.model_digest, after.code) if failed and updater.is_bad(before) and before.job else None
-
-    def _remember(self, record: Record) -> None:
-        if record.job is not None:
-            self._state.remember_answer(
-                record.job.job_id, {"state": record.state.value, "code": record.code, "detail": record.detail}
-            )
+    def _go(self, event: Event, detail: str = "") -> None:
+        """A transition that is not an end, unless the step cap makes it one."""
+        if self._ledger.go(event, detail, saw_frames=bool(self._model.latencies_ms)):
+            self._retries = 0
+        else:
+            self._end(Event.FAILED, "step_cap", f"gave up after {updater.MAX_STEPS} steps")
 
     def _again(self, why: str) -> None:
         """The same step again, later; the step cap of the table ends it."""
@@ -449,64 +430,17 @@ class UpdateRunner:
 
     def _is_over(self) -> bool:
         self._beat()  # the fetcher asks while it waits for blocks
-        return self._stopping.is_set() or self._jobs.over_because(self._record) is not None
+        return self._stopping.is_set() or self._jobs.over_because(self._ledger.record) is not None
 
     def _end_if_over(self) -> bool:
-        why = None if self._stopping.is_set() else self._jobs.over_because(self._record)
+        why = None if self._stopping.is_set() else self._jobs.over_because(self._ledger.record)
         if why is None:
             return False
         self._end(Event.CANCELLED, *why)
         return True
 
-    # -- records and reports ------------------------------------------------------------------------------------------------
-
-    @property
-    def _job(self) -> Job:
-        if self._record.job is None:
-            raise updater.IllegalTransition(f"state {self._record.state.value} without a job")
-        return self._record.job
-
-    def _go(self, event: Event, detail: str = "") -> None:
-        """A transition that is not an end, unless the step cap makes it one."""
-        if event is Event.PASSED:
-            record = updater.start_trial(self._record, boot_id=self._boot_id)
-        else:
-            record = updater.advance(self._record, event, detail=detail[:500])
-        if record.state in updater.TERMINAL:
-            self._end(Event.FAILED, record.code, record.detail)
-        else:
-            self._save(record)
-
-    def _save(self, record: Record) -> None:
-        """Persist, then act: the caller's next look at `_record` does the state's work."""
-        self._state.save(record)
-        self._record = record
-        self._retries = 0
-        self._on_state(record.state)
-        self._report()
-
     def _resend_if_asked(self) -> None:
         if self._resend:
             self._resend = False
-            if self._record.job is not None:
-                self._report()
-
-    def _report(self) -> None:
-        running = self._running
-        self._send(
-            updater.report_of(
-                self._record,
-                running_digest=running.digest if running else "",
-                running_file_digest=self._file_digest(running) if running else "",
-                at_ms=self._wall_ms(),
-            )
-        )
-
-    def _answer(self, job: Job, state: State, code: str, detail: str) -> Report:
-        running = self._running
-        return updater.report_of(
-            Record(state=state, job=job, code=code, detail=detail),
-            running_digest=running.digest if running else "",
-            running_file_digest=self._file_digest(running) if running else "",
-            at_ms=self._wall_ms(),
-        )
+            if self._ledger.record.job is not None:
+                self._ledger.report()

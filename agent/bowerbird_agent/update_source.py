@@ -1,8 +1,9 @@
 """What a device believes about releases, and the files it fetches on that belief: python-tuf's client with our floors around it.
 
-In: a job, the root metadata that the device was made with, the fetcher. Out: a package folder whose every byte was listed by signed
-metadata, or `UpdateRefused` with the code that goes into the report. TUF's own rules (signatures, thresholds, expiry, versions)
-are python-tuf's; here are the director's signature, the release counter, the release and time floors, and space.
+In: a job, the root metadata that the device was made with, the fetcher. Out: a folder whose every byte was listed by signed
+metadata, of a model or of a release of the agent, each under the role whose key alone may sign it, or `UpdateRefused` with the
+code that goes into the report. TUF's own rules (signatures, thresholds, expiry, versions) are python-tuf's; here are the
+director's signature, the release counter, the release and time floors, and space.
 """
 
 from __future__ import annotations
@@ -29,12 +30,13 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # public names, re
 )
 from tuf.ngclient.updater import Updater
 
-from bowerbird_agent.errors import UpdateError
-from bowerbird_agent.model_store import ACTIVE, ModelStore
+from bowerbird_agent.errors import UpdateRefused
 from bowerbird_agent.update_fetcher import BlockFetcher
-from bowerbird_agent.update_state import RELEASE_FLOOR, TIME_FLOOR_MS, UpdateState
+from bowerbird_agent.update_jobs import is_of
+from bowerbird_agent.update_state import FLOOR_OF, TIME_FLOOR_MS, UpdateState
+from bowerbird_agent.updated import Updated
 from bowerbird_models.durable import sync_file, sync_folder
-from bowerbird_models.manifest import MANIFEST, MAX_MANIFEST_BYTES, ModelManifest, PackageError
+from bowerbird_models.manifest import MANIFEST, MAX_MANIFEST_BYTES, PackageError
 from bowerbird_models.signing import SigningError, director_keys, release_of, signed_at_ms, target_path, verify_job
 from bowerbird_wire.messages import Job
 
@@ -42,14 +44,6 @@ logger = logging.getLogger(__name__)
 
 CLOCK_SLACK_MS = 600_000  # how far the device's clock may be behind the server's
 MIN_FREE_BYTES = 32 * 1024 * 1024
-
-
-class UpdateRefused(UpdateError):
-    """A job, its metadata or its files are not to be trusted, or do not fit this device. `code` is what is reported."""
-
-    def __init__(self, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -77,7 +71,6 @@ class UpdateSource:
         folder: Path,
         fetcher: BlockFetcher,
         state: UpdateState,
-        store: ModelStore,
         *,
         device: str,
         wall_ms: Callable[[], int],
@@ -87,7 +80,6 @@ class UpdateSource:
         self._incoming = folder / "incoming"
         self._fetcher = fetcher
         self._state = state
-        self._store = store
         self._device = device
         self._wall_ms = wall_ms
 
@@ -96,7 +88,7 @@ class UpdateSource:
         """Wall time below which the device's clock is believed to be wrong."""
         return max(0, self._state.floor(TIME_FLOOR_MS) - CLOCK_SLACK_MS)
 
-    def trust(self, job: Job) -> Trust:
+    def trust(self, job: Job, what: Updated) -> Trust:
         """Refresh the metadata and check the job against it.
 
         Raises:
@@ -108,9 +100,15 @@ class UpdateSource:
         try:
             updater = self._refresh()
             verify_job(job, self._director_keys(), device=self._device, now_ms=self._wall_ms())
-            target = updater.get_targetinfo(target_path(job.model_digest, MANIFEST))
+            if not is_of(job, what.subject):
+                raise UpdateRefused(
+                    "job_subject", f"job {job.job_id} is not of the {what.subject.value}; somebody sent it astray"
+                )
+            target = updater.get_targetinfo(target_path(job.model_digest, MANIFEST, what.role))
             if target is None or target.hashes.get("sha256") != job.model_digest:
-                raise UpdateRefused("unknown_model", f"no signed metadata lists model {job.model_digest[:12]}")
+                raise UpdateRefused(
+                    f"unknown_{what.subject.value}", f"no signed metadata lists {what.subject.value} {job.model_digest[:12]}"
+                )
             release = release_of(target)
         except ExpiredMetadataError as error:
             raise UpdateRefused(
@@ -125,7 +123,7 @@ class UpdateSource:
             raise UpdateRefused(error.code, str(error)) from error
         if release != job.release:
             raise UpdateRefused("release_mismatch", f"the job says release {job.release}, the signed metadata {release}")
-        floor = self._state.floor(RELEASE_FLOOR)
+        floor = self._state.floor(FLOOR_OF[what.subject])
         if release < floor:
             raise UpdateRefused("release_floor", f"release {release} is older than release {floor}, which ran here")
         return Trust(updater, target, release)
@@ -138,7 +136,7 @@ class UpdateSource:
         """
         verify_job(job, self._director_keys(), device=self._device, now_ms=self._wall_ms())
 
-    def fetch(self, trust: Trust, digest: str) -> Path:
+    def fetch(self, trust: Trust, digest: str, what: Updated) -> Path:
         """Download what is not here yet; returns the folder, not yet verified as a package.
 
         Raises:
@@ -153,20 +151,19 @@ class UpdateSource:
         folder.mkdir(parents=True, exist_ok=True)
         if trust.manifest_target.length > MAX_MANIFEST_BYTES:
             raise UpdateRefused("bad_manifest", f"the manifest has {trust.manifest_target.length} bytes")
-        self._download(trust, trust.manifest_target, folder / MANIFEST)
+        self._download(trust, trust.manifest_target, folder / MANIFEST, what)
         try:
-            manifest = ModelManifest.from_bytes((folder / MANIFEST).read_bytes())
+            contents = what.contents((folder / MANIFEST).read_bytes())
         except PackageError as error:
             raise UpdateRefused(error.code, str(error)) from error
-        # Twice: the file under way and its copy.
-        needed = 2 * manifest.total_bytes + MIN_FREE_BYTES
+        needed = contents.needed_bytes + MIN_FREE_BYTES
         if shutil.disk_usage(folder).free < needed:
-            raise UpdateRefused("space", f"the package needs {needed} bytes free on the disk; make room")
-        for file in manifest.files.values():
-            target = trust.updater.get_targetinfo(target_path(digest, file.name))
+            raise UpdateRefused("space", f"the {what.subject.value} needs {needed} bytes free on the disk; make room")
+        for file in contents.files:
+            target = trust.updater.get_targetinfo(target_path(digest, file.name, what.role))
             if target is None or target.hashes.get("sha256") != file.sha256 or target.length != file.bytes:
                 raise UpdateRefused("metadata", f"the signed metadata does not list {file.name} as the manifest has it")
-            self._download(trust, target, folder / file.name)
+            self._download(trust, target, folder / file.name, what)
         sync_folder(folder)
         return folder
 
@@ -195,11 +192,10 @@ class UpdateSource:
             return {}
         return director_keys(targets)
 
-    def _download(self, trust: Trust, target: TargetFile, to: Path) -> None:
+    def _download(self, trust: Trust, target: TargetFile, to: Path, what: Updated) -> None:
         if _has_digest(to, target.hashes["sha256"]):
             return
-        active = self._store.active()
-        twin = active.dir / to.name if active is not None and self._store.digest(ACTIVE) else None
+        twin = what.twin(to.name)
         if twin is not None and _has_digest(twin, target.hashes["sha256"]):
             shutil.copyfile(twin, to)
         else:

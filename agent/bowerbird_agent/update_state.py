@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bowerbird_agent.errors import UpdateError
-from bowerbird_agent.updater import Record, State
+from bowerbird_agent.updater import Record, State, Subject
 from bowerbird_models.durable import write_durably
 from bowerbird_wire.codec import from_map, to_map
 from bowerbird_wire.errors import WireError
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 RELEASE_FLOOR, TIME_FLOOR_MS = "release", "time_ms"
+FLOOR_OF = {Subject.MODEL: RELEASE_FLOOR, Subject.AGENT: "agent-release"}
+_FLOORS = (*FLOOR_OF.values(), TIME_FLOOR_MS)
 _KEPT_ANSWERS = 50
 _TABLES = """
 CREATE TABLE IF NOT EXISTS record (id INTEGER PRIMARY KEY CHECK (id = 1), value TEXT NOT NULL) STRICT;
@@ -111,14 +113,14 @@ class UpdateState:
         """Save the record, and with it what the transition entails, in one transaction.
 
         Args:
-            release_floor: raise the release floor to this.
+            release_floor: raise the release floor of the record's subject to this.
             bad: digest and code to remember as bad.
         """
 
         def change() -> None:
             self._db.execute("INSERT OR REPLACE INTO record VALUES (1, ?)", (_text(record),))
             if release_floor is not None:
-                self._raise_floor(RELEASE_FLOOR, release_floor)
+                self._raise_floor(FLOOR_OF[record.subject], release_floor)
             if bad is not None:
                 self._db.execute("INSERT OR REPLACE INTO known_bad VALUES (?, ?)", bad)
 
@@ -146,7 +148,7 @@ class UpdateState:
         )
 
     def _copy_floors(self) -> None:
-        floors = {name: self.floor(name) for name in (RELEASE_FLOOR, TIME_FLOOR_MS)}
+        floors = {name: self.floor(name) for name in _FLOORS}
         try:
             write_durably(self._copy, json.dumps(floors).encode())
         except OSError as error:
@@ -155,7 +157,7 @@ class UpdateState:
     def _restore_floors(self) -> None:
         try:
             floors = json.loads(self._copy.read_bytes())
-            for name in (RELEASE_FLOOR, TIME_FLOOR_MS):
+            for name in _FLOORS:
                 self.raise_floor(name, int(floors.get(name, 0)))
         except (OSError, ValueError, TypeError, AttributeError) as error:
             logger.warning("no copy of the update floors could be read (%s)", error)
@@ -186,7 +188,7 @@ class UpdateState:
 
 def _text(record: Record) -> str:
     plain: dict[str, Any] = {f.name: getattr(record, f.name) for f in dataclasses.fields(record)}
-    plain["state"] = record.state.value
+    plain["state"], plain["subject"] = record.state.value, record.subject.value
     plain["job"] = None
     if record.job is not None:
         plain["job"] = {**to_map(record.job), "sig": record.job.signature.hex()}
@@ -198,4 +200,8 @@ def _record(plain: dict[str, Any]) -> Record:
     if job is not None:
         job["sig"] = bytes.fromhex(job["sig"])
         job = from_map(Job, job)
-    return Record(**{**plain, "state": State(plain["state"]), "job": job})
+    # What a later version added is passed over: after its trial was lost, this one has to read what it wrote.
+    known = {f.name for f in dataclasses.fields(Record)}
+    plain = {name: value for name, value in plain.items() if name in known}
+    subject = Subject(plain.get("subject", Subject.MODEL.value))
+    return Record(**{**plain, "state": State(plain["state"]), "subject": subject, "job": job})

@@ -1,4 +1,8 @@
-"""The model update as a table: which state follows which event, where a device wakes after a power cut, when a trial is lost.
+"""An update as a table: which state follows which event, where a device wakes after a power cut, when a trial is lost.
+
+One table, one record and one thread serve models and the agent itself, so that two updates are never under way at once. What
+differs is what is built, tested and swapped (`model_update.py`, `agent_update.py`), and who counts the starts of a trial: for a
+model this table, for the agent the launcher, which is part of no version.
 
 In: events, observations and the time, as arguments. Out: the next `Record`, a refusal or a verdict. No files, clocks, threads or
 network: `update_runner.py` persists each record before it acts on it. The diagram in the documentation is made from
@@ -14,7 +18,14 @@ from statistics import median
 from types import MappingProxyType
 
 from bowerbird_models.manifest import Probation
-from bowerbird_wire.messages import Job, Report
+from bowerbird_wire.messages import OF, Job, Report
+
+
+class Subject(str, Enum):
+    """What is updated."""
+
+    MODEL = "model"
+    AGENT = "agent"
 
 
 class State(str, Enum):
@@ -24,6 +35,7 @@ class State(str, Enum):
     ACCEPTED = "accepted"  # a job that may be tried; its signature and target are being checked
     FETCHING = "fetching"
     VERIFYING = "verifying"  # the files on the disk, once more and as a package
+    BUILDING = "building"  # the agent only: installed beside the running one, by a child process
     SELFTEST = "selftest"  # in a child process
     TRIAL = "trial"  # answers frames, on probation
     COMMITTED = "committed"
@@ -40,6 +52,8 @@ class Event(str, Enum):
     FETCHED = "fetched"
     DAMAGED = "damaged"  # what was fetched is no longer right on the disk: a power cut
     VERIFIED = "verified"
+    TO_BUILD = "to_build"  # verified, and something has to be made of it
+    BUILT = "built"
     PASSED = "passed"
     HEALTHY = "healthy"
     RETRY = "retry"  # the same step again: link trouble
@@ -49,7 +63,7 @@ class Event(str, Enum):
 
 _S, _E = State, Event
 TERMINAL = frozenset({_S.IDLE, _S.COMMITTED, _S.ROLLED_BACK, _S.REFUSED})
-BEFORE_TRIAL = (_S.ACCEPTED, _S.FETCHING, _S.VERIFYING, _S.SELFTEST)
+BEFORE_TRIAL = (_S.ACCEPTED, _S.FETCHING, _S.VERIFYING, _S.BUILDING, _S.SELFTEST)
 
 TRANSITIONS: Mapping[tuple[State, Event], State] = MappingProxyType(
     {
@@ -60,7 +74,10 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = MappingProxyType(
         (_S.FETCHING, _E.FETCHED): _S.VERIFYING,
         (_S.FETCHING, _E.RETRY): _S.FETCHING,
         (_S.VERIFYING, _E.VERIFIED): _S.SELFTEST,
+        (_S.VERIFYING, _E.TO_BUILD): _S.BUILDING,
         (_S.VERIFYING, _E.DAMAGED): _S.FETCHING,
+        (_S.BUILDING, _E.BUILT): _S.SELFTEST,
+        (_S.BUILDING, _E.RETRY): _S.BUILDING,
         (_S.SELFTEST, _E.PASSED): _S.TRIAL,
         (_S.TRIAL, _E.HEALTHY): _S.COMMITTED,
         **{(state, event): _S.REFUSED for state in BEFORE_TRIAL for event in (_E.FAILED, _E.CANCELLED)},
@@ -83,27 +100,32 @@ class Record:
     """What is persisted of an update, in one transaction with every change.
 
     Args:
-        base_digest: model that ran when the job was accepted, "" for none: what a roll-back returns to.
+        subject: model or agent; `job.model_digest` is of that.
+        base_digest: what ran when the job was accepted, "" for none (of an agent: the one that was installed by hand): what a roll-back
+            returns to.
         steps: transitions and wakes so far.
         starts: processes that began or resumed the trial since `boot_id` was first seen.
         power_cuts: boots of the machine since the trial began.
         trusted: whether the director's signature and the release were verified.
+        saw_frames: whether frames were answered when the trial began.
     """
 
     state: State = State.IDLE
     job: Job | None = None
+    subject: Subject = Subject.MODEL
     base_digest: str = ""
     steps: int = 0
     starts: int = 0
     power_cuts: int = 0
     boot_id: str = ""
     trusted: bool = False
+    saw_frames: bool = False
     code: str = ""
     detail: str = ""
 
     @property
     def expected_digest(self) -> str:
-        """The model that should be active in this state."""
+        """The model, or the agent's release, that should be active in this state."""
         if self.job is not None and self.state in {State.TRIAL, State.COMMITTED}:
             return self.job.model_digest
         return self.base_digest
@@ -129,29 +151,31 @@ def advance(record: Record, event: Event, *, code: str = "", detail: str = "") -
     return replace(record, state=to, steps=steps, trusted=record.trusted or event is Event.TRUSTED, code=code, detail=detail)
 
 
-def accept(record: Record, job: Job, *, running_digest: str) -> Record:
-    """A fresh record for a job that was let in.
+def accept(record: Record, job: Job, *, running_digest: str, subject: Subject = Subject.MODEL) -> Record:
+    """A fresh record for a job that was let in; `running_digest` is that of the subject.
 
     Raises:
         IllegalTransition: another job is under way.
     """
     accepted = advance(replace(record, steps=0), Event.JOB)
-    return Record(state=accepted.state, job=job, base_digest=running_digest, steps=1)
+    return Record(state=accepted.state, job=job, subject=subject, base_digest=running_digest, steps=1)
 
 
-def start_trial(record: Record, *, boot_id: str) -> Record:
-    """The record of a trial whose model is about to be loaded for the first time."""
-    return replace(advance(record, Event.PASSED), starts=1, power_cuts=0, boot_id=boot_id)
+def start_trial(record: Record, *, boot_id: str, saw_frames: bool = False) -> Record:
+    """The record of a trial that is about to begin."""
+    return replace(advance(record, Event.PASSED), starts=1, power_cuts=0, boot_id=boot_id, saw_frames=saw_frames)
 
 
 def wake(record: Record, *, boot_id: str) -> Record:
     """The record with which a new process goes on; persist it before any model is loaded.
 
+    The starts of a new agent are not counted here: it may not live long enough for that.
+
     Args:
         boot_id: changes with every boot of the machine: a power cut is not the model's fault, a crash may be.
     """
     woken = replace(record, state=WAKE_IN[record.state], steps=record.steps + (record.state not in TERMINAL))
-    if woken.state is State.TRIAL:
+    if woken.state is State.TRIAL and woken.subject is Subject.MODEL:
         if boot_id == record.boot_id:
             woken = replace(woken, starts=record.starts + 1)
         else:
@@ -168,7 +192,9 @@ def wake(record: Record, *, boot_id: str) -> Record:
 def report_of(record: Record, *, running_digest: str, running_file_digest: str, at_ms: int) -> Report:
     """What the server is told about a record."""
     job = record.job
+    extra = {} if record.subject is Subject.MODEL else {OF: record.subject.value}
     return Report(
+        extra=extra,
         job_id=job.job_id if job else "",
         state=record.state.value,
         running_digest=running_digest,
@@ -194,30 +220,44 @@ def at_the_door(
     """What can be said of a job before anything is fetched; None lets it in. Signatures are checked in ACCEPTED.
 
     Args:
-        release_floor: release counter of the newest model that was ever committed here.
+        release_floor: release counter of the newest of its kind that was ever committed here.
         known_bad: digests that failed here before, with the reason.
         now_ms, time_floor_ms: UTC milliseconds; a clock below the floor was set back or lost, and old metadata would pass for new.
     """
     if len(job.model_digest) != 64 or set(job.model_digest) - set("0123456789abcdef") or not 1 <= len(job.job_id) <= 100:
-        return Refusal("bad_job", "the job names no model digest of 64 hex digits, or no job id")
+        return Refusal("bad_job", "the job names no digest of 64 hex digits, or no job id")
     if now_ms < time_floor_ms:
         return Refusal("clock", "this device's clock is behind the newest metadata that it has trusted; set the clock")
     if job.model_digest in known_bad:
-        return Refusal("known_bad", f"this model failed here before: {known_bad[job.model_digest]}")
+        return Refusal("known_bad", f"it failed here before: {known_bad[job.model_digest]}")
     if job.release < release_floor:
         return Refusal("release_floor", f"release {job.release} is older than release {release_floor}, which ran here")
     return None
 
 
-# Failures that say nothing about the model itself: it may be offered again.
-NOT_THE_MODELS_FAULT = frozenset(
-    {"cancelled", "superseded", "unreachable", "power_cuts", "step_cap", "selftest_start", "incompatible"}
+# Failures that say nothing about the model or the release itself: it may be offered again.
+NOT_ITS_FAULT = frozenset(
+    {
+        "cancelled",
+        "superseded",
+        "unreachable",
+        "power_cuts",
+        "step_cap",
+        "selftest_start",
+        "incompatible",
+        "put_aside",
+        "no_launcher",
+        "space",
+        "platform",
+        "python",
+        "install_timeout",
+    }
 )
 
 
 def is_bad(record: Record) -> bool:
-    """Whether the record's model itself has failed, so that it is not tried here again. `record` is the one before the end."""
-    return record.state in {State.VERIFYING, State.SELFTEST, State.TRIAL}
+    """Whether the thing itself has failed, so that it is not tried here again. `record` is the one before the end."""
+    return record.state in {State.VERIFYING, State.BUILDING, State.SELFTEST, State.TRIAL}
 
 
 @dataclass(frozen=True)

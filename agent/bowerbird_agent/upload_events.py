@@ -45,6 +45,13 @@ class Down(Event):
 
 
 @dataclass(frozen=True)
+class Held(Event):
+    """The server takes no frames of this device for so many seconds: it is over its limit there."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
 class FrameReady(Event):
     """The spool's next frame; `in_doubt` when it may have been sent before this start. `ask` first when the link is thin."""
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from bowerbird_agent.budget import ByteLimits, TokenBucket
+from bowerbird_agent.budget import ByteLimits
+from bowerbird_agent.budget_note import BUDGET_NOTE
 from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.link_estimate import LinkEstimate
 from bowerbird_agent.mqtt_link import LinkDown, LinkEvent, LinkUp, Published, packet_bytes
@@ -29,6 +31,7 @@ from bowerbird_agent.upload_events import (
     Down,
     Event,
     FrameReady,
+    Held,
     NotTaken,
     OfferTaken,
     Publish,
@@ -42,17 +45,20 @@ from bowerbird_agent.upload_events import (
     Vanished,
     Wanted,
 )
-from bowerbird_agent.uploader import Uploader, UploadLimits, WireSizes
+from bowerbird_agent.upload_limits import UploadLimits, WireSizes
+from bowerbird_agent.uploader import Uploader
+from bowerbird_agent.wire_count import overhead_bytes
 from bowerbird_wire import codec
-from bowerbird_wire.errors import WireError
+from bowerbird_wire.errors import DigestError, WireError
+from bowerbird_wire.linked import FETCHED
 from bowerbird_wire.messages import Chunk, Credit, Offer, Receipt, Refusal
+from bowerbird_wire.spent import FETCHED as FETCHED_KIND
 from bowerbird_wire.thumbnail import THUMBNAIL_BYTES
 from bowerbird_wire.topics import ChunkTopic, CreditTopic, DeviceTopic, FrameTopic, OfferTopic, ReceiptTopic
 from bowerbird_wire.transfer import BLOCK_BYTES, CHUNK_HEADER_BYTES, run_bytes, transfer_id
 
 log = logging.getLogger(__name__)
 
-_BUDGET_NOTE = "budget"
 _AHEAD_BYTES = 256 * 1024  # spent in advance on disk, so that a crash loses budget instead of exceeding it
 _FAULT_PAUSE_S = 5.0
 _QUIET_RECHECK_S = 60.0  # the clock may be set, or summer time begin
@@ -62,6 +68,7 @@ _ASK_FROM_BYTES = 64 * 1024  # frames above this are offered before they are sen
 _NAMED_FROM_BYTES = 4 * BLOCK_BYTES  # parts of smaller frames are not worth the name of a transfer in each question
 _OFFER_BYTES = 96  # an encoded `Offer` without a thumbnail, at most
 _MESSAGES_KEPT = 2
+_GARBLED_AT_MOST = 3  # times that a frame is sent again because the server got it with a wrong digest
 
 
 class Link(Protocol):
@@ -69,29 +76,16 @@ class Link(Protocol):
 
     @property
     def bytes_sent(self) -> int:
-        """All MQTT bytes written since the start."""
+        """Bytes that left over the network since the start."""
 
     @property
     def bytes_received(self) -> int:
-        """All MQTT bytes read since the start."""
+        """Bytes that came over the network since the start."""
 
-    def publish(self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
+    def publish(
+        self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False, kind: str | None = None
+    ) -> int:
         """A token, or 0 when it was not taken."""
-
-
-def restore_budget(
-    spool: Spool, limits: ByteLimits, now_s: float, *, metered: ByteLimits | None = None, elapsed_off_s: float = 0.0
-) -> UplinkBudget:
-    """The byte budgets as the last run left them; damaged ones start empty, so that damage buys no bytes."""
-    metered = metered or ByteLimits()
-    saved = spool.note(_BUDGET_NOTE)
-    if saved is None:
-        return UplinkBudget(TokenBucket(limits, now_s), TokenBucket(metered, now_s))
-    try:
-        return UplinkBudget.from_state(limits, metered, json.loads(saved), now_s, elapsed_off_s=elapsed_off_s)
-    except (ValueError, TypeError, AttributeError):
-        log.warning("the saved byte budget is damaged; starting with an empty one: frames wait until its days have passed")
-        return UplinkBudget.exhausted(limits, metered, now_s)
 
 
 class UploadRunner:
@@ -130,20 +124,26 @@ class UploadRunner:
         sizes = WireSizes(
             whole=lambda size: packet_bytes(self._topic, size),
             chunk=lambda size: packet_bytes(self._chunk_topic, size + CHUNK_HEADER_BYTES),
+            overhead=overhead_bytes,
             offer=lambda first: packet_bytes(self._offer_topic, _OFFER_BYTES + (THUMBNAIL_BYTES if first else 0)),
         )
+        self.link_estimate = self._estimate
         self.uploader = Uploader(budget, limits, sizes=sizes, link=self._estimate, keepalive_s=keepalive_s)
         self._tokens: dict[int, str] = {}  # publish token -> frame, until the PUBACK; "" for a question
         self._messages: OrderedDict[str, tuple[bytes, bytes]] = OrderedDict()  # the frames of which parts are being sent
+        self._fetched: set[str] = set()  # frames on their way that were asked for: their bytes are a kind of their own
+        self._garbled: Counter[str] = Counter()  # frame -> how often the server got something else under its name
         self._transfers: dict[bytes, str] = {}  # name of a transfer -> frame
         self._charged = 0  # bytes that the budget knows of, never below what the link has written
         self._charged_in = 0  # the same of what it has read
         self._promised_until_s = -math.inf
         self._said: set[str] = set()
         self._pause_until_s = -math.inf
+        self.heard: Callable[[Receipt], None] = _nobody  # told of what a receipt says beside frames: wishes, tombstones
         self._set_ahead()
         self._save_budget()
         for frame in spool.frames(FrameState.IN_DOUBT):
+            self._note_fetched(frame)
             self.uploader.handle(_ready(frame, in_doubt=True), now_s)
 
     def handle(self, event: LinkEvent, now_s: float) -> ReceiptCounts | None:
@@ -184,6 +184,7 @@ class UploadRunner:
                 if self.uploader.wants_frame:
                     offered = self._spool.next_new(self.uploader.known)
                     if offered is not None:
+                        self._note_fetched(offered)
                         self._feed(_ready(offered), now_s)
                 decision = self.uploader.decide(now_s)
                 if isinstance(decision, Publish):
@@ -246,7 +247,7 @@ class UploadRunner:
     def close(self) -> None:
         """Write the budget down as it is."""
         if self._budget.has_limits:
-            self._spool.set_note(_BUDGET_NOTE, json.dumps(self._budget.to_state()))
+            self._spool.set_note(BUDGET_NOTE, json.dumps(self._budget.to_state()))
 
     def _publish(self, frame_id: str, now_s: float) -> None:
         # The state is on disk before the bytes leave: after a crash the frame is in doubt, never forgotten.
@@ -295,7 +296,7 @@ class UploadRunner:
         """Publish; returns the bytes on the wire, 0 when the link has not taken it (the uploader knows then)."""
         if self._budget.needs_save:
             self._save_budget()
-        token = self._link.publish(topic, payload)
+        token = self._link.publish(topic, payload, kind=FETCHED_KIND if frame_id in self._fetched else None)
         if token == 0:
             self._feed(NotTaken(frame_id), now_s)
             return 0
@@ -304,6 +305,10 @@ class UploadRunner:
         self._estimate.sent(token, size, now_s)
         self._charged += size
         return size
+
+    def _note_fetched(self, frame: SpooledFrame) -> None:
+        if frame.arm == FETCHED:
+            self._fetched.add(frame.frame_id)
 
     def _message(self, frame_id: str) -> tuple[bytes, bytes] | None:
         """A frame's message and the name of its transfer; the last few are kept in memory while their parts are sent."""
@@ -327,6 +332,7 @@ class UploadRunner:
             return None
         receipt = replace(receipt, refused=tuple(self._named(refusal) for refusal in receipt.refused))
         try:
+            receipt, garbled = self._without_garbled(receipt)
             counts = self._spool.receipt(receipt)
         except SpoolError as error:
             self._say(f"a receipt cannot be recorded, the server will be asked again: {error}", "fault")
@@ -335,12 +341,32 @@ class UploadRunner:
         settled = (*receipt.committed, *(refusal.frame_id for refusal in receipt.refused))
         if settled:
             self._feed(Settled(settled), now_s)
+        for frame_id in garbled:
+            self._feed(Acknowledged(frame_id, accepted=False), now_s)
         for want in receipt.wanted:
             frame_id = want.frame.hex() or self._transfers.get(want.transfer, "")
             if frame_id:
                 self._feed(Wanted(frame_id, want.have), now_s)
+        if receipt.hold_s > 0.0:
+            self._feed(Held(receipt.hold_s), now_s)
+        if receipt.fetch or receipt.buried:
+            self.heard(receipt)
         self._forget()
         return counts
+
+    def _without_garbled(self, receipt: Receipt) -> tuple[Receipt, tuple[str, ...]]:
+        """The receipt without the frames that the server got with a wrong digest and that are whole here, and those frames.
+
+        They are in doubt and will be asked about; a server that says it for the last time of a few is believed.
+        """
+        garbled: list[str] = []
+        for refusal in receipt.refused:
+            if refusal.code == DigestError.code and refusal.frame_id in self.uploader.known:
+                self._garbled[refusal.frame_id] += 1
+                if self._garbled[refusal.frame_id] <= _GARBLED_AT_MOST and self._spool.message(refusal.frame_id) is not None:
+                    garbled.append(refusal.frame_id)
+        left = tuple(refusal for refusal in receipt.refused if refusal.frame_id not in garbled)
+        return replace(receipt, refused=left), tuple(garbled)
 
     def _named(self, refusal: Refusal) -> Refusal:
         """A refusal of a transfer as one of its frame."""
@@ -352,6 +378,9 @@ class UploadRunner:
         known = self.uploader.known
         for frame_id in [f for f in self._messages if f not in known]:
             del self._messages[frame_id]
+        self._fetched.intersection_update(known)
+        for frame_id in [f for f in self._garbled if f not in known]:
+            del self._garbled[frame_id]
         self._transfers = {name: frame_id for name, frame_id in self._transfers.items() if frame_id in known}
 
     def _credit(self, payload: bytes, now_s: float) -> None:
@@ -394,7 +423,7 @@ class UploadRunner:
     def _save_budget(self) -> None:
         state = self._budget.to_state(ahead_bytes=self._ahead_bytes)
         if self._budget.has_limits:
-            self._spool.set_note(_BUDGET_NOTE, json.dumps(state))
+            self._spool.set_note(BUDGET_NOTE, json.dumps(state))
 
     def _say(self, text: str, about: str) -> None:
         log.log(logging.DEBUG if about in self._said else logging.WARNING, "%s", text)
@@ -403,5 +432,10 @@ class UploadRunner:
 
 def _ready(frame: SpooledFrame, *, in_doubt: bool = False) -> FrameReady:
     # The random sample is not thinned out by likeness: it would not be random any more.
-    ask = frame.message_bytes > _ASK_FROM_BYTES and frame.arm != "explore"
+    # What a person asked for is wanted, however it looks.
+    ask = frame.message_bytes > _ASK_FROM_BYTES and frame.arm not in ("explore", FETCHED)
     return FrameReady(frame.frame_id, frame.message_bytes, in_doubt, ask)
+
+
+def _nobody(receipt: Receipt) -> None:
+    del receipt

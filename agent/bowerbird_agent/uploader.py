@@ -10,9 +10,8 @@ what is in doubt is asked about and never sent again blindly; only a receipt mak
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Protocol
 
 from bowerbird_agent.link_estimate import LinkEstimate
 from bowerbird_agent.link_window import LinkWindow
@@ -28,6 +27,7 @@ from bowerbird_agent.upload_events import (
     Flight,
     FrameReady,
     GoesOn,
+    Held,
     NotTaken,
     OfferTaken,
     Overdue,
@@ -43,53 +43,11 @@ from bowerbird_agent.upload_events import (
     Wait,
     Wanted,
 )
+from bowerbird_agent.upload_limits import ByteBudget, UploadLimits, WireSizes
 from bowerbird_wire.transfer import BLOCK_BYTES, CHUNK_HEADER_BYTES, MAX_CHUNK_BYTES, Block, Sending, block_count, run_bytes
 
+_LONGEST_HOLD_S = 3600.0  # a server that forgot to let go is asked again after this
 _OUT = (Flight.ASKED, Flight.SENDING, Flight.SENT, Flight.IN_DOUBT)
-
-
-class ByteBudget(Protocol):
-    """What the uploader asks of `budget.TokenBucket`."""
-
-    def wait_s(self, now_s: float, size_bytes: int) -> float:
-        """Seconds until so many bytes may be sent; 0 now, infinity never."""
-
-    def spend(self, now_s: float, size_bytes: int) -> None:
-        """Record bytes that are sent."""
-
-
-@dataclass(frozen=True)
-class UploadLimits:
-    """Bounds and times.
-
-    Args:
-        max_frames, max_bytes: sent without a receipt, at most. One frame is always allowed.
-        receipt_timeout_s: after this a sent frame is in doubt.
-        resend_s, resend_max_s: wait after a question without an answer before it is asked again; doubles each time up to the second.
-        relink_s: wait of the first question after the link has come back.
-        retry_s: wait after the link has not taken a packet.
-        stuck_s: no receipt for this long while frames are out is reported.
-        credit_wait_s: a credit of an earlier connection counts no longer than this on a new one.
-    """
-
-    max_frames: int = 32
-    max_bytes: int = 512 * 1024
-    receipt_timeout_s: float = 20.0
-    resend_s: float = 5.0
-    resend_max_s: float = 300.0
-    relink_s: float = 0.0
-    retry_s: float = 0.5
-    stuck_s: float = 120.0
-    credit_wait_s: float = 30.0
-
-
-@dataclass(frozen=True)
-class WireSizes:
-    """What things take on the wire, upper bounds: a message, a chunk with so much data, a question (first: with a thumbnail)."""
-
-    whole: Callable[[int], int] = lambda size: size
-    chunk: Callable[[int], int] = lambda size: size
-    offer: Callable[[bool], int] = lambda _first: 0
 
 
 @dataclass
@@ -139,6 +97,7 @@ class Uploader:
         self._newly_parked: list[Stuck] = []
         self._credit: int | None = None
         self._credit_until_s = math.inf
+        self._held_until_s = -math.inf
 
     # -- in
 
@@ -168,6 +127,9 @@ class Uploader:
             self._heard(now_s)
         elif isinstance(event, Wanted):
             self._wanted(event, now_s)
+            self._heard(now_s)
+        elif isinstance(event, Held):
+            self._held_until_s = now_s + min(max(0.0, event.seconds), _LONGEST_HOLD_S)
             self._heard(now_s)
         elif isinstance(event, CreditChanged):
             self._credit, self._credit_until_s = max(0, event.bytes_in_flight), math.inf
@@ -284,9 +246,18 @@ class Uploader:
     @property
     def wants_frame(self) -> bool:
         """Whether a new frame could be sent if the spool offered one."""
-        if self._up is None or self._credit == 0 or any(entry.flight is Flight.READY for entry in self._entries.values()):
+        if (
+            self._up is None
+            or self._credit == 0
+            or self._is_held
+            or any(entry.flight is Flight.READY for entry in self._entries.values())
+        ):
             return False
         return self._outstanding() < self._max_frames() and self._outstanding_bytes() < self._max_bytes()
+
+    @property
+    def _is_held(self) -> bool:
+        return self._held_until_s > -math.inf
 
     @property
     def waiting_bytes(self) -> int:
@@ -316,6 +287,13 @@ class Uploader:
         if self._credit == 0:
             reason = "the server takes no frames now (its disk is full, see its log); they wait in the spool"
             return Stuck(reason, min(wake_s, self._credit_until_s))
+        if self._is_held:
+            if now_s < self._held_until_s:
+                reason = (
+                    "the server takes no more frames of this device now (its limit there is reached); they wait in the spool"
+                )
+                return Stuck(reason, min(wake_s, self._held_until_s))
+            self._held_until_s = -math.inf
         for frame_id, question in self._order(now_s):
             decision, wait_s = self._question(frame_id, now_s) if question else self._send(frame_id, now_s)
             if self._newly_parked:
@@ -339,7 +317,7 @@ class Uploader:
     def _question(self, frame_id: str, now_s: float, *, first: bool = False) -> tuple[Decision | None, float]:
         if not self._window.has_slot(self._max_packets()):
             return None, math.inf
-        return PublishOffer(frame_id, first), self._budget.wait_s(now_s, self._sizes.offer(first))
+        return PublishOffer(frame_id, first), self._wait_s(now_s, self._sizes.offer(first))
 
     def _send(self, frame_id: str, now_s: float) -> tuple[Decision | None, float]:
         """What to publish of a frame, and the seconds until the budget allows it; (None, infinity) while a window is full."""
@@ -350,10 +328,14 @@ class Uploader:
             size = self._sizes.whole(entry.message_bytes)
             if not self._window.fits(size, self._max_packets()):
                 return None, math.inf
-            return Publish(frame_id), self._budget.wait_s(now_s, size)
+            return Publish(frame_id), self._wait_s(now_s, size)
         if entry.ask and entry.transfer is None:
             return self._question(frame_id, now_s, first=True)
         return self._send_chunk(frame_id, entry, now_s)
+
+    def _wait_s(self, now_s: float, size: int) -> float:
+        """Seconds until the budget allows a packet with all that is around it."""
+        return self._budget.wait_s(now_s, size + self._sizes.overhead(size))
 
     def _send_chunk(self, frame_id: str, entry: _Entry, now_s: float) -> tuple[Decision | None, float]:
         run = (entry.transfer or Sending(entry.message_bytes)).next_run(MAX_CHUNK_BYTES)
@@ -369,7 +351,7 @@ class Uploader:
         first, blocks = run[0], min(run[1], chunk // BLOCK_BYTES)
         while True:
             size = self._sizes.chunk(run_bytes(entry.message_bytes, first, blocks))
-            wait_s = self._budget.wait_s(now_s, size)
+            wait_s = self._wait_s(now_s, size)
             if wait_s < math.inf or blocks == 1:
                 break
             blocks = blocks // 2
@@ -385,7 +367,7 @@ class Uploader:
             return False
         size = self._sizes.whole(entry.message_bytes)
         limit = self._up.max_packet_bytes if self._up is not None else None
-        if (limit is not None and size > limit) or self._budget.wait_s(now_s, size) == math.inf:
+        if (limit is not None and size > limit) or self._wait_s(now_s, size) == math.inf:
             return False
         return self._window.carries_whole(entry.message_bytes)
 

@@ -7,6 +7,8 @@ In: keys, package manifests, jobs. Out: signed metadata, signed jobs, or an erro
   director can only choose among what `models` has signed, since a job carries no content;
 - `models`: the packages, each file a target `models/{model digest}/{file name}`; the manifest's target carries the release
   counter as custom metadata. Mode `automatic`: its key is online and its signature short-lived; `approved`: the key is offline;
+- `agents`: the same for releases of the agent, targets `agents/{release digest}/{file name}`, with a key of its own: who may
+  sign a model cannot thereby run a program on every device. A repository from before has no such role;
 - `snapshot`, `timestamp`: online. The timestamp says when it was signed, which is the device's time floor.
 
 It reads and writes no repository (`repository.py` of the server) and fetches nothing (the device's updater).
@@ -41,13 +43,15 @@ from tuf.api.metadata import (  # type: ignore[attr-defined]  # public names, re
 )
 from tuf.api.serialization.json import JSONSerializer
 
+from bowerbird_models.agent_release import AgentManifest
 from bowerbird_models.durable import sync_folder, write_durably
 from bowerbird_models.errors import ModelError
 from bowerbird_models.manifest import MANIFEST, ModelManifest
 from bowerbird_wire.codec import to_map
 from bowerbird_wire.messages import Job
 
-MODELS_ROLE = "models"
+MODELS_ROLE, AGENTS_ROLE = "models", "agents"
+CONTENT_ROLES = (MODELS_ROLE, AGENTS_ROLE)
 DIRECTOR_ROLE = "director"
 ROOT_KEYS, ROOT_THRESHOLD = 3, 2
 SIGNED_AT = "x-bowerbird-signed-at-ms"  # in the timestamp
@@ -66,7 +70,7 @@ class SigningError(ModelError):
 
 @dataclass(frozen=True)
 class PublicKeys:
-    """The public half of every role."""
+    """The public half of every role; `agents` is None where the site updates no agents."""
 
     root: tuple[Key, ...]
     targets: Key
@@ -74,6 +78,7 @@ class PublicKeys:
     timestamp: Key
     models: Key
     director: Key
+    agents: Key | None = None
 
 
 # -- key files --------------------------------------------------------------------------------------------------------------
@@ -143,11 +148,31 @@ def new_targets(keys: PublicKeys, *, version: int, expires: datetime) -> Metadat
         DIRECTOR_ROLE: DelegatedRole(DIRECTOR_ROLE, [keys.director.keyid], 1, terminating=True, paths=["jobs/*"]),
     }
     delegations = Delegations({key.keyid: key for key in (keys.models, keys.director)}, roles)
-    return Metadata(Targets(version=version, expires=expires, delegations=delegations))
+    targets = Targets(version=version, expires=expires, delegations=delegations)
+    if keys.agents is not None:
+        delegate_agents(targets, keys.agents)
+    return Metadata(targets)
+
+
+def delegate_agents(targets: Targets, key: Key) -> None:
+    """Let `key`, and no other, sign releases of the agent."""
+    delegations = targets.delegations
+    if delegations is None or delegations.roles is None:
+        raise SigningError("bad_metadata", "the targets metadata delegates nothing; restore the repository from a backup")
+    before = delegations.roles.get(AGENTS_ROLE)
+    for keyid in () if before is None else tuple(before.keyids):
+        targets.revoke_key(keyid, AGENTS_ROLE)
+    delegations.keys[key.keyid] = key
+    delegations.roles[AGENTS_ROLE] = DelegatedRole(AGENTS_ROLE, [key.keyid], 1, terminating=True, paths=[f"{AGENTS_ROLE}/*/*"])
+
+
+def delegates_agents(targets: Targets) -> bool:
+    """Whether somebody may sign releases of the agent."""
+    return targets.delegations is not None and AGENTS_ROLE in (targets.delegations.roles or {})
 
 
 def new_models(*, version: int, expires: datetime) -> Metadata[Targets]:
-    """Unsigned, empty metadata of the role `models`."""
+    """Unsigned, empty metadata of the role `models`, or of `agents`."""
     return Metadata(Targets(version=version, expires=expires))
 
 
@@ -187,13 +212,25 @@ def add_package(models: Targets, manifest: ModelManifest, release: int) -> str:
     return digest
 
 
-def target_path(digest: str, name: str) -> str:
-    """The target of one file of a package."""
-    return f"{MODELS_ROLE}/{digest}/{name}"
+def add_agent_release(agents: Targets, manifest: AgentManifest, release: int) -> str:
+    """List the files of a release of the agent as targets under a release counter; returns the release digest."""
+    content = manifest.to_bytes()
+    digest = sha256(content).hexdigest()
+    path = target_path(digest, MANIFEST, AGENTS_ROLE)
+    agents.targets[path] = TargetFile(len(content), {"sha256": digest}, path, {"custom": {RELEASE: release}})
+    for file in manifest.files:
+        path = target_path(digest, file.name, AGENTS_ROLE)
+        agents.targets[path] = TargetFile(file.bytes, {"sha256": file.sha256}, path)
+    return digest
+
+
+def target_path(digest: str, name: str, role: str = MODELS_ROLE) -> str:
+    """The target of one file of a package or of a release of the agent."""
+    return f"{role}/{digest}/{name}"
 
 
 def releases(models: Targets) -> dict[str, int]:
-    """Release counter by model digest."""
+    """Release counter by model digest, or by release digest of the agent."""
     out = {}
     for path, target in models.targets.items():
         if path.endswith(f"/{MANIFEST}"):

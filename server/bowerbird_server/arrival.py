@@ -15,6 +15,7 @@ import cbor2
 from bowerbird_server.image_header import NotAnImage, image_size
 from bowerbird_wire.codec import MAX_HEADER_BYTES, decode_frame
 from bowerbird_wire.errors import MessageError, TopicError, WireError
+from bowerbird_wire.linked import FETCHED, link_of
 from bowerbird_wire.messages import FrameHeader, FrameMessage
 from bowerbird_wire.topics import FrameTopic, check_name
 
@@ -88,8 +89,10 @@ def check_header(header: FrameHeader) -> None:
         MessageError: a value outside its range.
     """
     check_name(header.camera, "camera")
-    if header.arm not in ("policy", "explore"):
-        raise MessageError(f"header.a must be 'policy' or 'explore', not {header.arm[:40]!r}")
+    if header.arm not in ("policy", "explore", "campaign", FETCHED):
+        raise MessageError(f"header.a must be 'policy', 'explore', 'campaign' or 'fetched', not {header.arm[:40]!r}")
+    if (header.arm == FETCHED) != (link_of(header) is not None):
+        raise MessageError("a fetched frame, and no other, must say in its header which frame it belongs to")
     if not 0 <= header.captured_at_ms <= _LATEST_MS or header.sequence < 0:
         raise MessageError("header.t and header.n must be 0 or more, and before the year 9999")
     if not 0 <= header.score <= 1 or not 0 <= header.inclusion_probability <= 1:

@@ -22,17 +22,20 @@ from typing import Any
 
 from bowerbird_models.durable import write_durably
 from bowerbird_server.blobs import LocalBlobs, sync_folder
-from bowerbird_server.catalogue import accounts, fleet, frames, kept
+from bowerbird_server.catalogue import accounts, campaigns, device_config, fleet, frames, kept
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.catalogue.identity import forget_tokens
 from bowerbird_server.catalogue_rebuild import read_records
 from bowerbird_server.catalogue_verify import verify_rows
 from bowerbird_server.config import CONFIG_NAME
+from bowerbird_server.deletion_log import NAME as LOG_NAME
+from bowerbird_server.deletion_log import DeletionLog
+from bowerbird_server.erase import replay
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.repository import raise_later
-from bowerbird_server.revocations import keep_out, read_revoked
+from bowerbird_server.sealed import seal, unseal
 from bowerbird_server.site import Site
 
 OnProgress = Callable[[str, int, int], None]
@@ -43,7 +46,8 @@ RAISE_BY = 1000
 _KIND = "bowerbird backup 1"
 _MANIFEST = "backup.json"
 _BLOB_LIST = "blobs.txt"
-_PLAIN = ("packages", "repository", CONFIG_NAME)
+_SEALED = "private.sealed"
+_PLAIN = ("packages", "agents", "repository", CONFIG_NAME)
 _PRIVATE = ("keys", "identity", "broker", "devices", "web.json")
 _GROUP_BLOBS, _GROUP_BYTES = 64, 32 * 1024**2
 
@@ -62,21 +66,32 @@ class BackedUp:
 
 @dataclass(frozen=True)
 class Restored:
-    """`missing` names what the restored catalogue speaks of and the backup did not hold; `with_keys` whether keys came along."""
+    """`missing` names what the restored catalogue speaks of and the backup did not hold; `with_keys` whether keys came along;
+    `erased` frames were in the backup and, as the log of deletions says, are no more."""
 
     made_at: str
     frames: int
     blobs: int
     with_keys: bool
     missing: tuple[str, ...]
+    erased: int = 0
 
 
-def back_up(site: Site, target: Path, *, with_keys: bool = False, on_progress: OnProgress = lambda *_: None) -> BackedUp:
+def back_up(
+    site: Site,
+    target: Path,
+    *,
+    with_keys: bool = False,
+    passphrase: str | None = None,
+    on_progress: OnProgress = lambda *_: None,
+) -> BackedUp:
     """Back a site up, also while its server runs: the catalogue as it is in one moment, and every blob that it names.
 
     Args:
         target: a new folder, or one that holds an earlier backup, which this one replaces when it is complete.
-        with_keys: also signing keys, passwords and the web token; the folder then needs the care that they need.
+        with_keys: also signing keys, passwords and the web token; the folder then needs the care that they need, unless they are
+            sealed.
+        passphrase: seals what `with_keys` brings; None writes it as it is.
 
     Raises:
         BadInput: `target` holds other things, or lies in the data folder.
@@ -95,15 +110,23 @@ def back_up(site: Site, target: Path, *, with_keys: bool = False, on_progress: O
         store = LocalBlobs(target / "blobs")
         copied, damaged = _copy_blobs(site.blobs, store, list(site.blobs.digests()), on_progress)
         blobs, size = _write_blob_list(store, fresh / _BLOB_LIST)
-        names = (*_PLAIN, *(_PRIVATE if with_keys else ()))
+        sealed = with_keys and passphrase is not None
+        names = (*_PLAIN, *(_PRIVATE if with_keys and not sealed else ()))
         for name in names:
             _copy_tree(site.folder.root / name, fresh / name)
+        if with_keys and passphrase is not None:
+            root = site.folder.root
+            private = [
+                path for name in _PRIVATE for path in ([root / name] if (root / name).is_file() else _files(root / name))
+            ]
+            write_durably(fresh / _SEALED, seal(root, sorted(private), passphrase))
         _check_complete(fresh / "catalogue.db", store)
         manifest = {
             "kind": _KIND,
             "made_at": made_at,
             "site": site.config.site,
             "with_keys": with_keys,
+            "sealed": sealed,
             "blobs": blobs,
             "files": {str(path.relative_to(fresh)): _digest(path) for path in sorted(fresh.rglob("*")) if path.is_file()},
         }
@@ -117,6 +140,8 @@ def back_up(site: Site, target: Path, *, with_keys: bool = False, on_progress: O
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
         raise
+    # Apart from the backup itself: it only grows, and the newest of all copies counts whatever backup is restored.
+    DeletionLog(target / LOG_NAME).add_missing(DeletionLog(site.folder.deletions))
     for old in target.iterdir():
         if old.is_dir() and old.name not in {stamp, "blobs"}:
             shutil.rmtree(old)
@@ -131,23 +156,32 @@ def restore(
     actor: str,
     on_progress: OnProgress = lambda *_: None,
     *,
-    revoked: Sequence[Path] = (),
+    deletions: Sequence[Path] = (),
+    passphrase: str | None = None,
 ) -> Restored:
     """Make a data folder from a backup: every file and blob is compared with its digest, and counters are raised.
 
     Args:
         source: a folder that `back_up` wrote.
         data: a new or empty folder.
-        revoked: deny lists that are newer than the backup (`broker/denied` of the lost data folder); who is in one is suspended.
+        deletions: logs of deletions that are newer than the backup, of the lost data folder or beside other backups; the one beside
+            this backup is read anyway. What they say is deleted does not come back.
+        passphrase: that the backup's keys are sealed with.
 
     Raises:
-        BadInput: a deny list cannot be read.
+        BadInput: a log of deletions is not there, or the keys are sealed and the passphrase is missing or wrong.
         NotFound: `source` holds no complete backup.
         Conflict: `data` holds something.
         EnvironmentFault: a file of the backup is damaged, or `data` cannot be written; `data` is left empty.
     """
-    shut_out = set().union(*map(read_revoked, revoked))
     backup, manifest = _newest(source)
+    absent = [path for path in deletions if not path.is_file()]
+    if absent:
+        raise BadInput(
+            f"there is no log of deletions {absent[0]}; without it erased frames would come back, so nothing was restored"
+        )
+    if manifest.get("sealed") and passphrase is None:
+        raise BadInput("the backup's keys are sealed; name the file with their passphrase: --passphrase-file FILE")
     folder = DataFolder(data.resolve())
     if folder.root.exists() and any(folder.root.iterdir()):
         raise Conflict(f"{folder.root} is not empty; restore into a new folder, then point --data at it")
@@ -157,16 +191,21 @@ def restore(
             _restore_file(backup / name, folder.root / name, digest)
         digests = [line.split()[0] for line in (backup / _BLOB_LIST).read_text().splitlines()]
         (folder.root / _BLOB_LIST).unlink()
+        if passphrase is not None and (folder.root / _SEALED).exists():
+            unseal((folder.root / _SEALED).read_bytes(), passphrase, folder.root)
+            (folder.root / _SEALED).unlink()
         store = LocalBlobs(folder.blobs)
         _, damaged = _copy_blobs(LocalBlobs(source / "blobs"), store, digests, on_progress)
         for name in _PRIVATE:
             _make_private(folder.root / name)
         with Catalogue(folder.catalogue) as cat:
             _apply_tombstones(cat, store, actor)
+            erased = _replay_deletions(folder, [source / LOG_NAME, *deletions], cat, store, actor)
             fleet.raise_desired_versions(cat, RAISE_BY)
             forget_tokens(cat)
             accounts.forget_credentials(cat, actor)
-            keep_out(cat, shut_out, actor)
+            campaigns.after_restore(cat)
+            device_config.after_restore(cat, RAISE_BY)
             cat.log(actor, "site restored", str(manifest["site"]), {"made_at": manifest["made_at"], "raised_by": RAISE_BY})
             broken = kept.faults(cat)
             missing = [fault.text for fault in verify_rows(cat, store, read=False).faults]
@@ -174,15 +213,15 @@ def restore(
         if broken:
             raise EnvironmentFault(f"the backup's catalogue does not hold together ({broken[0]}); use another backup")
         raise_later(folder.repository, RAISE_BY)
-    except (OSError, EnvironmentFault) as error:
+    except (OSError, EnvironmentFault, BadInput) as error:
         shutil.rmtree(folder.root, ignore_errors=True)
-        if isinstance(error, EnvironmentFault):
+        if not isinstance(error, OSError):
             raise
         raise EnvironmentFault(
             f"cannot restore to {folder.root}: {error.strerror}; free space or choose another folder"
         ) from error
     missing += [f"blob {digest[:12]} is damaged in the backup" for digest in damaged]
-    return Restored(manifest["made_at"], count, len(digests), bool(manifest["with_keys"]), tuple(missing))
+    return Restored(manifest["made_at"], count, len(digests), bool(manifest["with_keys"]), tuple(missing), erased)
 
 
 def _check_target(target: Path, folder: DataFolder) -> None:
@@ -302,6 +341,14 @@ def _apply_tombstones(cat: Catalogue, store: LocalBlobs, actor: str) -> None:
     frames.change_state(cat, late, "deleted", actor)
     for blob in frames.without_live_frame(cat, frames.blobs_of_deleted(cat)):
         store.delete(blob)
+
+
+def _replay_deletions(folder: DataFolder, logs: Sequence[Path], cat: Catalogue, store: LocalBlobs, actor: str) -> int:
+    """Bring the logs together in the new folder and carry them out; returns how many frames are deleted by that."""
+    log = DeletionLog(folder.deletions)
+    for path in logs:
+        log.add_missing(DeletionLog(path))
+    return replay(log, cat, store, actor)
 
 
 def _digest(path: Path) -> str:

@@ -253,6 +253,9 @@ class LocalBlobs:
         if there:
             blob.unlink(missing_ok=True)
             sync_folder(blob.parent)
+        for left in self._temporary.glob(f"*.{digest}"):  # a writer was killed, or writes it again right now
+            left.unlink(missing_ok=True)
+        if there:
             sync_folder(self._temporary)  # it must not come home from there after a power cut
         return there
 

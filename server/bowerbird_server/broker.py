@@ -58,6 +58,7 @@ class EmbeddedBroker:
         program: `mosquitto` or `iotcore`; None takes the first that is installed.
         authority: the folder of the site's authority; beside `folder` by default.
         names: host names and addresses under which devices reach it, beside `host`.
+        device_ca: PEM file of another CA that signs for devices; None where the site's own does.
 
     Raises:
         EnvironmentFault: neither is installed, or iotcore would have to listen beyond loopback (it has no access rules).
@@ -72,13 +73,14 @@ class EmbeddedBroker:
         program: str | None = None,
         authority: Path | None = None,
         names: Collection[str] = (),
+        device_ca: Path | None = None,
     ) -> None:
         self.folder = folder
         self.host = host
         self._port = port
         self._names = tuple(names)
         self.program = program or _choose_program()
-        self.certificates = BrokerCertificates(folder, authority or folder.parent / "identity")
+        self.certificates = BrokerCertificates(folder, authority or folder.parent / "identity", device_ca)
         if self.program == "iotcore" and host not in LOOPBACK:
             raise EnvironmentFault(
                 f"the built-in broker cannot listen on {host}: it has no access rules. Install mosquitto (apt-get install "
@@ -379,7 +381,7 @@ class EmbeddedBroker:
     def _files(self) -> MosquittoFiles:
         path = self.folder / SOCKET_NAME
         return MosquittoFiles(
-            ca=self.certificates.ca_file,
+            ca=self.certificates.clients_ca_file,
             server=self.certificates.server_file,
             rules=self.rules_path,
             pid=self._pid_file,

@@ -29,11 +29,12 @@ class BrokerCertificates:
     Args:
         folder: of the broker.
         authority: the folder of the site's authority; opened only when something must be signed.
+        device_ca: PEM file of another CA that signs for devices, up to its root; None where the site's own does.
     """
 
-    def __init__(self, folder: Path, authority: Path) -> None:
+    def __init__(self, folder: Path, authority: Path, device_ca: Path | None = None) -> None:
         self._folder = folder
-        self._authority = authority
+        self._authority, self._device_ca = authority, device_ca
 
     @property
     def server_file(self) -> Path:
@@ -42,8 +43,13 @@ class BrokerCertificates:
 
     @property
     def ca_file(self) -> Path:
-        """The root that clients and the broker trust."""
+        """The root that clients trust."""
         return self._folder / "ca.pem"
+
+    @property
+    def clients_ca_file(self) -> Path:
+        """The roots that the broker takes clients from: the site's own, and that of another CA for devices."""
+        return self.ca_file if self._device_ca is None else self._folder / "clients-ca.pem"
 
     @property
     def services(self) -> Path:
@@ -60,11 +66,23 @@ class BrokerCertificates:
         authority = Authority.open(self._authority, now=now)
         if not self.ca_file.exists() or self.ca_file.read_bytes() != authority.root_pem:
             write_private(self.ca_file, authority.root_pem)
+        self._keep_clients_ca(authority)
         leaf = read_leaf(self.server_file)
         if leaf is not None and authority.verifies(leaf) and hosts_of(leaf) == set(wanted) and not is_due(leaf, now):
             return False
         write_private(self.server_file, authority.server_certificate(wanted, now=now))
         return True
+
+    def _keep_clients_ca(self, authority: Authority) -> None:
+        if self._device_ca is None:
+            return
+        try:
+            theirs = self._device_ca.read_bytes()
+        except OSError as error:
+            raise EnvironmentFault(f"identity.issuer_ca {self._device_ca} cannot be read: {error.strerror}") from error
+        content = authority.root_pem.rstrip(b"\n") + b"\n" + theirs
+        if not self.clients_ca_file.exists() or self.clients_ca_file.read_bytes() != content:
+            write_private(self.clients_ca_file, content)
 
     def keep_services(self, client_ids: Iterable[str], now: datetime, *, afresh: bool = False) -> bool:
         """Have a certificate for each of these processes; whether a name is new, which the broker must be told.

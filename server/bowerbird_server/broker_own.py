@@ -39,6 +39,7 @@ def write_own_broker(
     shut_out: Collection[str] = (),
     at: Path | None = None,
     port: int = 8883,
+    device_ca: Path | None = None,
     now: datetime,
 ) -> Path:
     """Write the folder; again: certificates that run out are made anew, the rest is written as it should be.
@@ -48,6 +49,7 @@ def write_own_broker(
         clients: client ids of the server's processes.
         shut_out: devices that were let in once and are not now.
         at: the folder as the broker will see it; `out` by default.
+        device_ca: PEM file of another CA that signs for devices; None where the site's own does.
 
     Returns:
         `out`.
@@ -63,11 +65,11 @@ def write_own_broker(
         out.chmod(0o700)
     except OSError as error:
         raise EnvironmentFault(f"cannot write {out}: {error.strerror}") from error
-    made = BrokerCertificates(out, authority)
+    made = BrokerCertificates(out, authority, device_ca)
     made.keep_server(hosts_for(names[0], names), now)
     made.keep_services(clients, now)
     place = at or out.resolve()
-    files = MosquittoFiles(ca=place / "ca.pem", server=place / "server.pem", rules=place / "acl")
+    files = MosquittoFiles(ca=place / made.clients_ca_file.name, server=place / "server.pem", rules=place / "acl")
     write_private(out / "mosquitto.conf", mosquitto_config(None, port, files))
     write_private(out / "acl", own_rules(site, made.names(), shut_out))
     return out

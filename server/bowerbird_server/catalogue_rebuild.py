@@ -28,6 +28,8 @@ from bowerbird_wire.errors import WireError
 OnProgress = Callable[[str, int, int], None]
 _LARGEST_RECORD_BYTES = 256 * 1024**2
 _PUT_BACK_FIRST = ("class", "scene_split", "dataset_version", "device", "model", "training_run", "frame")
+# After the frames: what they refuse has rows to say that it is gone.
+_PUT_BACK_LAST = ("erasure", "deletion", "erasure_device", "erasure_done", "erasure_package")
 
 
 @dataclass
@@ -141,6 +143,8 @@ def _fill(cat: Catalogue, blobs: LocalBlobs, records: Records, on_progress: OnPr
         for done, record in enumerate(records.headers, start=1):
             on_progress("frames", done, len(records.headers))
             _put_back_headers(cat, blobs, record, records.tombstones, lost)
+        for table in _PUT_BACK_LAST:
+            kept.put_back(cat, table, said[table])
         _put_back_labels(cat, records, said["label"])
         for version in said["dataset_version"]:
             if blobs.exists(version["manifest"]):
@@ -166,6 +170,11 @@ _KEYS = {"class": "id", "scene_split": "scene", "dataset_version": "id", "label"
     "device": "id",
     "model": "digest",
     "training_run": "id",
+    "erasure": "id",
+    "deletion": "frame",
+    "erasure_device": "id",
+    "erasure_done": "erasure",
+    "erasure_package": "id",
 }
 _BLOBS_OF = {"model": ("onnx_sha256", "weights_sha256"), "dataset_version": ("manifest",), "frame": ("blob",)}
 
@@ -188,7 +197,7 @@ def _put_back_headers(cat: Catalogue, blobs: LocalBlobs, record: HeaderRecord, t
             continue
         kept.add_device_of_frames(cat, header.device, site, record.received_at)
         arrived.append(frames.ArrivedFrame(header, size))
-    frames.add_frames(cat, arrived, received_at=record.received_at)
+    frames.add_frames(cat, arrived, received_at=record.received_at, refuse_erased=False)
 
 
 def _put_back_labels(cat: Catalogue, records: Records, confirmed: list[Row]) -> None:

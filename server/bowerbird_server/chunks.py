@@ -15,14 +15,16 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from bowerbird_models.durable import sync_folder
 from bowerbird_server.errors import EnvironmentFault
-from bowerbird_wire.messages import Chunk
+from bowerbird_wire.codec import decode_frame_header
+from bowerbird_wire.errors import WireError
+from bowerbird_wire.messages import Chunk, FrameHeader
 from bowerbird_wire.transfer import BLOCK_BYTES, Receiving, block_count, from_bitmap, run_bytes, transfer_id
 
 log = logging.getLogger(__name__)
@@ -143,7 +145,41 @@ class ChunkStore:
         """Remove a transfer's parts; what is not there is fine."""
         shutil.rmtree(self._folder(key), ignore_errors=True)
 
+    def erase(self, device: str, covers: Callable[[FrameHeader], bool]) -> int:
+        """Drop the unfinished transfers of a device's frames that somebody wants forgotten; returns how many.
+
+        One whose header is not here yet cannot be told from those: it is dropped as well, and the device sends it again if it
+        still has it.
+        """
+        dropped = 0
+        for _, _, folder in self._transfers(device):
+            match = _TRANSFER.fullmatch(folder.name)
+            if match is None:
+                continue
+            header = self._header(TransferKey(device, bytes.fromhex(match[1]), int(match[2])))
+            if header is None or covers(header):
+                shutil.rmtree(folder, ignore_errors=True)
+                dropped += 1
+        return dropped
+
+    def devices(self) -> list[str]:
+        """The devices of which parts are here."""
+        return sorted(entry.name for entry in os.scandir(self.root) if entry.is_dir() and entry.name != self._temporary.name)
+
     # -- inside
+
+    def _header(self, key: TransferKey) -> FrameHeader | None:
+        """The header of the message that a transfer's first parts begin with, None while it is not whole or is none."""
+        begun = bytearray()
+        for first, size, path in sorted(self._parts(key)):
+            if first * BLOCK_BYTES > len(begun):
+                break
+            with suppress(FileNotFoundError):
+                begun[first * BLOCK_BYTES :] = path.read_bytes()[:size]
+        try:
+            return decode_frame_header(bytes(begun))[0]
+        except WireError:
+            return None
 
     def _folder(self, key: TransferKey) -> Path:
         return self.root / key.device / key.folder

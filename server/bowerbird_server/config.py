@@ -122,6 +122,13 @@ class IngestConfig(_Part):
     )
     go_on_above_free_mib: int = Field(300, ge=0, description="And go on when it has more than this.")
 
+    device_frames_per_day: int | None = Field(
+        None, ge=1, description="Frames that a device may send in 24 hours; none for no limit. Above it keeps them and is told."
+    )
+    device_mb_per_day: float | None = Field(
+        None, gt=0, description="Megabytes of images that a device may send in 24 hours; none for no limit."
+    )
+
     @model_validator(mode="after")
     def _order(self) -> Self:
         if self.go_on_above_free_mib < self.stop_below_free_mib:
@@ -191,6 +198,22 @@ class ModelsConfig(_Part):
     calibration_frames: int = Field(96, ge=1, le=1024, description="Frames of the training split that set the ranges of int8.")
 
 
+class RetentionConfig(_Part):
+    """How long frames are kept; without a number for ever."""
+
+    unlabelled_days: float | None = Field(None, gt=0, description="Frames that nobody has labelled, from their capture.")
+    rejected_days: float | None = Field(None, gt=0, description="Frames that were set aside, from that moment.")
+    labelled_days: float | None = Field(None, gt=0, description="Labelled frames for training, from their newest label.")
+    held_out_days: float | None = Field(
+        None, gt=0, description="Labelled frames of the evaluation set; without them models can no longer be compared."
+    )
+
+    @property
+    def is_unlimited(self) -> bool:
+        """Whether nothing is ever deleted by age."""
+        return all(days is None for days in self.model_dump().values())
+
+
 class SigningConfig(_Part):
     """Who signs model packages."""
 
@@ -213,6 +236,7 @@ class ServerConfig(_Part):
     gate: GateConfig = GateConfig()
     models: ModelsConfig = ModelsConfig()
     signing: SigningConfig = SigningConfig()
+    retention: RetentionConfig = RetentionConfig()
 
 
 def load_config(data: Path, explicit: Path | None = None) -> ServerConfig:

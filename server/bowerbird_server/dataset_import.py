@@ -17,6 +17,7 @@ from bowerbird_server.catalogue.classes import add_classes, class_names
 from bowerbird_server.catalogue.datasets import assign_scene, scene_splits
 from bowerbird_server.errors import BadInput
 from bowerbird_server.image_header import NotAnImage, image_size, is_upright
+from bowerbird_server.image_metadata import without_metadata
 from bowerbird_server.labelling.backend import submit_label
 from bowerbird_server.labelling.file_faults import IMAGE_SUFFIXES
 from bowerbird_server.labelling.files import YoloImage, read_yolo_dataset
@@ -125,9 +126,18 @@ def _import_labelled(site: Site, image: YoloImage, scene: str, number: int, name
             source=image.path.name,
             scene=scene,
         )
-        if frame_rows.get(site.catalogue, frame)["state"] == "received":
+        state = frame_rows.get(site.catalogue, frame)["state"]
+        if state == "received":
             submit_label(site.catalogue, site.blobs, frame, actor, "labelled", image.boxes, classes_reviewed=names)
+    if state == "deleted":
+        _forget_again(site, blob)
     return new
+
+
+def _forget_again(site: Site, blob: str) -> None:
+    """A picture that was deleted here for good does not come back by an import."""
+    for unused in frame_rows.without_live_frame(site.catalogue, [blob]):
+        site.blobs.delete(unused)
 
 
 def _read_groups(path: Path) -> dict[str, _Group]:
@@ -208,9 +218,10 @@ def import_frames(site: Site, folder: Path, on_progress: OnProgress = lambda *_:
         except (OSError, BadInput) as error:
             skipped.append(str(error))
             continue
-        _, added = frame_rows.add_imported_frame(
+        blob = site.blobs.put(data)
+        frame, added = frame_rows.add_imported_frame(
             site.catalogue,
-            blob=site.blobs.put(data),
+            blob=blob,
             image_format=image_format,
             image_bytes=len(data),
             width=header.width,
@@ -221,14 +232,16 @@ def import_frames(site: Site, folder: Path, on_progress: OnProgress = lambda *_:
             scene=f"import/{folder.resolve().name}/{(done - 1) // _UNGROUPED_SCENE_IMAGES:05d}",
         )
         new += added
+        if not added and frame_rows.state_of(site.catalogue, frame) == "deleted":
+            _forget_again(site, blob)
     return FrameImport(new, len(paths) - new - len(skipped), tuple(skipped))
 
 
 def _stored_form(path: Path) -> tuple[bytes, str]:
     """A picture's bytes as they are kept, and their format.
 
-    As they are, except where a reader of headers would be misled: a JPEG that its EXIF turns is turned for good, and what is neither
-    JPEG, PNG nor WebP becomes PNG.
+    As they are, without the metadata of their source (`image_metadata.py`), except where a reader of headers would be misled: a JPEG
+    that its EXIF turns is turned for good, and what is neither JPEG, PNG nor WebP becomes PNG.
 
     Raises:
         BadInput: not a picture, or larger than is accepted.
@@ -237,7 +250,7 @@ def _stored_form(path: Path) -> tuple[bytes, str]:
     try:
         image_format = image_size(data).image_format
         if is_upright(data):
-            return data, image_format
+            return without_metadata(data, image_format), image_format
     except NotAnImage as error:
         if path.suffix.lower() not in _DECODED_SUFFIXES:
             raise BadInput(f"{path}: {error}") from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -26,6 +26,7 @@ from bowerbird_server.average_precision import (
     mean_average_precision,
 )
 from bowerbird_server.errors import BadInput
+from bowerbird_server.ignored_regions import covered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ class EvaluationFrame:
         slices: groups it is reported under, such as "condition:night" and "camera:cam-1".
         boxes_xyxy: (n, 4) in source pixels; n may be 0.
         class_ids: (n,) index into the data set's class names.
+        ignored_xyxy: (m, 4) regions that the device covered: what a model finds there is neither right nor wrong.
     """
 
     image_path: Path
@@ -56,6 +58,7 @@ class EvaluationFrame:
     slices: tuple[str, ...]
     boxes_xyxy: NDArray[np.float32]
     class_ids: NDArray[np.int32]
+    ignored_xyxy: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,7 @@ def evaluate_model(
             detections = detector.detect(image_bgr, confidence=CONFIDENCE, iou=IOU)
             latencies_ms.append((time.perf_counter() - before) * 1000)
             class_ids = to_ours[detections.class_ids]
-            known = class_ids >= 0
+            known = (class_ids >= 0) & ~covered(detections.boxes_xyxy.astype(np.float64), frame.ignored_xyxy)
             found.append(
                 FrameBoxes(
                     detections.boxes_xyxy[known].astype(np.float64),
@@ -263,6 +266,8 @@ def frames_digest(frames: Sequence[EvaluationFrame], class_names: Sequence[str])
         digest.update(json.dumps([frame.image_path.name, frame.scene, list(frame.slices)]).encode())
         digest.update(np.asarray(frame.boxes_xyxy, "<f4").tobytes())
         digest.update(np.asarray(frame.class_ids, "<i4").tobytes())
+        if len(frame.ignored_xyxy):
+            digest.update(np.asarray(frame.ignored_xyxy, "<f8").tobytes())
     return digest.hexdigest()
 
 

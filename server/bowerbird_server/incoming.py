@@ -47,6 +47,7 @@ class Unpacked:
     known: list[tuple[DeviceTopic, str]] = field(default_factory=list)
     refused: list[tuple[DeviceTopic, Refusal]] = field(default_factory=list)
     wanted: list[tuple[DeviceTopic, Want]] = field(default_factory=list)
+    held: dict[str, tuple[DeviceTopic, float]] = field(default_factory=dict)  # devices over their limit -> for how long
 
     def tell(self, receipts: Receipts) -> None:
         """Add the answers to what the devices are told; the frames' own come before."""
@@ -55,7 +56,10 @@ class Unpacked:
         for asker, refusal in self.refused:
             receipts.refused(asker, refusal)
         for asker, want in self.wanted:
-            receipts.wanted(asker, want)
+            if asker.device not in self.held:  # it would be told to send what is not taken
+                receipts.wanted(asker, want)
+        for asker, seconds in self.held.values():
+            receipts.hold(asker, seconds)
 
 
 class Incoming:

@@ -26,6 +26,7 @@ from bowerbird_server.catalogue import fleet, frames
 from bowerbird_server.catalogue.core import Catalogue, utc_now
 from bowerbird_server.chunks import ChunkStore
 from bowerbird_server.dead_letters import DeadLetters
+from bowerbird_server.device_limits import DeviceLimit, DeviceLimits
 from bowerbird_server.errors import EnvironmentFault
 from bowerbird_server.incoming import Incoming, Unpacked
 from bowerbird_server.ingest_share import Share, give_up_unused
@@ -91,6 +92,7 @@ class Ingest:
         chunks: where parts of frames wait until they are whole.
         session: the MQTT session that brought the messages.
         passed: called at each of `POINTS` on the way of a group; the fault suite kills the process there.
+        limits: what each device may send; no limits by default.
     """
 
     def __init__(
@@ -101,7 +103,9 @@ class Ingest:
         chunks: ChunkStore,
         session: Session,
         passed: Callable[[str], None] = lambda _point: None,
+        limits: DeviceLimits | None = None,
     ) -> None:
+        self._limits = limits or DeviceLimits(cat, DeviceLimit(), time.monotonic)
         self._cat = cat
         self._blobs = blobs
         self._dead_letters = dead_letters
@@ -126,7 +130,7 @@ class Ingest:
         devices = fleet.active_devices(self._cat)
         unpacked = self._incoming.unpack(group, devices)
         judged = [(arrived, _judge(arrived, devices)) for arrived in unpacked.frames]
-        accepted = [verdict for _, verdict in judged if isinstance(verdict, Accepted)]
+        accepted = self._within_limits([verdict for _, verdict in judged if isinstance(verdict, Accepted)], unpacked)
         rejected = [(arrived, verdict) for arrived, verdict in judged if isinstance(verdict, Rejected)] + unpacked.rejected
         self._passed("receive")
         received_at = utc_now()
@@ -146,8 +150,13 @@ class Ingest:
                 self._dead_letters.add(self._cat, arrived.topic, arrived.payload, verdict.code, verdict.detail)
             self._passed("row")
         self._passed("commit")
+        new = set(added.new)
+        for item in accepted:
+            if item.message.header.frame_id in new:
+                self._limits.took(item.topic.device, len(item.message.image))
         if rejected:
             self._dead_letters.prune(self._cat)
+        self._take_back(accepted, added.deleted)
         gone = {item.message.header.frame_id for item in deleted} | set(added.deleted)
         refused = [verdict for _, verdict in rejected]
         self._unanswered = _Unanswered(tuple(group), (*accepted, *deleted), gone, refused, unpacked)
@@ -157,6 +166,22 @@ class Ingest:
                 # Nothing was written, so nothing was flushed; another process may have committed these rows a moment ago.
                 self._blobs.put_many((), also_flush=(self._cat.write_ahead_log,))
             self._answer()
+
+    def _within_limits(self, accepted: list[Accepted], unpacked: Unpacked) -> list[Accepted]:
+        """The frames of devices that are within their limits. The others stay in their spools: they get no receipt, but are told."""
+        askers = [item.topic for item in accepted] + [topic for topic, _ in unpacked.wanted]
+        for topic in {topic.device: topic for topic in askers}.values():
+            hold_s = self._limits.hold_s(topic.device)
+            if hold_s:
+                unpacked.held[topic.device] = (topic, hold_s)
+                kind = (topic.device, "over_limit")
+                level = logging.DEBUG if kind in self._told else logging.WARNING
+                self._told.add(kind)
+                log.log(level, "device %s is over its daily limit and is told to keep its frames", topic.device)
+        if not unpacked.held:
+            return accepted
+        known = frames.states_of(self._cat, [item.message.header.frame_id for item in accepted])
+        return [item for item in accepted if item.topic.device not in unpacked.held or item.message.header.frame_id in known]
 
     def _tell_refused(self, topic: str, verdict: Rejected) -> None:
         """A warning for the first of its kind; a device that sends nothing but poison must not fill the log as well."""
@@ -176,6 +201,7 @@ class Ingest:
         """Images and headers made durable, with the rows of the group before; frames stored, and frames that were deleted here,
         whose image must not come back."""
         states = frames.states_of(self._cat, [item.message.header.frame_id for item in accepted])
+        states |= dict.fromkeys(frames.erased(self._cat, [item.message.header for item in accepted], states), "deleted")
         deleted = [item for item in accepted if states.get(item.message.header.frame_id) == "deleted"]
         stay = [item for item in accepted if states.get(item.message.header.frame_id) != "deleted"]
         images: list[bytes] = [item.message.image for item in stay]
@@ -192,6 +218,12 @@ class Ingest:
         self._answer()
         return stay, deleted
 
+    def _take_back(self, stored: Sequence[Accepted], deleted: Sequence[str]) -> None:
+        """Images of frames that were deleted or asked to be forgotten between the look before storing them and the commit."""
+        images = {item.message.header.image_sha256 for item in stored if item.message.header.frame_id in deleted}
+        for blob in frames.without_live_frame(self._cat, sorted(images)):
+            self._blobs.delete(blob)
+
     def _settle(self) -> None:
         if self._unanswered is not None:
             self._blobs.put_many((), also_flush=(self._cat.write_ahead_log,))
@@ -205,7 +237,8 @@ class Ingest:
         self._send_receipts(group)
         self._passed("receipt")
         for key in group.unpacked.finished:
-            self._chunks.drop(key)
+            if key.device not in group.unpacked.held:  # a held frame is not committed: its parts stay until it may be
+                self._chunks.drop(key)
         for arrived in group.messages:
             self._session.acknowledge(arrived)
         self._passed("ack")
@@ -273,6 +306,7 @@ def run(
     marks: DiskMarks | None = None,
     site: str = "+",
     passed: Callable[[str], None] = lambda _point: None,
+    limit: DeviceLimit | None = None,
 ) -> None:
     """Take frames until `stop`. Waits for the broker and for space on the disk as long as it takes.
 
@@ -284,6 +318,7 @@ def run(
         marks: when to stop for want of space.
         site: whose frames; all sites by default.
         passed: see `Ingest`.
+        limit: what each device may send in 24 hours; no limit by default.
     """
     share, marks = share or Share(), marks or DiskMarks()
     blobs = LocalBlobs(folder.blobs)
@@ -291,7 +326,9 @@ def run(
     if share.number == 1:
         give_up_unused(folder.root / "ingest-workers.json", share.workers, broker)
     with Catalogue(folder.catalogue) as cat:
-        ingest = Ingest(cat, blobs, DeadLetters(folder.root / "dead-letters"), ChunkStore(folder.parts), session, passed)
+        limits = DeviceLimits(cat, limit or DeviceLimit(), time.monotonic)
+        dead_letters, chunks = DeadLetters(folder.root / "dead-letters"), ChunkStore(folder.parts)
+        ingest = Ingest(cat, blobs, dead_letters, chunks, session, passed, limits)
         session.start()
         try:
             for group in groups(session, stop):

@@ -33,6 +33,11 @@ class DataFolder:
         return self.root / "parts"
 
     @property
+    def deletions(self) -> Path:
+        """The log of deletions, one JSON object a line; copied apart from backups, so that none of them brings a frame back."""
+        return self.root / "deletions.jsonl"
+
+    @property
     def broker(self) -> Path:
         """Configuration, passwords and access rules of the embedded broker, and `broker.json` (host, port, user, password)."""
         return self.root / "broker"
@@ -56,6 +61,11 @@ class DataFolder:
     def packages(self) -> Path:
         """Model packages, a folder per model digest."""
         return self.root / "packages"
+
+    @property
+    def agents(self) -> Path:
+        """Releases of the agent, a folder per release digest."""
+        return self.root / "agents"
 
     @property
     def datasets(self) -> Path:
@@ -97,6 +107,7 @@ class DataFolder:
             self.blobs,
             self.parts,
             self.packages,
+            self.agents,
             self.datasets,
             self.training,
             self.repository,

@@ -10,6 +10,8 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from bowerbird_server.access_tables import chain_events, make_accounts
+from bowerbird_server.migrations_remote import REMOTE_TABLES
+from bowerbird_server.privacy_tables import PRIVACY_TABLES
 
 catalogue_migrations = Migrations("catalogue")
 
@@ -262,6 +264,91 @@ def m002_thumbnails(db: Database) -> None:
             at TEXT NOT NULL
         ) STRICT"""
     )
+
+
+@catalogue_migrations()
+def agents_rollouts(db: Database) -> None:
+    """A rollout brings a model or a release of the agent: `model` may be empty, and then `agent` is not.
+
+    SQLite cannot drop NOT NULL by a statement; this is the way that its documentation gives for changes that make no row invalid
+    ("Making Other Kinds Of Table Schema Changes"), and it goes into the transaction of the step.
+    """
+    before = "model TEXT NOT NULL REFERENCES model(digest)"
+    sql = db.execute("SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = 'rollout'").fetchone()[0]
+    if before not in sql:
+        raise RuntimeError("the table rollout has not the form that it was made with; restore the catalogue from a backup")
+    (version,) = db.execute("PRAGMA schema_version").fetchone()
+    db.execute("PRAGMA writable_schema = ON")
+    changed = sql.replace(before, "model TEXT REFERENCES model(digest)")
+    db.execute("UPDATE sqlite_schema SET sql = ? WHERE type = 'table' AND name = 'rollout'", (changed,))
+    db.execute(f"PRAGMA schema_version = {version + 1}")
+    db.execute("PRAGMA writable_schema = OFF")
+    db.execute("ALTER TABLE rollout ADD COLUMN agent TEXT NOT NULL DEFAULT ''")  # release digest
+    db.execute("ALTER TABLE rollout ADD COLUMN agent_version TEXT NOT NULL DEFAULT ''")
+
+
+@catalogue_migrations()
+def m_privacy_erasures(db: Database) -> None:
+    """What was covered in a picture, who asked for frames to be forgotten, and every deletion."""
+    for statement in PRIVACY_TABLES:
+        db.execute(statement)
+
+
+@catalogue_migrations()
+def m_spool_fetches_and_tombstones(db: Database) -> None:
+    """What was asked of devices beyond what they sent, the frames that came of it, and what devices never sent."""
+    for statement in (
+        """CREATE TABLE linked_frame (
+            frame TEXT PRIMARY KEY REFERENCES frame(id),
+            of_frame TEXT NOT NULL,         -- not a foreign key: headers may be put back in any order
+            kind TEXT NOT NULL              -- original | around
+        ) STRICT""",
+        "CREATE INDEX linked_frame_of ON linked_frame(of_frame)",
+        """CREATE TABLE fetch (
+            id TEXT PRIMARY KEY,            -- of frame, kind and seconds: the same wish is the same row
+            frame TEXT NOT NULL REFERENCES frame(id),
+            device TEXT NOT NULL REFERENCES device(id),
+            kind TEXT NOT NULL,             -- original | around
+            seconds REAL NOT NULL DEFAULT 0,
+            asked_at TEXT NOT NULL,
+            asked_by TEXT NOT NULL,
+            state TEXT NOT NULL,            -- asked | sent | refused | gone
+            code TEXT NOT NULL DEFAULT '',
+            detail TEXT NOT NULL DEFAULT '',
+            frames TEXT NOT NULL DEFAULT '[]',        -- JSON list of the frames that the device says will come
+            answered_at TEXT
+        ) STRICT""",
+        "CREATE INDEX fetch_frame ON fetch(frame)",
+        "CREATE INDEX fetch_state ON fetch(state)",
+        """CREATE TABLE unsent (
+            device TEXT PRIMARY KEY REFERENCES device(id),
+            at TEXT NOT NULL,
+            evicted TEXT NOT NULL,          -- JSON counts by reason.group.score bin
+            dropped TEXT NOT NULL
+        ) STRICT""",
+        """CREATE TABLE tombstone (
+            device TEXT NOT NULL REFERENCES device(id),
+            frame TEXT NOT NULL,            -- never a row of `frame`, or only later
+            arm TEXT NOT NULL,
+            why TEXT NOT NULL,
+            score REAL NOT NULL,
+            inclusion_probability REAL NOT NULL,
+            camera TEXT NOT NULL,
+            captured_at TEXT NOT NULL,
+            noted_at TEXT NOT NULL,
+            PRIMARY KEY (device, frame)
+        ) STRICT""",
+        "CREATE INDEX frame_received ON frame(received_at)",
+    ):
+        db.execute(statement)
+
+
+@catalogue_migrations()
+def remote_configuration(db: Database) -> None:
+    """What is wished of each device's configuration, what became of it, and campaigns with their shares."""
+    for statement in REMOTE_TABLES.split(";\n"):
+        if statement.strip():
+            db.execute(statement)
 
 
 @catalogue_migrations()

@@ -15,8 +15,6 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
-from authlib.integrations.httpx_client import OAuth2Client
-from authlib.oidc.core import CodeIDToken
 from joserfc import jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import KeySet, KeySetSerialization
@@ -117,6 +115,8 @@ class Provider:
         return self._name(dict(token), keys, attempt, now_s), attempt.onward
 
     def _name(self, token: dict[str, Any], keys: dict[str, Any], attempt: Attempt, now_s: float) -> str:
+        from authlib.oidc.core import CodeIDToken
+
         try:
             decoded = jwt.decode(
                 str(token.get("id_token", "")), KeySet.import_key_set(cast("KeySetSerialization", keys)), algorithms=_ALGORITHMS
@@ -141,6 +141,8 @@ class Provider:
         return name.lower()
 
     def _client(self) -> Any:
+        from authlib.integrations.httpx_client import OAuth2Client  # slow to import, and most servers have no provider
+
         return OAuth2Client(
             self._config.client_id,
             self._secret or None,

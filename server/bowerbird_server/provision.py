@@ -33,7 +33,15 @@ EXAMPLE_CAMERA: Mapping[str, Any] = {"name": "gate", "source": "rtsp://192.0.2.1
 def broker_of(site: Site) -> EmbeddedBroker | None:
     """The embedded broker, or None where the configuration names one of the operator's own."""
     config = site.config.broker
-    return None if config.url else EmbeddedBroker(site.folder.broker, host=config.host, names=config.names)
+    if config.url:
+        return None
+    return EmbeddedBroker(site.folder.broker, host=config.host, names=config.names, device_ca=device_ca_of(site))
+
+
+def device_ca_of(site: Site) -> Path | None:
+    """The certificates of the CA that signs for devices in place of the site's own, None where that does."""
+    named = site.config.identity.issuer_ca
+    return Path(named) if named else None
 
 
 def server_address(site: Site, *clients: str) -> BrokerAddress:

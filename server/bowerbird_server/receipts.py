@@ -18,6 +18,7 @@ class _Told:
     committed: dict[str, None] = field(default_factory=dict)
     refused: list[Refusal] = field(default_factory=list)
     wanted: list[Want] = field(default_factory=list)
+    hold_s: float = 0.0
 
 
 class Receipts:
@@ -39,11 +40,15 @@ class Receipts:
         if want.frame.hex() not in self._of(asker).committed:
             self._of(asker).wanted.append(want)
 
+    def hold(self, asker: DeviceTopic, seconds: float) -> None:
+        """The device is over its limit: it should keep its frames for so long."""
+        self._of(asker).hold_s = seconds
+
     def messages(self) -> Iterator[tuple[ReceiptTopic, Receipt]]:
         """One receipt a device; none for a device that there is nothing to tell."""
         for topic, told in self._told.items():
-            if told.committed or told.refused or told.wanted:
-                yield topic, Receipt(tuple(told.committed), tuple(told.refused), tuple(told.wanted))
+            if told.committed or told.refused or told.wanted or told.hold_s:
+                yield topic, Receipt(tuple(told.committed), tuple(told.refused), tuple(told.wanted), hold_s=told.hold_s)
 
     def _of(self, asker: DeviceTopic) -> _Told:
         return self._told.setdefault(ReceiptTopic(asker.site, asker.device), _Told())

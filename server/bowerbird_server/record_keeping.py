@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bowerbird_server.blobs import BlobStore
-from bowerbird_server.catalogue import frames, kept
+from bowerbird_server.catalogue import fetches, frames, kept
+from bowerbird_server.catalogue.batches import finish_batches
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now
+from bowerbird_server.catalogue.datasets import versions_with
+from bowerbird_server.deletion_log import DeletionLog
+from bowerbird_server.layout import DataFolder
 from bowerbird_server.records import encode_fact
 
 ROWS_PER_RECORD = 1000
@@ -53,22 +58,51 @@ def keep_records(cat: Catalogue, blobs: BlobStore) -> int:
     return count
 
 
-def delete_frames(cat: Catalogue, blobs: BlobStore, ids: Sequence[str], actor: str, why: str) -> Deleted:
-    """Delete frames for good: a tombstone, then the state, then the image. A device that sends one again is refused.
+def delete_frames(cat: Catalogue, blobs: BlobStore, ids: Sequence[str], actor: str, why: str, *, erasure: str = "") -> Deleted:
+    """Delete frames for good: the log of deletions, a tombstone, then the state, then the image, also where a data set version is
+    laid out. A device that sends one again is refused.
 
     Killed in between, deleting again finishes it.
 
     Args:
-        ids: frame ids; those deleted already only lose what is left of them.
+        ids: frame ids; those deleted already only lose what is left of them. Originals and surroundings that were fetched go as well.
+        erasure: the request that it belongs to, "" for none.
 
     Raises:
         NotFound: a frame is not in the catalogue; then none is deleted.
     """
-    rows = [frames.get(cat, identity) for identity in dict.fromkeys(ids)]
-    blobs.put_many([encode_fact("tombstone", {"frame": row["id"], "at": utc_now(), "by": actor, "why": why}) for row in rows])
-    changed = frames.change_state(cat, [row["id"] for row in rows], "deleted", actor)
+    rows = [frames.get(cat, identity) for identity in fetches.with_linked(cat, list(ids))]
+    now = utc_now()
+    gone = [
+        {"frame": row["id"], "blob": row["blob"], "at": now, "actor": actor, "why": why, "erasure": erasure}
+        for row in rows
+        if row["state"] != "deleted"
+    ]
+    DeletionLog.beside(cat.path).append([{"kind": "frame", **row} for row in gone])
+    blobs.put_many([encode_fact("tombstone", {"frame": row["id"], "at": now, "by": actor, "why": why}) for row in rows])
+    with cat.transaction():
+        changed = frames.change_state(cat, [row["id"] for row in rows], "deleted", actor)
+        for row in gone:
+            cat.insert("deletion", row, ignore=True)
+            finish_batches(cat, row["frame"])
+    drop_laid_out(cat, [row["id"] for row in rows])
     unused = frames.without_live_frame(cat, sorted({row["blob"] for row in rows}))
     return Deleted(changed, sum(blobs.delete(blob) for blob in unused))
+
+
+def drop_laid_out(cat: Catalogue, ids: Sequence[str]) -> int:
+    """Remove the folders of data set versions that hold one of these frames: their pictures are links that would keep the bytes.
+
+    They are laid out again, without the deleted frames, when they are needed. A layout under way goes as well: it began before the
+    deletion, and the training that waits for it fails and says so. Returns how many there were.
+    """
+    dropped = 0
+    datasets = DataFolder(cat.path.parent).datasets
+    for version in versions_with(cat, ids):
+        for folder in (datasets / version, *datasets.glob(f".{version}.*")):
+            dropped += folder.exists()
+            shutil.rmtree(folder, ignore_errors=True)
+    return dropped
 
 
 def _record(table: str, rows: Sequence[Row]) -> bytes:

@@ -1,84 +1,63 @@
-"""The TUF repository that devices update from: publishing packages, keeping signatures fresh, signing jobs.
+"""The TUF repository that devices update from: publishing models and releases of the agent, keeping signatures fresh, signing jobs.
 
-In: verified packages, the signing keys, the time. Out: `metadata/` and `targets/` of the repository folder, and signed jobs. What
-is published is what `timestamp.json` leads to; it is replaced last, in one step, so that a crash anywhere before leaves the
-old state in force and running the same call again finishes it. Several processes may hold a `Repository` on one folder; a file
-lock orders their writes. It decides nothing about who gets a model (`rollout.py`), and `repository_files.py` serves it.
+In: verified packages and releases, the signing keys, the time. Out: `metadata/` and `targets/` of the repository folder, and
+signed jobs. A crash anywhere leaves the old state in force (`repository_store.py`), and running the same call again finishes
+it. Several processes may hold a `Repository` on one folder; a file lock orders their writes. It decides nothing about who gets
+what (`rollout.py`), and `repository_files.py` serves it.
 
 `create` makes all keys on this machine, which is right for a demo and a start: move two of the three root keys, and in mode
-`approved` the models key, to a safe place.
+`approved` the models key and the agents key, to a safe place.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from securesystemslib.signer import CryptoSigner, Signer  # type: ignore[attr-defined]  # as with tuf below
 from tuf.api.exceptions import RepositoryError
-from tuf.api.metadata import (  # type: ignore[attr-defined]  # public names, re-exported without saying so
-    Metadata,
-    Root,
-    Snapshot,
-    Targets,
-    Timestamp,
-)
+from tuf.api.metadata import Metadata, Targets  # type: ignore[attr-defined]  # public names, re-exported without saying so
 
+from bowerbird_models.agent_release import ReleaseOnDisk, load_release
 from bowerbird_models.durable import sync_folder, write_durably
 from bowerbird_models.errors import ModelError
 from bowerbird_models.package import MANIFEST, PackageOnDisk, load_package
 from bowerbird_models.signing import (
+    AGENTS_ROLE,
+    CONTENT_ROLES,
     MODELS_ROLE,
     ROOT_KEYS,
     ROOT_THRESHOLD,
     PublicKeys,
     SigningError,
+    add_agent_release,
     add_package,
-    load_key,
-    make_key,
+    delegate_agents,
+    delegates_agents,
     new_models,
     new_root,
-    new_snapshot,
     new_targets,
-    new_timestamp,
     releases,
     sign,
     sign_file,
     sign_job,
     target_path,
-    utc,
 )
-from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
+from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
+from bowerbird_server.repository_store import Current, Lifetimes, RepositoryStore, number_in
 from bowerbird_wire.messages import Job
+
+__all__ = ["AwaitingSignature", "Lifetimes", "Repository", "raise_later"]
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["automatic", "approved"]
-_DAY_S = 86_400.0
 _ONLINE = ("targets", "snapshot", "timestamp", "director")
 _RAISE = "raise-by"  # a number; there from a restore until versions are raised
 _RELEASE_FLOOR = "release-floor"  # a number; releases begin above it
-
-
-@dataclass(frozen=True)
-class Lifetimes:
-    """How long signatures last, in seconds; `refresh` renews at half of it."""
-
-    root_s: float = 365 * _DAY_S
-    targets_s: float = 365 * _DAY_S
-    models_automatic_s: float = 7 * _DAY_S
-    models_approved_s: float = 90 * _DAY_S
-    snapshot_s: float = 7 * _DAY_S
-    timestamp_s: float = 1 * _DAY_S
-    job_s: float = 30 * _DAY_S
+_NAMES = {MODELS_ROLE: "model", AGENTS_ROLE: "agent release"}
 
 
 def raise_later(repository_dir: Path, by: int) -> None:
@@ -91,65 +70,32 @@ def raise_later(repository_dir: Path, by: int) -> None:
 
 
 class AwaitingSignature(Conflict):
-    """The package is ready and waits for the offline models key (mode `approved`); nothing was published."""
+    """What is to be published is ready and waits for its offline key (mode `approved`); nothing was published."""
 
-    def __init__(self, digest: str, release: int, path: Path, key: Path) -> None:
+    def __init__(self, digest: str, release: int, path: Path, key: Path, role: str = MODELS_ROLE) -> None:
+        command = f"bowerbird {role} sign"
         if key.exists():
-            how = f"run `bowerbird models sign --key {key}`; then move that key to a safe place, away from this machine"
+            how = f"run `{command} --key {key}`; then move that key to a safe place, away from this machine"
         else:
-            how = f"run `bowerbird models sign --key KEYFILE` here, or take {path} to the machine that holds the key"
-        super().__init__(f"model {digest[:12]} (release {release}) awaits a signature: {how}")
+            how = f"run `{command} --key KEYFILE` here, or take {path} to the machine that holds the key"
+        super().__init__(f"{_NAMES[role]} {digest[:12]} (release {release}) awaits a signature: {how}")
         self.digest = digest
         self.release = release
 
 
-@dataclass(frozen=True)
-class _Current:
-    """The published state: what `timestamp.json` leads to."""
-
-    timestamp: Timestamp
-    snapshot: Snapshot
-    targets: Targets
-    models: Targets
-    files: Mapping[str, tuple[int, bytes]]
-
-
-class Repository:
-    """One repository folder and its keys.
-
-    Args:
-        repository_dir: holds `metadata/`, `targets/` and what waits for a signature.
-        keys_dir: key files of mode 0600; `offline/` in it is where `create` puts what should not stay.
-        now: UTC seconds since the epoch.
-    """
-
-    def __init__(
-        self,
-        repository_dir: Path,
-        keys_dir: Path,
-        *,
-        now: Callable[[], float] = time.time,
-        lifetimes: Lifetimes | None = None,
-    ) -> None:
-        self.dir = repository_dir
-        self.keys_dir = keys_dir
-        self.metadata_dir = repository_dir / "metadata"
-        self.targets_dir = repository_dir / "targets"
-        self.pending = repository_dir / "pending" / f"{MODELS_ROLE}.json"
-        self._now = now
-        self._lifetimes = lifetimes or Lifetimes()
+class Repository(RepositoryStore):
+    """One repository folder and its keys; arguments as of `RepositoryStore`."""
 
     # -- what is there ------------------------------------------------------------------------------------------------------
 
     @property
-    def exists(self) -> bool:
-        """Whether `create` has finished."""
-        return (self.metadata_dir / "timestamp.json").exists()
-
-    @property
     def mode(self) -> Mode:
         """`automatic` while the models key lies with the online keys."""
-        return "automatic" if (self.keys_dir / "models.pem").exists() else "approved"
+        return self.mode_of(MODELS_ROLE)
+
+    def mode_of(self, role: str) -> Mode:
+        """The same of any role that signs content."""
+        return "automatic" if (self.keys_dir / f"{role}.pem").exists() else "approved"
 
     def trusted_root(self) -> bytes:
         """The newest root metadata: what a new device is made with.
@@ -159,20 +105,21 @@ class Repository:
         """
         return self._metadata_path("root", self._root_version()).read_bytes()
 
-    def release_of(self, digest: str) -> int | None:
-        """The newest release counter of a published model, None while it is not published (or awaits its signature)."""
-        return self.releases().get(digest)
+    def release_of(self, digest: str, role: str = MODELS_ROLE) -> int | None:
+        """The newest release counter of what is published, None while it is not published (or awaits its signature)."""
+        return self.releases(role).get(digest)
 
-    def releases(self) -> dict[str, int]:
-        """Release counter by model digest, of everything published."""
-        return releases(self._current().models) if self.exists else {}
+    def releases(self, role: str = MODELS_ROLE) -> dict[str, int]:
+        """Release counter by digest, of everything published under a role."""
+        content = self._current().content if self.exists else {}
+        return releases(content[role]) if role in content else {}
 
-    def awaiting_signature(self) -> dict[str, int]:
-        """Release counter by model digest, of what waits for the offline models key."""
-        waiting = self._pending()
+    def awaiting_signature(self, role: str = MODELS_ROLE) -> dict[str, int]:
+        """Release counter by digest, of what waits for the offline key of a role."""
+        waiting = self._pending(role)
         if waiting is None or not self.exists:
             return {}
-        published = self.releases()
+        published = self.releases(role)
         return {digest: release for digest, release in releases(waiting.signed).items() if published.get(digest) != release}
 
     # -- making and publishing ----------------------------------------------------------------------------------------------
@@ -189,23 +136,31 @@ class Repository:
             offline = self.keys_dir / "offline"
             for folder in (self.keys_dir, offline):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            models_path = (self.keys_dir if mode == "automatic" else offline) / "models.pem"
+            content = {
+                role: self._load_or_make((self.keys_dir if mode == "automatic" else offline) / f"{role}.pem")
+                for role in CONTENT_ROLES
+            }
             root_signers = [self._load_or_make(self._root_key(number)) for number in range(1, ROOT_KEYS + 1)]
             online = {name: self._load_or_make(self.keys_dir / f"{name}.pem") for name in _ONLINE}
-            models_signer = self._load_or_make(models_path)
             keys = PublicKeys(
                 tuple(signer.public_key for signer in root_signers),
-                models=models_signer.public_key,
+                models=content[MODELS_ROLE].public_key,
+                agents=content[AGENTS_ROLE].public_key,
                 **{name: signer.public_key for name, signer in online.items()},
             )
             life = self._lifetimes
             root = sign(new_root(keys, version=1, expires=self._in(life.root_s)), root_signers[:ROOT_THRESHOLD])
             targets = sign(new_targets(keys, version=1, expires=self._in(life.targets_s)), [online["targets"]])
-            models = sign(new_models(version=1, expires=self._in(self._models_life(mode))), [models_signer])
             self._write("root", 1, root)
             self._write("targets", 1, targets)
-            self._write(MODELS_ROLE, 1, models)
-            self._seal({"targets.json": (1, targets), f"{MODELS_ROLE}.json": (1, models)}, 0, 0)
+            files = {"targets.json": (1, targets)}
+            for role, signer in content.items():
+                files[f"{role}.json"] = (
+                    1,
+                    sign(new_models(version=1, expires=self._in(self._content_life(mode))), [signer]),
+                )
+                self._write(role, *files[f"{role}.json"])
+            self._seal(files, 0, 0)
         logger.info("made the update repository in %s, mode %s; all its keys are in %s", self.dir, mode, self.keys_dir)
 
     def publish(self, package: PackageOnDisk, *, again: bool = False) -> int:
@@ -225,68 +180,139 @@ class Repository:
         except ModelError as error:
             raise BadInput(str(error)) from error
         with self._writing():
-            current = self._current()
-            known = releases(current.models)
-            if package.digest in known and not again:
-                return known[package.digest]
-            waiting = self._pending() if self.mode == "approved" else None
-            models = current.models
-            if waiting is not None and waiting.signed.version > current.models.version:
-                models = waiting.signed
-                queued = releases(models)
-                if queued.get(package.digest, 0) > known.get(package.digest, 0):
-                    raise AwaitingSignature(package.digest, queued[package.digest], self.pending, self._offline("models"))
-            release = max([_number(self.dir / _RELEASE_FLOOR), *known.values(), *releases(models).values()]) + 1
-            self._copy_targets(package)
-            add_package(models, package.manifest, release)
-            models.version = max(models.version, current.models.version + 1)
-            models.expires = self._in(self._models_life(self.mode))
-            if self.mode == "approved":
-                self.pending.parent.mkdir(exist_ok=True)
-                write_durably(self.pending, Metadata(models).to_bytes())
-                raise AwaitingSignature(package.digest, release, self.pending, self._offline("models"))
-            self._publish_models(current, sign(Metadata(models), [self._signer("models")]), models.version)
-        logger.info("published model %s as release %s", package.digest[:12], release)
+            names = {MANIFEST: package.digest, **{file.name: file.sha256 for file in package.manifest.files.values()}}
+            return self._publish(
+                MODELS_ROLE,
+                package.digest,
+                names,
+                package.dir,
+                lambda models, release: add_package(models, package.manifest, release),
+                again=again,
+            )
+
+    def publish_agent(self, release: ReleaseOnDisk, *, again: bool = False) -> int:
+        """The same of a release of the agent, under the role `agents`; a repository from before gets that role first.
+
+        Raises:
+            AwaitingSignature: mode `approved`; `sign` finishes it.
+            BadInput: the release does not verify.
+            NotFound: the repository was not created.
+            EnvironmentFault: the role has to be made, and the targets key is not here.
+        """
+        try:
+            release = load_release(release.dir, digest=release.digest)
+        except ModelError as error:
+            raise BadInput(str(error)) from error
+        with self._writing():
+            self._delegate_agents()
+            names = {MANIFEST: release.digest, **{file.name: file.sha256 for file in release.manifest.files}}
+            return self._publish(
+                AGENTS_ROLE,
+                release.digest,
+                names,
+                release.dir,
+                lambda agents, counter: add_agent_release(agents, release.manifest, counter),
+                again=again,
+            )
+
+    def _publish(
+        self,
+        role: str,
+        digest: str,
+        names: Mapping[str, str],
+        folder: Path,
+        add: Callable[[Targets, int], object],
+        *,
+        again: bool,
+    ) -> int:
+        current = self._current()
+        content = current.content[role]
+        known = releases(content)
+        if digest in known and not again:
+            return known[digest]
+        waiting = self._pending(role) if self.mode_of(role) == "approved" else None
+        before = content.version
+        if waiting is not None and waiting.signed.version > before:
+            content = waiting.signed
+            queued = releases(content)
+            if queued.get(digest, 0) > known.get(digest, 0):
+                raise AwaitingSignature(digest, queued[digest], self.pending(role), self._offline(role), role)
+        release = max([number_in(self.dir / _RELEASE_FLOOR), *known.values(), *releases(content).values()]) + 1
+        self._copy_targets(role, digest, names, folder)
+        add(content, release)
+        content.version = max(content.version, before + 1)
+        content.expires = self._in(self._content_life(self.mode_of(role)))
+        if self.mode_of(role) == "approved":
+            self.pending(role).parent.mkdir(exist_ok=True)
+            write_durably(self.pending(role), Metadata(content).to_bytes())
+            raise AwaitingSignature(digest, release, self.pending(role), self._offline(role), role)
+        self._publish_content(current, role, sign(Metadata(content), [self._signer(role)]), content.version)
+        logger.info("published %s %s as release %s", _NAMES[role], digest[:12], release)
         return release
 
-    def sign(self, key: Path) -> dict[str, int]:
-        """Sign what awaits the models key and publish it; returns release by digest.
+    def _delegate_agents(self) -> None:
+        """A repository that was made before there were releases of the agent gets their role, with a key of its own."""
+        current = self._current()
+        if delegates_agents(current.targets):
+            return
+        mode = self.mode
+        where = self.keys_dir if mode == "automatic" else self.keys_dir / "offline"
+        where.mkdir(parents=True, exist_ok=True, mode=0o700)
+        signer = self._load_or_make(where / f"{AGENTS_ROLE}.pem")
+        targets = current.targets
+        delegate_agents(targets, signer.public_key)
+        targets.version += 1
+        targets.expires = self._in(self._lifetimes.targets_s)
+        signed = sign(Metadata(targets), [self._signer("targets")])
+        self._write("targets", targets.version, signed)
+        agents = sign(new_models(version=1, expires=self._in(self._content_life(mode))), [signer])
+        self._write(AGENTS_ROLE, 1, agents)
+        files = {**current.files, "targets.json": (targets.version, signed), f"{AGENTS_ROLE}.json": (1, agents)}
+        self._seal(files, current.snapshot.version, current.timestamp.version)
+        logger.info("releases of the agent are signed by %s from now on", where / f"{AGENTS_ROLE}.pem")
+
+    def sign(self, key: Path, role: str = MODELS_ROLE) -> dict[str, int]:
+        """Sign what awaits the offline key of a role and publish it; returns release by digest.
 
         Raises:
             NotFound: nothing waits.
-            EnvironmentFault: the key cannot be used, or is not the models key.
+            EnvironmentFault: the key cannot be used, or is another one.
         """
-        if self._pending() is None:
-            raise NotFound("no model awaits a signature; `bowerbird models publish` makes one ready")
+        self._waiting(role)
         try:
-            sign_file(self.pending, key)
+            sign_file(self.pending(role), key)
         except SigningError as error:
             raise EnvironmentFault(str(error)) from error
-        return self.finish()
+        return self.finish(role)
 
-    def finish(self) -> dict[str, int]:
+    def finish(self, role: str = MODELS_ROLE) -> dict[str, int]:
         """Publish what was signed elsewhere; returns release by digest.
 
         Raises:
             NotFound: nothing waits.
-            Conflict: it is not signed by the models key.
+            Conflict: it is not signed by the role's key.
         """
         with self._writing():
-            waiting = self._pending()
-            if waiting is None:
-                raise NotFound("no model awaits a signature; `bowerbird models publish` makes one ready")
+            waiting = self._waiting(role)
             current = self._current()
-            content = self.pending.read_bytes()
-            done = self.awaiting_signature()
-            if waiting.signed.version > current.models.version:
+            path = self.pending(role)
+            content = path.read_bytes()
+            done = self.awaiting_signature(role)
+            if waiting.signed.version > current.content[role].version:
                 try:
-                    current.targets.verify_delegate(MODELS_ROLE, waiting.signed_bytes, waiting.signatures)
+                    current.targets.verify_delegate(role, waiting.signed_bytes, waiting.signatures)
                 except (RepositoryError, ValueError) as error:
-                    raise Conflict(f"{self.pending} is not signed by the models key; sign it with that key") from error
-                self._publish_models(current, content, waiting.signed.version)
-            self.pending.unlink()
-            sync_folder(self.pending.parent)
+                    raise Conflict(f"{path} is not signed by the {role} key; sign it with that key") from error
+                self._publish_content(current, role, content, waiting.signed.version)
+            path.unlink()
+            sync_folder(path.parent)
         return done
+
+    def _waiting(self, role: str) -> Metadata[Targets]:
+        waiting = self._pending(role)
+        if waiting is None:
+            raise NotFound(f"no {_NAMES[role]} awaits a signature; `bowerbird {role} publish` makes one ready")
+        return waiting
 
     def refresh(self) -> bool:
         """Renew every signature that has lived half its life and whose key is here; returns whether anything changed.
@@ -302,18 +328,9 @@ class Repository:
             if (raised or self._is_old(current.targets, life.targets_s)) and (self.keys_dir / "targets.pem").exists():
                 files["targets.json"] = self._renew("targets", current.targets, life.targets_s)
                 changed = True
-            if raised or self._is_old(current.models, self._models_life(self.mode)):
-                if self.mode == "automatic":
-                    files[f"{MODELS_ROLE}.json"] = self._renew(MODELS_ROLE, current.models, life.models_automatic_s)
-                    changed = True
-                elif raised or self._pending() is None:
-                    logger.warning("the models signature ends %s; run `bowerbird models sign`", current.models.expires)
-                    waiting = self._pending()
-                    models = current.models if waiting is None else waiting.signed
-                    models.version = current.models.version + 1
-                    models.expires = self._in(life.models_approved_s)
-                    self.pending.parent.mkdir(exist_ok=True)
-                    write_durably(self.pending, Metadata(models).to_bytes())
+            for role, content in current.content.items():
+                if raised or self._is_old(content, self._content_life(self.mode_of(role))):
+                    changed = self._renew_content(role, content, files, raised=raised) or changed
             if self._is_old(self._root().signed, life.root_s) and self._root_signers():
                 self._renew_root()
             if changed:
@@ -324,13 +341,29 @@ class Repository:
                 changed = True
         return changed
 
-    def _raise(self, current: _Current) -> bool:
+    def _renew_content(self, role: str, content: Targets, files: dict[str, tuple[int, bytes]], *, raised: bool) -> bool:
+        """A role's metadata under its next version: signed and put into `files`, or made ready for the offline key."""
+        mode = self.mode_of(role)
+        if mode == "automatic":
+            files[f"{role}.json"] = self._renew(role, content, self._content_life(mode))
+            return True
+        if raised or self._pending(role) is None:
+            logger.warning("the %s signature ends %s; run `bowerbird %s sign`", role, content.expires, role)
+            waiting = self._pending(role)
+            ready = content if waiting is None else waiting.signed
+            ready.version = content.version + 1
+            ready.expires = self._in(self._content_life(mode))
+            self.pending(role).parent.mkdir(exist_ok=True)
+            write_durably(self.pending(role), Metadata(ready).to_bytes())
+        return False
+
+    def _raise(self, current: Current) -> bool:
         """Versions raised in memory, as a restore asked for; they are written with the signatures that follow."""
-        by = _number(self.dir / _RAISE)
+        by = number_in(self.dir / _RAISE)
         if by:
-            floor = max([0, *releases(current.models).values()]) + by
+            floor = max([0, *(release for content in current.content.values() for release in releases(content).values())]) + by
             write_durably(self.dir / _RELEASE_FLOOR, f"{floor}\n".encode())
-            for signed in (current.timestamp, current.snapshot, current.targets, current.models):
+            for signed in (current.timestamp, current.snapshot, current.targets, *current.content.values()):
                 signed.version += by
             logger.info("versions of the update repository are raised by %s; releases go on from %s", by, floor + 1)
         return by > 0
@@ -345,147 +378,22 @@ class Repository:
 
     # -- files --------------------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """The writer's lock; errors of the disk become messages."""
-        try:
-            for folder in (self.metadata_dir, self.targets_dir):
-                folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.dir / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX)
-                yield
-            finally:
-                os.close(handle)
-        except ServerError:
-            raise
-        except OSError as error:
-            raise EnvironmentFault(
-                f"cannot write the update repository {self.dir} ({error.strerror}); check space and owner"
-            ) from error
-
-    def _metadata_path(self, role: str, version: int) -> Path:
-        return self.metadata_dir / f"{version}.{role}.json"
-
-    def _write(self, role: str, version: int, content: bytes) -> None:
-        write_durably(self._metadata_path(role, version), content)
-
-    def _load(self, path: Path) -> Metadata[Any]:
-        try:
-            return Metadata.from_bytes(path.read_bytes())
-        except (OSError, RepositoryError) as error:
-            raise EnvironmentFault(f"{path} is missing or damaged; restore the repository from a backup") from error
-
-    def _current(self) -> _Current:
-        if not self.exists:
-            raise NotFound(f"there is no update repository in {self.dir}; `bowerbird serve` makes one")
-        timestamp: Timestamp = self._load(self.metadata_dir / "timestamp.json").signed
-        snapshot: Snapshot = self._load(self._metadata_path("snapshot", timestamp.snapshot_meta.version)).signed
-        versions = {role: snapshot.meta[f"{role}.json"].version for role in ("targets", MODELS_ROLE)}
-        files = {f"{role}.json": (v, self._metadata_path(role, v).read_bytes()) for role, v in versions.items()}
-        targets: Targets = self._load(self._metadata_path("targets", versions["targets"])).signed
-        models: Targets = self._load(self._metadata_path(MODELS_ROLE, versions[MODELS_ROLE])).signed
-        return _Current(timestamp, snapshot, targets, models, files)
-
-    def _pending(self) -> Metadata[Targets] | None:
-        return self._load(self.pending) if self.pending.exists() else None
-
-    def _copy_targets(self, package: PackageOnDisk) -> None:
-        """Put the package's files where consistent snapshots have them: `targets/models/{digest}/{sha256}.{name}`."""
-        content = (package.dir / MANIFEST).read_bytes()
-        wanted = {MANIFEST: package.digest, **{file.name: file.sha256 for file in package.manifest.files.values()}}
-        for name, digest in wanted.items():
-            folder = self.targets_dir / target_path(package.digest, "")
-            folder.mkdir(parents=True, exist_ok=True)
-            content = (package.dir / name).read_bytes()
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise BadInput(f"{package.dir / name} changed while it was published; build the package again")
-            write_durably(folder / f"{digest}.{name}", content)
-        sync_folder(self.targets_dir / MODELS_ROLE)
+    def _copy_targets(self, role: str, digest: str, names: Mapping[str, str], source: Path) -> None:
+        """Put files where consistent snapshots have them: `targets/{role}/{digest}/{sha256}.{name}`."""
+        folder = self.targets_dir / target_path(digest, "", role)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, sha256 in names.items():
+            content = (source / name).read_bytes()
+            if hashlib.sha256(content).hexdigest() != sha256:
+                raise BadInput(f"{source / name} changed while it was published; build it again")
+            write_durably(folder / f"{sha256}.{name}", content)
+        sync_folder(self.targets_dir / role)
         sync_folder(self.targets_dir)
 
-    def _publish_models(self, current: _Current, content: bytes, version: int) -> None:
-        self._write(MODELS_ROLE, version, content)
-        files = {**current.files, f"{MODELS_ROLE}.json": (version, content)}
+    def _publish_content(self, current: Current, role: str, content: bytes, version: int) -> None:
+        self._write(role, version, content)
+        files = {**current.files, f"{role}.json": (version, content)}
         self._seal(files, current.snapshot.version, current.timestamp.version)
 
-    def _seal(self, files: Mapping[str, tuple[int, bytes]], snapshot_version: int, timestamp_version: int) -> None:
-        """Snapshot, then timestamp: the last step puts everything in force."""
-        version = snapshot_version + 1
-        snapshot = new_snapshot(files, version=version, expires=self._in(self._lifetimes.snapshot_s))
-        self._write("snapshot", version, sign(snapshot, [self._signer("snapshot")]))
-        self._write_timestamp(version, timestamp_version + 1)
-
-    def _write_timestamp(self, snapshot_version: int, version: int) -> None:
-        timestamp = new_timestamp(
-            snapshot_version,
-            self._metadata_path("snapshot", snapshot_version).read_bytes(),
-            version=version,
-            expires=self._in(self._lifetimes.timestamp_s),
-            signed_at=utc(self._now()),
-        )
-        write_durably(self.metadata_dir / "timestamp.json", sign(timestamp, [self._signer("timestamp")]))
-
-    def _renew(self, role: str, signed: Targets, life_s: float) -> tuple[int, bytes]:
-        signed.version += 1
-        signed.expires = self._in(life_s)
-        content = sign(Metadata(signed), [self._signer(role)])
-        self._write(role, signed.version, content)
-        return signed.version, content
-
-    # -- root and keys ------------------------------------------------------------------------------------------------------
-
-    def _root_version(self) -> int:
-        versions = [int(path.name.split(".")[0]) for path in self.metadata_dir.glob("*.root.json")]
-        if not versions:
-            raise NotFound(f"there is no update repository in {self.dir}; `bowerbird serve` makes one")
-        return max(versions)
-
-    def _root(self) -> Metadata[Root]:
-        return self._load(self._metadata_path("root", self._root_version()))
-
-    def _root_key(self, number: int) -> Path:
-        return self._offline(f"root-{number}")
-
-    def _offline(self, name: str) -> Path:
-        """Where `create` puts a key that should not stay here."""
-        return self.keys_dir / "offline" / f"{name}.pem"
-
-    def _root_signers(self) -> list[Signer]:
-        """Enough root keys to sign, or none: they should be elsewhere."""
-        paths = [path for number in range(1, ROOT_KEYS + 1) if (path := self._root_key(number)).exists()]
-        return [self._load_key(path) for path in paths] if len(paths) >= ROOT_THRESHOLD else []
-
-    def _renew_root(self) -> None:
-        root = self._root()
-        root.signed.version += 1
-        root.signed.expires = self._in(self._lifetimes.root_s)
-        self._write("root", root.signed.version, sign(root, self._root_signers()[:ROOT_THRESHOLD]))
-
-    def _signer(self, name: str) -> CryptoSigner:
-        return self._load_key(self.keys_dir / f"{name}.pem")
-
-    def _load_key(self, path: Path) -> CryptoSigner:
-        try:
-            return load_key(path)
-        except SigningError as error:
-            raise EnvironmentFault(str(error)) from error
-
-    def _load_or_make(self, path: Path) -> CryptoSigner:
-        return self._load_key(path) if path.exists() else make_key(path)
-
-    def _models_life(self, mode: Mode) -> float:
+    def _content_life(self, mode: Mode) -> float:
         return self._lifetimes.models_automatic_s if mode == "automatic" else self._lifetimes.models_approved_s
-
-    def _in(self, seconds: float) -> Any:
-        return utc(self._now() + seconds)
-
-    def _is_old(self, signed: Any, life_s: float) -> bool:
-        return bool(signed.expires.timestamp() - self._now() < life_s / 2)
-
-
-def _number(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0

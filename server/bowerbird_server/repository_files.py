@@ -13,8 +13,9 @@ from pathlib import Path
 from bowerbird_wire.messages import Block, BlockRequest
 
 _PATH = re.compile(
-    r"metadata/timestamp\.json|metadata/[1-9][0-9]{0,8}\.(?:root|targets|snapshot|models)\.json"
+    r"metadata/timestamp\.json|metadata/[1-9][0-9]{0,8}\.(?:root|targets|snapshot|models|agents)\.json"
     r"|targets/models/[0-9a-f]{64}/[0-9a-f]{64}\.[a-z0-9][a-z0-9_-]{0,63}\.(?:onnx|json|npz)"
+    r"|targets/agents/[0-9a-f]{64}/[0-9a-f]{64}\.[A-Za-z0-9][A-Za-z0-9._+-]{0,199}\.(?:whl|json|txt)"
 )
 MIN_BLOCK_BYTES, MAX_BLOCK_BYTES = 1024, 128 * 1024
 MAX_BLOCKS = 64

@@ -11,10 +11,12 @@ import logging
 import threading
 from datetime import UTC, datetime
 
+from bowerbird_server import retention
 from bowerbird_server.batch import build_batch
 from bowerbird_server.catalogue import Row, fleet, frames, rollouts
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
+from bowerbird_server.erase import finish_all
 from bowerbird_server.errors import ServerError
 from bowerbird_server.loop import LoopFacts, Step, next_step
 from bowerbird_server.record_keeping import keep_records
@@ -29,13 +31,14 @@ ACTOR = "scheduler"
 POLL_S = 0.5
 REFRESH_S = 3600.0
 KEEP_RECORDS_S = 5.0
+PRIVACY_S = 300.0  # what an erasure left, and what is kept too long
 # After a step that failed for want of something (disk, signature), do not try again at once.
 RETRY_S = 10.0
 
 
 def run(site: Site, stop: threading.Event) -> None:
     """Work until `stop` is set."""
-    refreshed_s = kept_s = 0.0
+    refreshed_s = kept_s = privacy_s = 0.0
     warned = ""
     while not stop.is_set():
         try:
@@ -46,6 +49,10 @@ def run(site: Site, stop: threading.Event) -> None:
             if now_s - kept_s > KEEP_RECORDS_S:
                 keep_records(site.catalogue, site.blobs)
                 kept_s = now_s
+            if now_s - privacy_s > PRIVACY_S:
+                finish_all(site)
+                retention.apply(site)
+                privacy_s = now_s
             step = next_step(read_facts(site))
             idle = step in (Step.WAIT, Step.DONE)
             if not idle:
@@ -83,7 +90,7 @@ def read_facts(site: Site) -> LoopFacts:
         open_run=run_rows.next_open_run(catalogue) is not None,
         round_run_state=None if run_row is None else run_row["state"],
         round_rollout_state=None if current is None else _rollout_state(site, current),
-        champion_rolled_out=not rollouts.running(catalogue),
+        champion_rolled_out=not [each for each in rollouts.running(catalogue) if each["model"]],
     )
 
 

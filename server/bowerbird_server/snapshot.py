@@ -29,9 +29,12 @@ from bowerbird_server.catalogue.datasets import (
 )
 from bowerbird_server.errors import BadInput, EnvironmentFault
 from bowerbird_server.evaluate import EvaluationFrame
+from bowerbird_server.ignored_regions import covered, paint
 from bowerbird_server.record_keeping import keep_records
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from bowerbird_server.blobs import BlobStore
 
 
@@ -85,12 +88,16 @@ def _manifest_entry(frame: LabelledFrame, split: str) -> dict[str, Any]:
         "split": split,
         "label": frame.label,
         "boxes": [{"class": name, "box_xyxy": list(box)} for name, box in frame.boxes],
+        # Only where there is something to say, so that the same labels give the same version as before.
+        **({"redacted": [list(box) for box in frame.redacted]} if frame.redacted else {}),
     }
 
 
 def read_manifest(blobs: BlobStore, version: Row) -> dict[str, Any]:
-    """The version's manifest as it was frozen."""
+    """The version's manifest as it was frozen, but for the frames that were deleted since (`removed` of its row)."""
     manifest: dict[str, Any] = json.loads(blobs.read(version["manifest"]))
+    gone = set(version.get("removed", ()))
+    manifest["frames"] = [entry for entry in manifest["frames"] if entry["frame"] not in gone]
     return manifest
 
 
@@ -132,7 +139,11 @@ def _lay_out(blobs: BlobStore, manifest: dict[str, Any], scratch: Path, target: 
         labels.mkdir(parents=True, exist_ok=True)
         suffix = ".jpg" if entry["format"] == "jpeg" else f".{entry['format']}"
         put = shutil.copyfile if copy else _link
-        put(blobs.path(entry["blob"]), images / f"{entry['frame']}{suffix}")
+        regions = entry.get("redacted", [])
+        if regions:  # a picture of its own: the blob is never written to
+            paint(blobs.path(entry["blob"]), images / f"{entry['frame']}{suffix}", regions)
+        else:
+            put(blobs.path(entry["blob"]), images / f"{entry['frame']}{suffix}")
         (labels / f"{entry['frame']}.txt").write_text(_yolo_lines(entry, class_id))
     used = {entry["split"] for entry in manifest["frames"]}
     description = {
@@ -155,13 +166,24 @@ def _link(source: Path, target: Path) -> None:
 def _yolo_lines(entry: dict[str, Any], class_id: dict[str, int]) -> str:
     width, height = entry["width"], entry["height"]
     lines = []
-    for box in entry["boxes"]:
+    for box in _counting(entry):
         left, top, right, bottom = box["box_xyxy"]
         centre_x, centre_y = (left + right) / 2 / width, (top + bottom) / 2 / height
         lines.append(
             f"{class_id[box['class']]} {centre_x:.6f} {centre_y:.6f} {(right - left) / width:.6f} {(bottom - top) / height:.6f}\n"
         )
     return "".join(lines)
+
+
+def _counting(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """The boxes of a manifest's entry that show something of their object."""
+    boxes = entry["boxes"]
+    hidden = covered(_array([box["box_xyxy"] for box in boxes]), _array(entry.get("redacted", [])))
+    return [box for box, is_hidden in zip(boxes, hidden, strict=True) if not is_hidden]
+
+
+def _array(boxes: Sequence[Sequence[float]]) -> NDArray[np.float64]:
+    return np.array(boxes, np.float64).reshape(-1, 4)
 
 
 def evaluation_frames(catalogue: Catalogue, blobs: BlobStore, version: Row) -> tuple[list[EvaluationFrame], Sequence[str]]:
@@ -179,8 +201,9 @@ def evaluation_frames(catalogue: Catalogue, blobs: BlobStore, version: Row) -> t
                 image_path=blobs.path(entry["blob"]),
                 scene=entry["scene"],
                 slices=camera + slices.get(entry["scene"], ()),
-                boxes_xyxy=np.array([box["box_xyxy"] for box in entry["boxes"]], np.float32).reshape(-1, 4),
-                class_ids=np.array([class_id[box["class"]] for box in entry["boxes"]], np.int32),
+                boxes_xyxy=np.array([box["box_xyxy"] for box in _counting(entry)], np.float32).reshape(-1, 4),
+                class_ids=np.array([class_id[box["class"]] for box in _counting(entry)], np.int32),
+                ignored_xyxy=_array(entry.get("redacted", [])),
             )
         )
     return frames, manifest["classes"]

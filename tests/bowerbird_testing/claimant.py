@@ -45,12 +45,14 @@ class Claimant:
         """A claim with this board's key."""
         return ClaimRequest(token, request or make_request(self.key), self.serial, "0.1.0")
 
-    def renewal(self, answer: Answer, new: Claimant, *, signer: ec.EllipticCurvePrivateKey | None = None) -> RenewRequest:
+    def renewal(
+        self, answer: Answer, new: Claimant, *, signer: ec.EllipticCurvePrivateKey | None = None, generation: int | None = None
+    ) -> RenewRequest:
         """The successor of the certificate in `answer`, for the key of `new`; signed by this board's key unless told otherwise."""
         leaf = x509.load_pem_x509_certificate(answer.certificate.encode())
         request = make_request(new.key)
         der = x509.load_pem_x509_csr(request.encode()).public_bytes(Encoding.DER)
         signed = (signer or self.key).sign(
-            renewal_bytes(common_name(leaf), generation_of(leaf), der), ec.ECDSA(hashes.SHA256())
+            renewal_bytes(common_name(leaf), generation or generation_of(leaf), der), ec.ECDSA(hashes.SHA256())
         )
         return RenewRequest(leaf.public_bytes(Encoding.PEM).decode(), request, base64.b64encode(signed).decode())

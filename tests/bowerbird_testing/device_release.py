@@ -6,12 +6,14 @@ In: this repository. Out: wheels, unchanged, with another version, or with a fau
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+VERSION = str(re.search(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1])  # type: ignore[index]
 _SOURCES = (
     "wire",
     "models",
@@ -22,17 +24,21 @@ _SOURCES = (
     "LICENSE",
     "deploy/constraints",
     "deploy/systemd",
+    "deploy/launch.sh",
 )
 LOCK = ROOT / "deploy" / "constraints" / f"device-py{sys.version_info[0]}{sys.version_info[1]}.txt"
 
 
-def build_wheel(out: Path, *, version: str | None = None, broken: bool = False, dies_at_start: bool = False) -> Path:
+def build_wheel(
+    out: Path, *, version: str | None = None, broken: bool = False, dies_at_start: bool = False, missing: str = ""
+) -> Path:
     """A wheel of a copy of this tree.
 
     Args:
         out: folder for the wheel and the copy; made.
         version: another one than pyproject.toml has.
         broken: the agent cannot be imported, like a release that was built from half a change.
+        missing: a file of the tree that was forgotten.
         dies_at_start: everything can be imported, and the agent ends before it is ready.
     """
     tree = out / "tree"
@@ -46,7 +52,9 @@ def build_wheel(out: Path, *, version: str | None = None, broken: bool = False, 
             shutil.copy2(source, target)
     if version is not None:
         project = tree / "pyproject.toml"
-        project.write_text(project.read_text().replace('\nversion = "0.1.0"', f'\nversion = "{version}"'))
+        project.write_text(project.read_text().replace(f'\nversion = "{VERSION}"', f'\nversion = "{version}"'))
+    if missing:
+        (tree / missing).unlink()
     if broken:
         (tree / "agent" / "bowerbird_agent" / "device.py").write_text("from bowerbird_agent import not_yet_written  # noqa\n")
     if dies_at_start:

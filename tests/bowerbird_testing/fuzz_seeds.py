@@ -137,7 +137,6 @@ def _releases() -> dict[str, dict[str, bytes]]:
         return {}
     from bowerbird_models.agent_release import LOCK
     from bowerbird_server.agent_archive import pack
-
     from bowerbird_testing.agent_releases import make_release
 
     with tempfile.TemporaryDirectory() as folder:

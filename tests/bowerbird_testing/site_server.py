@@ -19,7 +19,20 @@ from paho.mqtt.enums import CallbackAPIVersion
 
 from bowerbird_testing.parts import Parts
 from bowerbird_wire.codec import decode, decode_frame, encode
-from bowerbird_wire.messages import Block, BlockRequest, Desired, FrameMessage, Health, Job, Offer, Receipt, Report, Status
+from bowerbird_wire.messages import (
+    Block,
+    BlockRequest,
+    Desired,
+    EraseWish,
+    FrameMessage,
+    Health,
+    Job,
+    Offer,
+    Receipt,
+    Report,
+    Reported,
+    Status,
+)
 from bowerbird_wire.topics import (
     BlockRequestTopic,
     BlocksTopic,
@@ -31,6 +44,7 @@ from bowerbird_wire.topics import (
     JobTopic,
     OfferTopic,
     ReceiptTopic,
+    ReportedTopic,
     ReportTopic,
     StatusTopic,
     parse_topic,
@@ -64,6 +78,7 @@ class SiteServer:
         self.health: list[Health] = []
         self.status: list[Status] = []
         self.reports: list[Report] = []
+        self.reported: list[Reported] = []
         self._changed = threading.Condition()
         self._ready = threading.Event()
         self._updates = updates
@@ -93,9 +108,13 @@ class SiteServer:
         self._client.disconnect()
         self._client.loop_stop()
 
-    def desire(self, device: str, version: int, frames_total: int | None) -> None:
-        """Say how many frames are wanted of a device in all."""
-        self._retain(DesiredTopic(self.site, device), encode(Desired(version, frames_total)))
+    def desire(self, device: str, version: int, frames_total: int | None, *, erase: tuple[EraseWish, ...] = ()) -> None:
+        """Say how many frames are wanted of a device in all, and which it must forget."""
+        self._retain(DesiredTopic(self.site, device), encode(Desired(version, frames_total, erase=erase)))
+
+    def wish(self, device: str, desired: Desired) -> None:
+        """Say everything that is wanted of a device."""
+        self._retain(DesiredTopic(self.site, device), encode(desired))
 
     def offer(self, device: str, job: Job) -> None:
         """Offer a model to a device."""
@@ -134,6 +153,8 @@ class SiteServer:
                 self.health.append(decode(Health, payload))
             elif isinstance(topic, StatusTopic):
                 self.status.append(decode(Status, payload))
+            elif isinstance(topic, ReportedTopic):
+                self.reported.append(decode(Reported, payload))
             elif isinstance(topic, ReportTopic):
                 self.reports.append(decode(Report, payload))
             elif isinstance(topic, BlockRequestTopic) and self._updates is not None:

@@ -32,6 +32,7 @@ class TlsBroker:
         authority: folder of the authority; one of its own when left out.
         program: `mosquitto` or `iotcore`, which takes passwords instead.
         clients: processes of the server that only this user has.
+        device_ca: of another CA that signs for devices.
         settings: lines of mosquitto.conf that stand in the place of the generated ones, by their first word.
     """
 
@@ -45,11 +46,14 @@ class TlsBroker:
         host: str = "127.0.0.1",
         clients: Sequence[str] = (),
         settings: Sequence[str] = (),
+        device_ca: Path | None = None,
     ) -> None:
         self.folder = folder
         self.devices = dict(devices)
         self.authority = authority or folder / "identity"
-        self.broker = EmbeddedBroker(folder / "broker", program=program, authority=self.authority, host=host)
+        self.broker = EmbeddedBroker(
+            folder / "broker", program=program, authority=self.authority, host=host, device_ca=device_ca
+        )
         self.server = self.broker.prepare({}, clients=("bowerbird-ingest", "bowerbird-delivery", WATCHER, *clients))
         self._settings = list(settings)
         self.passwords = {name: self.broker.add_device(name, self.devices) for name in self.devices}

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 
 from securesystemslib.signer import CryptoSigner
 
+from bowerbird_models.agent_release import ReleaseOnDisk
 from bowerbird_models.manifest import MANIFEST
 from bowerbird_models.package import PackageOnDisk
 from bowerbird_models.signing import (
     PublicKeys,
+    add_agent_release,
     add_package,
     new_models,
     new_root,
@@ -30,7 +32,7 @@ from bowerbird_models.signing import (
     utc,
 )
 from bowerbird_wire.codec import decode, encode
-from bowerbird_wire.messages import Block, BlockRequest, Job, Report
+from bowerbird_wire.messages import OF, Block, BlockRequest, Job, Report
 
 DAY_S = 86_400.0
 
@@ -61,12 +63,15 @@ class UpdateServer:
     def __post_init__(self) -> None:
         self.keys = {
             name: CryptoSigner.generate_ed25519()
-            for name in ("root-1", "root-2", "root-3", "targets", "snapshot", "timestamp", "models", "director")
+            for name in ("root-1", "root-2", "root-3", "targets", "snapshot", "timestamp", "models", "director", "agents")
         }
         self._random = random.Random(self.faults.seed)
         self._deliver: Callable[[Block], None] = lambda block: None
         self._reported = threading.Condition()
         self.packages: list[tuple[PackageOnDisk, int]] = []
+        self.agents: list[tuple[ReleaseOnDisk, int]] = []
+        self.agents_signed_by, self.models_signed_by = "agents", "models"  # for attacks
+        self.agents_among_the_models = False
         self.version = 0
         self._sign_all(first=True)
         self.root = self.files["metadata/1.root.json"]
@@ -82,6 +87,20 @@ class UpdateServer:
             self.files[f"targets/models/{package.digest}/{digest}.{name}"] = (package.dir / name).read_bytes()
         self._sign_all()
         return release
+
+    def publish_agent(self, release: ReleaseOnDisk) -> int:
+        """List a release of the agent under the next release counter."""
+        counter = max([0, *(each for _, each in self.agents)]) + 1
+        self.agents = [(each, r) for each, r in self.agents if each.digest != release.digest] + [(release, counter)]
+        names = {MANIFEST: release.digest, **{f.name: f.sha256 for f in release.manifest.files}}
+        for name, digest in names.items():
+            self.files[f"targets/agents/{release.digest}/{digest}.{name}"] = (release.dir / name).read_bytes()
+        self._sign_all()
+        return counter
+
+    def agent_job(self, release: ReleaseOnDisk, counter: int, *, job_id: str = "job-1", key: str = "director") -> Job:
+        """A job for the agent as the server's director signs it."""
+        return self.sign(Job(job_id, release.digest, counter, extra={OF: "agent"}), key=key)
 
     def job(
         self, package: PackageOnDisk, release: int, *, job_id: str = "job-1", device: str = "cam-01", key: str = "director"
@@ -165,7 +184,10 @@ class UpdateServer:
         v, now = self.version, self.now_s
         keys = PublicKeys(
             tuple(self.keys[f"root-{n}"].public_key for n in (1, 2, 3)),
-            **{name: self.keys[name].public_key for name in ("targets", "snapshot", "timestamp", "models", "director")},
+            **{
+                name: self.keys[name].public_key
+                for name in ("targets", "snapshot", "timestamp", "models", "director", "agents")
+            },
         )
         if first:
             root = new_root(keys, version=1, expires=utc(now + 365 * DAY_S))
@@ -174,11 +196,16 @@ class UpdateServer:
         models = new_models(version=v, expires=utc(now + 7 * DAY_S))
         for package, release in self.packages:
             add_package(models.signed, package.manifest, release)
-        signed_models = sign(models, [self.keys["models"]])
-        files = {"targets.json": (v, targets), "models.json": (v, signed_models)}
+        agents = new_models(version=v, expires=utc(now + 7 * DAY_S))
+        for release, counter in self.agents:
+            add_agent_release((models if self.agents_among_the_models else agents).signed, release.manifest, counter)
+        signed_models = sign(models, [self.keys[self.models_signed_by]])
+        signed_agents = sign(agents, [self.keys[self.agents_signed_by]])
+        files = {"targets.json": (v, targets), "models.json": (v, signed_models), "agents.json": (v, signed_agents)}
         snapshot = sign(new_snapshot(files, version=v, expires=utc(now + 7 * DAY_S)), [self.keys["snapshot"]])
         timestamp = new_timestamp(v, snapshot, version=v, expires=utc(now + DAY_S), signed_at=utc(now))
         self.files[f"metadata/{v}.targets.json"] = targets
         self.files[f"metadata/{v}.models.json"] = signed_models
+        self.files[f"metadata/{v}.agents.json"] = signed_agents
         self.files[f"metadata/{v}.snapshot.json"] = snapshot
         self.files["metadata/timestamp.json"] = sign(timestamp, [self.keys["timestamp"]])

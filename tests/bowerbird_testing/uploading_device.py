@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bowerbird_agent.budget import ByteLimits
+from bowerbird_agent.budget_note import restore_budget
 from bowerbird_agent.mqtt_link import BrokerSettings, LinkEvent, MqttLink
 from bowerbird_agent.spool import Spool
-from bowerbird_agent.upload_runner import UploadRunner, restore_budget
-from bowerbird_agent.uploader import UploadLimits
+from bowerbird_agent.upload_limits import UploadLimits
+from bowerbird_agent.upload_runner import UploadRunner
 from bowerbird_wire.messages import Status
 
 QUICK = UploadLimits(receipt_timeout_s=1.0, resend_s=0.2, resend_max_s=1.0, retry_s=0.05)
@@ -31,6 +32,8 @@ class UploadingDevice:
         folder: of the spool.
         budget: none by default.
         limits: the uploader's.
+        device: its name in topics and at the broker.
+        max_bytes: of the spool.
         settings: of the broker's connection, e.g. `keepalive_s=60`.
     """
 
@@ -43,16 +46,18 @@ class UploadingDevice:
         *,
         limits: UploadLimits = QUICK,
         seed: int = 1,
+        device: str = NAME,
+        max_bytes: int = 200_000_000,
         **settings: object,
     ) -> None:
-        self.spool = Spool(folder, max_bytes=200_000_000)
+        self.spool = Spool(folder, max_bytes=max_bytes)
         self.events: queue.Queue[LinkEvent] = queue.Queue()
         self.seen: list[LinkEvent] = []
         options = {"connect_timeout_s": 2.0, "max_retry_s": 0.5, **settings}
         self.link = MqttLink(
             BrokerSettings(host, port, **options),  # type: ignore[arg-type]  # named by the caller
             SITE,
-            NAME,
+            device,
             self.events,
             online=lambda: Status("online", model_digest="m1"),
             offline=Status("offline"),
@@ -60,7 +65,7 @@ class UploadingDevice:
         )
         now_s = time.monotonic()
         bucket = restore_budget(self.spool, budget or ByteLimits(), now_s)
-        self.runner = UploadRunner(self.spool, self.link, SITE, NAME, bucket, now_s=now_s, limits=limits)
+        self.runner = UploadRunner(self.spool, self.link, SITE, device, bucket, now_s=now_s, limits=limits)
 
     def step(self, wait_s: float = 0.05) -> None:
         """Publish what may be published and take one event in."""
@@ -84,6 +89,11 @@ class UploadingDevice:
         self.link.stop()
         self.runner.close()
         self.spool.close()
+
+
+def drain(device: UploadingDevice, *, timeout_s: float = 60.0) -> None:
+    """Work until the spool is empty."""
+    device.run(lambda: sum(device.spool.counts().values()) == 0, timeout_s=timeout_s)
 
 
 @contextmanager

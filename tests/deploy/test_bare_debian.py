@@ -30,10 +30,10 @@ def owner(root: Path, path: str) -> str:
 def test_a_bare_debian_becomes_a_device_and_is_bare_again(debian: Path, start_broker: Callable[..., Mosquitto]) -> None:
     port = start_broker().port
     options = ["--wheelhouse", "/srv/wheelhouse", "--model", "/srv/first.onnx"]
-    options += ["--device", "cam-01", "--broker", f"127.0.0.1:{port}", "--camera", "synthetic:?seed=1"]
+    options += ["--device", "cam-01", "--broker", f"mqtt://127.0.0.1:{port}", "--camera", "synthetic:?seed=1"]
     done = inside(debian, "/srv/deploy/install.sh", *options)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"broker: 127.0.0.1:{port} lets cam-01 in" in done.stdout
+    assert f"broker login: 127.0.0.1:{port} lets cam-01 in" in done.stdout
     assert "the doctor found something to do" not in done.stdout
 
     assert owner(debian, "/etc/bowerbird") == "750 root:bowerbird-agent"

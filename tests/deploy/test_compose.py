@@ -217,8 +217,9 @@ def _nothing_of_another(tmp_path: Path, authority: Path, own: Path, port: int) -
         for name in ("cam-02", "cam-01"):
             for kind in DOWN:
                 server.publish(str(kind("site", name)), b"word")
-        server.publish(str(CreditTopic("site")), b"credit")
-        wait_until(lambda: sum(topic == str(CreditTopic("site")) for topic, _, _ in one.messages) >= 2, "the credit")
+        server.publish(str(CreditTopic("site")), b"last")
+        wait_until(lambda: b"last" in {payload for _, payload, _ in one.messages}, "the last credit")
+        wait_until(lambda: len(two.messages) >= len(DOWN), "the other's own messages")
         assert {topic for topic, _, _ in one.messages} == {
             *(str(kind("site", "cam-01")) for kind in DOWN),
             str(CreditTopic("site")),

@@ -16,7 +16,7 @@ import pytest
 
 from bowerbird_testing.bare_debian import PATH, inside, make_debian, why_not
 from bowerbird_testing.broker import Mosquitto
-from bowerbird_testing.device_release import ROOT, build_wheel
+from bowerbird_testing.device_release import ROOT, VERSION, build_wheel
 
 pytestmark = [
     pytest.mark.chroot,
@@ -43,15 +43,15 @@ until_restarted() {
   done
   return 1
 }
-step first $install --model /srv/first.onnx --device cam-01 --broker 127.0.0.1:BROKER_PORT --camera 'synthetic:?seed=1'
+step first $install --model /srv/first.onnx --device cam-01 --broker mqtt://127.0.0.1:BROKER_PORT --camera 'synthetic:?seed=1'
 sleep 3
 systemctl show -P StatusText $unit >/srv/status
 grep -E '^(CapEff|NoNewPrivs|Seccomp):' "/proc/$(systemctl show -P MainPID $unit)/status" >/srv/process
 step reload systemctl reload $unit
 kill -STOP "$(systemctl show -P MainPID $unit)"
 step hang until_restarted
-step update $install --wheel /srv/newer/bowerbird-0.2.0-py3-none-any.whl
-step bad $install --wheel /srv/bad/bowerbird-0.3.0-py3-none-any.whl
+step update $install --wheel /srv/newer/bowerbird-8.2.0-py3-none-any.whl
+step bad $install --wheel /srv/bad/bowerbird-8.3.0-py3-none-any.whl
 step rollback /srv/deploy/install.sh --rollback
 journalctl --namespace=bowerbird -u $unit --no-pager >/srv/journal 2>&1
 /srv/deploy/install.sh --uninstall --purge >>/srv/log 2>&1
@@ -62,13 +62,13 @@ systemctl poweroff
 
 @pytest.fixture(scope="module")
 def debian(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A Debian with Python and systemd, with three releases in /srv: 0.1.0, 0.2.0, and 0.3.0, which does not start."""
+    """A Debian with Python and systemd, with three releases in /srv: this version, 8.2.0, and 8.3.0, which does not start."""
     root = make_debian(tmp_path_factory.mktemp("booted"))
     done = inside(root, "apt-get", "install", "-y", "-qq", "--no-install-recommends", "systemd", "systemd-sysv", "dbus")
     if done.returncode != 0:
         pytest.skip(f"systemd cannot be installed there: {done.stderr.strip()[-300:]}")
-    build_wheel(root / "srv" / "newer", version="0.2.0")
-    build_wheel(root / "srv" / "bad", version="0.3.0", dies_at_start=True)
+    build_wheel(root / "srv" / "newer", version="8.2.0")
+    build_wheel(root / "srv" / "bad", version="8.3.0", dies_at_start=True)
     return root
 
 
@@ -96,15 +96,15 @@ def test_the_unit_runs_is_watched_updated_and_goes_back(debian: Path, start_brok
     boot(debian, STEPS.replace("BROKER_PORT", str(start_broker().port)))
     log = (debian / "srv" / "log").read_text()
     assert (debian / "srv" / "steps").read_text().splitlines() == [
-        "first 0 0.1.0 active 0",
-        "reload 0 0.1.0 active 0",
-        "hang 0 0.1.0 active 1",  # the watchdog of a stopped process
-        "update 0 0.2.0 active 0",
-        "bad 1 0.2.0 active 0",
-        "rollback 0 0.1.0 active 0",
+        f"first 0 {VERSION} active 0",
+        f"reload 0 {VERSION} active 0",
+        f"hang 0 {VERSION} active 1",  # the watchdog of a stopped process
+        "update 0 8.2.0 active 0",
+        "bad 1 8.2.0 active 0",
+        f"rollback 0 {VERSION} active 0",
         "uninstall 0 not-found",
     ], log
-    assert "0.2.0" in log.partition("does not start; ")[2].partition(" is current again")[0]
+    assert "8.2.0" in log.partition("does not start; ")[2].partition(" is current again")[0]
     assert "1 of 1 cameras ok" in (debian / "srv" / "status").read_text()
     process = dict(line.split(":\t") for line in (debian / "srv" / "process").read_text().splitlines())
     assert (int(process["CapEff"], 16), process["NoNewPrivs"], process["Seccomp"]) == (0, "1", "2")

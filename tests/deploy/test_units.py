@@ -30,7 +30,7 @@ def exposure(unit: Path) -> float:
 
 def verified(folder: Path, unit: str, text: str) -> subprocess.CompletedProcess[str]:
     """`systemd-analyze verify` of a unit whose program is one that this machine has."""
-    (folder / unit).write_text(re.sub(r"/opt/bowerbird\S*/bin/\S+", sys.executable, text))
+    (folder / unit).write_text(re.sub(r"/opt/bowerbird\S*(?:/bin/\S+|/launch\.sh)", sys.executable, text))
     return analyze("verify", "--recursive-errors=yes", "--man=no", folder / unit)
 
 
@@ -81,8 +81,10 @@ def test_the_start_commands_are_commands_that_exist() -> None:
     agent, server = started[UNITS[0]], started[UNITS[1]]
     assert agent is not None
     assert server is not None
-    assert Path(agent[1]).name == "bowerbird-agent"
-    assert str(_parser().parse_args(agent[2].split()).config) == "/etc/bowerbird/agent.toml"
+    assert Path(agent[1]).name == "launch.sh"
+    base, state, *arguments = agent[2].split()
+    assert (base, state) == ("/opt/bowerbird/current", "/var/lib/bowerbird-agent")
+    assert str(_parser().parse_args(arguments).config) == "/etc/bowerbird/agent.toml"
     done = subprocess.run(
         [sys.executable, "-m", "bowerbird_server.cli", server[2].split()[0], "--help"],
         capture_output=True,

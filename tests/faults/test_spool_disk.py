@@ -12,37 +12,16 @@ import pytest
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_testing.frames import make_frame
+from bowerbird_testing.small_disk import fill_with_other_data
+from bowerbird_testing.small_disk import small_disk as mounted
 from bowerbird_wire.messages import Receipt
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 4 MiB of its own."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small tmpfs")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)], capture_output=True, text=True, check=False
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"this root may not mount a tmpfs: {mounted.stderr.strip()}")
-    try:
+    with mounted(tmp_path / "disk", "4m") as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False)
-
-
-def fill_with_other_data(folder: Path) -> Path:
-    """What another program does to the disk: not one byte is left."""
-    path = folder / "other"
-    with path.open("wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(bytes(4096))
-        except OSError:
-            pass
-    return path
 
 
 def put_until_full(spool: Spool, *, first: int = 0) -> list[str]:

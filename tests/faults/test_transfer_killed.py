@@ -18,7 +18,7 @@ import pytest
 from bowerbird_agent.budget import ByteLimits
 from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn
 from bowerbird_agent.spool import Spool
-from bowerbird_agent.uploader import UploadLimits
+from bowerbird_agent.upload_limits import UploadLimits
 from bowerbird_server import ingest
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker import BrokerAddress

@@ -222,7 +222,9 @@ def test_doctor_finds_everything_well_and_the_broker_is_let_go(broker: Mosquitto
     done = agent("doctor", "--config", config, "--json")
     findings = json.loads(done.stdout)
     assert done.returncode == 0, findings
-    assert {"opencv", "model", "camera gate", "broker", "disk", "clock"} <= {finding["name"] for finding in findings}
+    assert {"opencv", "model", "camera gate", "broker login", "broker echo", "disk", "clock"} <= {
+        finding["name"] for finding in findings
+    }
 
 
 def test_doctor_says_what_to_do_and_exits_with_one(tmp_path: Path) -> None:

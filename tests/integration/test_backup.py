@@ -104,7 +104,7 @@ def test_a_second_backup_copies_only_what_is_new_and_forgets_what_was_deleted(si
     delete_frames(site.catalogue, site.blobs, [gone.frame_id], "test", "")
     second = back_up(site, tmp_path / "backup")
     assert first.copied > 60
-    assert second.copied == 1, "the tombstone"
+    assert second.copied == 2, "the tombstone and the record of the deletion"
     assert len(list((tmp_path / "backup").glob("*/backup.json"))) == 1
     assert not list((tmp_path / "backup").rglob(gone.image_sha256))
     assert restore(tmp_path / "backup", tmp_path / "new", "test").missing == ()
@@ -152,9 +152,14 @@ def test_the_commands_back_up_and_restore(site: Site, tmp_path: Path) -> None:
     """With keys the update repository comes back ahead of what devices have seen; without, it says what is missing."""
     run = typer.testing.CliRunner().invoke
     site.close()
-    made = run(app, ["backup", str(tmp_path / "b"), "--data", str(site.folder.root), "--with-keys", "--json"])
+    (tmp_path / "pass").write_text("correct horse battery staple\n")
+    (tmp_path / "pass").chmod(0o600)
+    sealed = ["--passphrase-file", str(tmp_path / "pass")]
+    back_up_all = ["backup", str(tmp_path / "b"), "--data", str(site.folder.root), "--with-keys", "--json"]
+    assert "seal them with --passphrase-file" in str(run(app, back_up_all).exception)
+    made = run(app, [*back_up_all, *sealed])
     assert (made.exit_code, json.loads(made.stdout)["with_keys"]) == (0, True)
-    assert run(app, ["restore", str(tmp_path / "b"), "--data", str(tmp_path / "new")]).exit_code == 0
+    assert run(app, ["restore", str(tmp_path / "b"), "--data", str(tmp_path / "new"), *sealed]).exit_code == 0
     timestamp = json.loads((tmp_path / "new" / "repository" / "metadata" / "timestamp.json").read_text())
     assert timestamp["signed"]["version"] > RAISE_BY
     with Catalogue(tmp_path / "new" / "catalogue.db") as cat:

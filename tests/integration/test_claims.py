@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.catalogue import identity as rows
+from bowerbird_server.deletion_log import DeletionLog
 from bowerbird_server.errors import Conflict, EnvironmentFault
 from bowerbird_server.identity.authority import Authority, common_name, generation_of, key_pin
 from bowerbird_server.identity.claims import Claims
@@ -39,7 +40,7 @@ class Office:
         self.claims = self.claims_of(self.cat)
 
     def claims_of(self, cat: Catalogue) -> Claims:
-        return Claims(cat, OwnIssuer(self.authority), self.authority.root_pem, clock=lambda: self.now)
+        return Claims(cat, OwnIssuer(self.authority), self.authority.root_pem, site="demo", clock=lambda: self.now)
 
     def invite(
         self, label: str = "", *, serial: str = "", device: str | None = None, approved: bool = True, hours: int = 72
@@ -386,6 +387,52 @@ def test_a_device_newer_than_a_restored_catalogue_is_adopted(office: Office) -> 
     renewed = office.claims.renew(board.renewal(answer, second)).answer
     office.cat.execute("DELETE FROM certificate WHERE generation = 2")  # the backup was made before
     assert office.claims.renew(second.renewal(renewed, Claimant())).answer.generation == 3
+
+
+def test_a_device_that_a_restored_catalogue_does_not_know_waits_for_a_person(office: Office) -> None:
+    """Enrolled after the backup: it is neither locked out for ever nor let in by itself."""
+    board, answer = office.enrolled()
+    office.cat.execute("DELETE FROM certificate")
+    office.cat.execute("DELETE FROM invitation")
+    office.cat.execute("DELETE FROM device")
+    for _ in range(2):
+        waiting = office.claims.renew(board.renewal(answer, Claimant())).answer
+        assert (waiting.state, waiting.device) == ("pending", answer.device)
+    assert office.cat.value("SELECT count(*) FROM event WHERE kind = 'alarm' AND subject = ?", answer.device) == 1
+    rows.change_state(office.cat, answer.device, Happening.APPROVED, "ada")
+    renewed = office.claims.renew(board.renewal(answer, Claimant())).answer
+    assert (renewed.state, renewed.generation) == ("active", 2)
+
+
+def test_a_stranger_with_a_certificate_of_another_authority_is_not_adopted(office: Office, tmp_path: Path) -> None:
+    board, answer = office.enrolled()
+    office.cat.execute("DELETE FROM certificate")
+    office.cat.execute("DELETE FROM invitation")
+    office.cat.execute("DELETE FROM device")
+    office.claims = Claims(
+        office.cat, OwnIssuer(Authority.open(tmp_path / "other")), b"", site="demo", clock=lambda: office.now
+    )
+    assert office.claims.renew(board.renewal(answer, Claimant())).answer.state == "refused"
+    assert office.cat.value("SELECT count(*) FROM device") == 0
+
+
+def test_who_was_shut_out_after_the_backup_stays_out_of_the_restored_site(office: Office) -> None:
+    """Known to the backup or not, suspended or retired; and who was let in again since is let in."""
+    devices = [office.enrolled()[1].device for _ in range(4)]
+    suspended, retired, resumed, later = devices
+    for device in (suspended, resumed):
+        rows.change_state(office.cat, device, Happening.SUSPENDED, "ada")
+    for device in (retired, later):
+        rows.change_state(office.cat, device, Happening.RETIRED, "ada")
+    rows.change_state(office.cat, resumed, Happening.RESUMED, "ada")
+    log = DeletionLog.beside(office.cat.path).read()
+    office.cat.execute("UPDATE device SET state = 'active'")  # the backup was made before
+    office.cat.execute("DELETE FROM certificate WHERE device = ?", later)
+    office.cat.execute("DELETE FROM invitation WHERE device = ?", later)
+    office.cat.execute("DELETE FROM device WHERE id = ?", later)
+    rows.shut_out_again(office.cat, log, "restore")
+    states = {row["id"]: row["state"] for row in office.cat.rows("SELECT id, state FROM device")}
+    assert states == {suspended: "suspended", retired: "retired", resumed: "active", later: "retired"}
 
 
 def test_a_ca_that_cannot_sign_uses_up_no_token(office: Office) -> None:

@@ -29,6 +29,7 @@ from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.invitations import Invitation
 from bowerbird_server.identity.listener import server_context
 from bowerbird_server.identity.states import Happening
+from bowerbird_server.provision import broker_of
 from bowerbird_testing.claim_site import ClaimSite, claim_site
 from bowerbird_wire.bundle import Bundle
 from bowerbird_wire.claim import CLAIM_PATH, MAX_BODY_BYTES, ClaimRequest, to_json
@@ -62,6 +63,23 @@ def test_a_board_ends_up_with_a_key_of_its_own_and_a_configuration_that_is_compl
     assert json.loads(config.update.trusted_root.read_text())["signed"]["_type"] == "root"
     assert done.identity.device in fleet.active_devices(place.site.catalogue)
     done.identity.tls_context()
+
+
+def test_the_broker_knows_a_device_before_its_answer_leaves_also_when_an_answer_is_given_again(
+    place: ClaimSite, tmp_path: Path
+) -> None:
+    broker = broker_of(place.site)
+    assert broker is not None
+    bundle = read_bundle(place.bundle(tmp_path, device="cam-01"))
+    done = enrolled(bundle, tmp_path / "board")
+    assert "user cam-01" in broker.rules_path.read_text()
+    # As if the broker had not taken them in, and the board had not heard the answer.
+    broker.rules_path.write_text("")
+    place.stop()
+    place.start()
+    done.identity.certificate_file.rename(done.identity.certificate_file.with_name("claim.key"))
+    enrolled(bundle, tmp_path / "board")
+    assert "user cam-01" in broker.rules_path.read_text()
 
 
 def test_the_private_key_never_leaves_the_board(place: ClaimSite, tmp_path: Path) -> None:

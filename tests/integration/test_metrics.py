@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import yaml
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from bowerbird_server.catalogue import fleet
+from bowerbird_server.catalogue import campaigns, fleet
 from bowerbird_server.dead_letters import DeadLetters
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app
@@ -32,6 +33,7 @@ HEALTH = Health(
     evicted={"low score": 7},
     fps=9.5,
     inference_ms=40.0,
+    extra={"tm": {"r": 250, "n": 2, "c": 61, "l": [0, 0, 0, 900, 0, 0, 0, 0], "s": [800, 0, 0, 0, 100, 0, 0, 0, 0, 0]}},
 )
 
 
@@ -40,6 +42,15 @@ def site(tmp_path: Path) -> Iterator[Site]:
     made = live_in(tmp_path / "data", tmp_path / "scratch")
     fleet.record_status(made.catalogue, "cam-01", Status("online"))
     fleet.record_health(made.catalogue, "cam-01", HEALTH)
+    campaigns.start(
+        made.catalogue,
+        frames=7,
+        size_bytes=1_000_000,
+        until=datetime.now(UTC) + timedelta(hours=1),
+        condition=campaigns.Condition(),
+        actor="test",
+        everyone=True,
+    )
     DeadLetters(tmp_path / "letters").add(made.catalogue, "topic", b"poison", "bad_message", "detail")
     yield made
     made.close()
@@ -79,6 +90,12 @@ def test_the_metrics_say_what_the_catalogue_and_the_devices_say(web: TestClient,
     assert found["bowerbird_device_spool_frames", tuple(sorted((*cam, ("state", "new"))))] == 4
     assert found["bowerbird_device_evicted_frames_total", tuple(sorted((*cam, ("reason", "low score"))))] == 7
     assert found["bowerbird_device_inference_seconds", cam] == 0.04
+    assert found["bowerbird_device_round_trip_seconds", cam] == 0.25
+    assert (found["bowerbird_device_reconnects", cam], found["bowerbird_device_temperature_celsius", cam]) == (2, 61)
+    assert found["bowerbird_device_frames_by_latency_total", tuple(sorted((*cam, ("ms", "50"))))] == 900
+    assert found["bowerbird_device_frames_by_score_total", tuple(sorted((*cam, ("score", "0.4"))))] == 100
+    campaigns = {labels[0][1]: value for (name, labels), value in found.items() if name == "bowerbird_campaign_quota_frames"}
+    assert list(campaigns.values()) == [7]
     silent = (("device", "cam-02"), ("site", "site"))
     assert found["bowerbird_device_online", silent] == 0
     assert ("bowerbird_device_frames_seen_total", silent) not in found

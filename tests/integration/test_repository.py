@@ -15,6 +15,7 @@ from bowerbird_models.durable import write_durably
 from bowerbird_models.package import PackageOnDisk, build_package
 from bowerbird_models.signing import SigningError, sign_file
 from bowerbird_server import repository as module
+from bowerbird_server import repository_store
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
 from bowerbird_server.repository import AwaitingSignature, Lifetimes, Mode, Repository, raise_later
 from bowerbird_server.repository_files import answer, file_of
@@ -105,6 +106,7 @@ def test_a_publish_cut_short_at_any_write_is_finished_by_doing_it_again(
         write_durably(path, content, mode)
 
     monkeypatch.setattr(module, "write_durably", die_after)
+    monkeypatch.setattr(repository_store, "write_durably", die_after)
     if writes < 7:
         with pytest.raises(KeyboardInterrupt):
             repository.publish(new)
@@ -146,11 +148,11 @@ def test_a_signature_may_be_made_elsewhere_and_only_the_models_key_counts(tmp_pa
     model = make("model")
     with pytest.raises(AwaitingSignature):
         repository.publish(model)
-    sign_file(repository.pending, tmp_path / "keys" / "director.pem")
+    sign_file(repository.pending("models"), tmp_path / "keys" / "director.pem")
     with pytest.raises(Conflict, match="models key"):
         repository.finish()
     assert repository.releases() == {}
-    sign_file(repository.pending, tmp_path / "keys" / "offline" / "models.pem")
+    sign_file(repository.pending("models"), tmp_path / "keys" / "offline" / "models.pem")
     assert repository.finish() == {model.digest: 1}
 
 

@@ -13,11 +13,12 @@ from fastapi.testclient import TestClient
 
 from bowerbird_models.scenes import CLASS_NAMES
 from bowerbird_server.batch import build_batch
-from bowerbird_server.catalogue import batches, frames
+from bowerbird_server.catalogue import accounts, batches, frames
 from bowerbird_server.catalogue.labels import labels_of, newest_label
 from bowerbird_server.errors import ServerError
 from bowerbird_server.labelling.ground_truth import SceneTruth
 from bowerbird_server.labelling.simulated import Tally, run_annotator
+from bowerbird_server.roles import Role, Sites
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.scene_frames import SceneSite
 
@@ -51,11 +52,11 @@ class AppTransport(httpx.BaseTransport):
         return httpx.Response(answer.status_code, content=answer.content, headers={"content-type": "application/json"})
 
 
-def annotate(site: SceneSite, frames_wanted: int, fail_every: int = 0) -> Tally:
+def annotate(site: SceneSite, frames_wanted: int, fail_every: int = 0, token: str = TOKEN) -> Tally:
     stop = Event()
     return run_annotator(
         "http://server",
-        TOKEN,
+        token,
         SceneTruth({site.camera_id: site.stream}).boxes,
         stop,
         class_names=CLASS_NAMES,
@@ -111,6 +112,17 @@ def test_a_wrong_token_ends_it_with_advice(site: SceneSite) -> None:
     """Trying for ever would hide it."""
     with pytest.raises(ServerError, match="token"):
         run_annotator("http://server", "wrong-token-0123456789", lambda _c, _s: None, Event(), transport=AppTransport(site))
+
+
+def test_an_operators_token_is_enough_for_it_and_a_labellers_ends_it_with_advice(site: SceneSite) -> None:
+    """It appends the classes of its ground truth, which a labeller may not."""
+    site.send(0)
+    build_batch(site.cat, frames=1)
+    _, labeller = accounts.add_token(site.cat, "annotator", Role.LABELLER, Sites(), "test")
+    with pytest.raises(ServerError, match="operator"):
+        annotate(site, 1, token=labeller)
+    _, operator = accounts.add_token(site.cat, "annotator", Role.OPERATOR, Sites(), "test", only_one=True)
+    assert annotate(site, 1, token=operator).frames == 1
 
 
 def test_every_label_is_also_a_blob(site: SceneSite) -> None:

@@ -223,7 +223,7 @@ def test_an_image_is_served_for_ever_under_its_digest(api: TestClient, site: Sce
     answer = api.get(f"/api/v1/frames/{frame}/image")
     assert answer.content == site.blobs.read(row["blob"])
     assert answer.headers["content-type"] == "image/jpeg"
-    assert "immutable" in answer.headers["cache-control"]
+    assert answer.headers["cache-control"] == "private, max-age=3600, immutable", "an erased picture must not stay for long"
     assert answer.headers["etag"] == f'"{row["blob"]}"'
     assert api.get(f"/api/v1/frames/{frame}/image", headers={"If-None-Match": answer.headers["etag"]}).status_code == 304
 
@@ -342,3 +342,33 @@ def test_the_page_of_a_frame_says_in_words_why_its_device_chose_it(person: TestC
     assert "bowerbird-agent explain" in page
     assert person.get(f"/api/v1/frames/{explore}").json()["explanation"].endswith("it stands for about 50 frames.")
     assert "Taken at random before its device looked at it, with probability 0.02" in person.get(f"/frames/{explore}").text
+
+
+# ---- more of a frame
+
+
+def test_more_of_a_frame_is_asked_for_over_the_api_and_on_its_page(api: TestClient, site: SceneSite) -> None:
+    frame = frames.get(site.cat, site.send(0)[0])
+    site.cat.execute("UPDATE frame SET source_width = width * 2, source_height = height * 2 WHERE id = ?", frame["id"])
+    answer = api.post(f"/api/v1/frames/{frame['id']}/fetch", json={"kind": "original"})
+    assert answer.status_code == 201
+    assert [(row["kind"], row["state"]) for row in answer.json()["items"]] == [("original", "asked")]
+    again = api.post(f"/api/v1/frames/{frame['id']}/fetch", json={"kind": "original"}).json()
+    assert len(again["items"]) == 1, "the same wish is one"
+    assert api.post(f"/api/v1/frames/{frame['id']}/fetch", json={"kind": "around", "seconds": 3}).status_code == 201
+    assert api.post(f"/api/v1/frames/{frame['id']}/fetch", json={"kind": "film"}).status_code == 422
+    assert api.get(f"/api/v1/frames/{frame['id']}/fetch").json()["parent"] is None
+    assert api.get(f"/api/v1/devices/{site.device}/unsent").json()["named"] == {}
+    assert api.get("/api/v1/devices/nobody/unsent").status_code == 404
+
+
+def test_a_person_asks_on_the_page_of_a_frame_with_the_csrf_token_only(person: TestClient, site: SceneSite) -> None:
+    (frame,) = site.send(0)
+    token = person.headers.pop("X-CSRF-Token")
+    assert person.post(f"/frames/{frame}/fetch", data={"kind": "around", "seconds": "2"}).status_code == 403
+    sent = person.post(f"/frames/{frame}/fetch", data={"kind": "around", "seconds": "2", "csrf_token": token})
+    assert sent.status_code == 303
+    page = person.get(f"/frames/{frame}").text
+    assert "More of it" in page
+    assert "asked" in page
+    assert "by Ada" in page

@@ -16,7 +16,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import paho.mqtt.client as mqtt
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
 from bowerbird_server.broker import MAX_PACKET_BYTES, EmbeddedBroker, find_program
 from bowerbird_server.broker_address import BrokerAddress
@@ -271,6 +273,16 @@ def test_the_kick_socket_lets_nobody_in_without_its_login_and_gives_no_right(sit
         sentinel(server, str(FrameTopic("demo", "cam-02")), server)
         assert heard == []
     assert without_sentinels(server) == []
+    anonymous = mqtt.Client(CallbackAPIVersion.VERSION2, "cam-01", protocol=mqtt.MQTTv5, transport="unix")
+    refused: list[bool] = []
+    anonymous.on_connect = lambda _c, _d, _f, reason, _p: refused.append(reason.is_failure)
+    handle = os.open(site.broker.folder, os.O_RDONLY)
+    anonymous.connect(f"/proc/self/fd/{handle}/{SOCKET_NAME}")
+    os.close(handle)
+    anonymous.loop_start()
+    wait_until(lambda: bool(refused), "an answer")
+    anonymous.loop_stop()
+    assert refused[0], "without a name nobody gets in"
     (site.broker.folder / "kick.json").write_text('{"name": "svc-kick-0", "password": "guessed"}')
     with pytest.raises(EnvironmentFault, match="refuses"), Kicker(site.broker.folder)._connection("cam-01", clean=True):
         pass
@@ -376,6 +388,13 @@ def test_broker_that_does_not_take_the_new_rules_is_told(site: TlsBroker, monkey
     finally:
         os.kill(site.process.pid, signal.SIGCONT)
     assert "cam-01" in site.broker.denied()
+
+
+def test_signal_that_does_not_reach_the_broker_is_told(site: TlsBroker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs, answers, and goes by the old rules: the revocation must not look done."""
+    monkeypatch.setattr(site.broker, "reload", lambda: True)
+    with pytest.raises(EnvironmentFault, match="does not go by its new rules"):
+        site.broker.remove_device("cam-01", {"cam-02": "demo"})
 
 
 def test_reload_drops_nobody(site: TlsBroker, server: FreeClient) -> None:

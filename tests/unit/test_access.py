@@ -56,6 +56,13 @@ def test_an_edit_of_any_column_is_found_at_its_place(column: str) -> None:
     assert found[0].startswith("event 3 ")
 
 
+def test_an_edit_whose_own_digest_was_made_anew_is_found_at_the_next_event() -> None:
+    events = chain(5)
+    events[1]["actor"] = "eve"
+    events[1]["digest"] = digest_of(events[0]["digest"], 2, events[1])
+    assert [fault.split(" (")[0] for fault in faults(events)] == ["event 3"]
+
+
 @given(st.integers(2, 8).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n - 2))))
 def test_a_row_that_is_taken_out_is_missed(shape: tuple[int, int]) -> None:
     count, gone = shape

@@ -52,7 +52,9 @@ class Line:
         self.sent.append((str(topic), payload))
         return True
 
-    def publish(self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
+    def publish(
+        self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False, kind: str | None = None
+    ) -> int:
         if not self.up:
             return 0
         assert qos == 0

@@ -118,6 +118,7 @@ def test_every_refusal_belongs_to_a_section_that_needs_a_restart() -> None:
         "update",
         "model",
         "spool",
+        "fetch",
         "metrics",
         "watchdog",
     }

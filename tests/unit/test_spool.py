@@ -14,9 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bowerbird_agent.errors import SpoolFault, SpoolFull
-from bowerbird_agent.spool import INDEX_RESERVE_BYTES, Spool
+from bowerbird_agent.spool import Spool
 from bowerbird_agent.spool_files import FrameFiles
 from bowerbird_agent.spool_index import WAKE_IN, FrameState
+from bowerbird_agent.spool_room import INDEX_RESERVE_BYTES
 from bowerbird_testing.frames import make_frame
 from bowerbird_wire.messages import Receipt, Refusal
 
@@ -116,7 +117,7 @@ def test_a_dropped_frame_may_come_again_but_a_refused_one_may_not(spool: Spool) 
     assert spool.put(*dropped)
     assert not spool.put(*refused)
     ledger = spool.ledger()
-    assert (ledger.spooled, ledger.dropped, ledger.refused) == (3, {"not_chosen": 1}, {"bad_image": 1})
+    assert (ledger.spooled, ledger.dropped, ledger.refused) == (3, {"not_chosen.policy.0.0": 1}, {"bad_image": 1})
     assert ledger.balanced
 
 

@@ -42,7 +42,8 @@ EXPECTED = {
         "trusted": "fetching", "already_running": "committed", "retry": "accepted", "failed": "refused", "cancelled": "refused",
     },
     "fetching": {"fetched": "verifying", "retry": "fetching", "failed": "refused", "cancelled": "refused"},
-    "verifying": {"verified": "selftest", "damaged": "fetching", "failed": "refused", "cancelled": "refused"},
+    "verifying": {"verified": "selftest", "to_build": "building", "damaged": "fetching", "failed": "refused", "cancelled": "refused"},
+    "building": {"built": "selftest", "retry": "building", "failed": "refused", "cancelled": "refused"},
     "selftest": {"passed": "trial", "failed": "refused", "cancelled": "refused"},
     "trial": {"healthy": "committed", "failed": "rolled_back", "cancelled": "rolled_back"},
 }  # fmt: skip

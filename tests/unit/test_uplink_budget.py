@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bowerbird_agent.budget import DAY_S, BudgetExceeded, ByteLimits, TokenBucket
+from bowerbird_agent.budget_note import restore_budget
 from bowerbird_agent.mqtt_link import LinkDown, LinkUp, packet_bytes
 from bowerbird_agent.spool import Spool
 from bowerbird_agent.tariff import QuietHours, Tariff
 from bowerbird_agent.uplink_budget import UplinkBudget
-from bowerbird_agent.upload_runner import UploadRunner, restore_budget
+from bowerbird_agent.upload_runner import UploadRunner
 from bowerbird_testing.frames import make_frame
 from bowerbird_wire.topics import DetectionsTopic, DeviceTopic, FrameTopic
 
@@ -97,7 +98,9 @@ class Wire:
     bytes_received: int = 0
     topics: list[DeviceTopic] = field(default_factory=list)
 
-    def publish(self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False) -> int:
+    def publish(
+        self, topic: DeviceTopic, payload: bytes, *, qos: int = 1, retain: bool = False, kind: str | None = None
+    ) -> int:
         self.topics.append(topic)
         self.bytes_sent += packet_bytes(topic, len(payload), qos=qos)
         return len(self.topics)

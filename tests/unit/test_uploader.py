@@ -22,6 +22,7 @@ from bowerbird_agent.upload_events import (
     Event,
     Flight,
     FrameReady,
+    Held,
     NotTaken,
     OfferTaken,
     Publish,
@@ -36,7 +37,8 @@ from bowerbird_agent.upload_events import (
     Wait,
     Wanted,
 )
-from bowerbird_agent.uploader import Uploader, UploadLimits, WireSizes
+from bowerbird_agent.upload_limits import UploadLimits, WireSizes
+from bowerbird_agent.uploader import Uploader
 from bowerbird_wire.transfer import BLOCK_BYTES, Receiving, run_bytes, to_bitmap
 
 LIMITS = UploadLimits(
@@ -371,6 +373,21 @@ def test_without_credit_nothing_is_sent_or_asked_until_it_comes_or_a_new_link_br
     assert uploader.decide(62.0) == PublishOffer("a")
 
 
+def test_a_device_over_its_limit_sends_and_asks_nothing_until_the_time_is_over_also_on_a_new_link() -> None:
+    uploader = machine(up=Up())
+    send(uploader, "a", 100, 0.0)
+    uploader.handle(Held(60.0), 1.0)
+    uploader.handle(FrameReady("b", 100), 1.0)
+    assert not uploader.wants_frame
+    stuck = uploader.decide(30.0)
+    assert isinstance(stuck, Stuck)
+    assert "limit" in stuck.reason
+    uploader.handle(Down(), 31.0)
+    uploader.handle(Up(), 32.0)
+    assert isinstance(uploader.decide(60.0), Stuck)
+    assert uploader.decide(61.0) == PublishOffer("a"), "what was in doubt is asked about first"
+
+
 def test_a_small_credit_narrows_what_may_be_out() -> None:
     uploader = machine(up=Up())
     uploader.handle(CreditChanged(3000), 0.0)
@@ -467,6 +484,8 @@ class LossyServer(RuleBasedStateMachine):
         self.sent: list[tuple[float, int]] = []
         self.published: set[str] = set()
         self.wanted_at_restart = 0
+        self.is_stopped = False  # no credit on this link
+        self.held_until_s = 0.0
 
     @initialize()
     def connect(self) -> None:
@@ -479,7 +498,7 @@ class LossyServer(RuleBasedStateMachine):
 
     @rule(limit=st.none() | st.integers(4200, 20_000))
     def link_up(self, limit: int | None) -> None:
-        self.up, self.limit = True, limit
+        self.up, self.limit, self.is_stopped = True, limit, False
         self.in_network.clear()
         self.answers.clear()
         self.link.connected(0.1)
@@ -492,6 +511,18 @@ class LossyServer(RuleBasedStateMachine):
         self.answers.clear()
         self.link.lost()
         self.uploader.handle(Down(), self.now_s)
+
+    @rule(bytes_in_flight=st.sampled_from([0, 0, 5_000, 600_000]))
+    @precondition(lambda self: self.up)
+    def the_servers_disk_fills_or_empties(self, bytes_in_flight: int) -> None:
+        self.uploader.handle(CreditChanged(bytes_in_flight), self.now_s)
+        self.is_stopped = bytes_in_flight == 0
+
+    @rule(seconds=st.floats(0.1, 60.0))
+    @precondition(lambda self: self.up)
+    def the_device_is_over_its_limit_at_the_server(self, seconds: float) -> None:
+        self.uploader.handle(Held(seconds), self.now_s)
+        self.held_until_s = self.now_s + seconds
 
     @rule(seconds=st.floats(0.0, 40.0), steps=st.integers(1, 6))
     def time_passes(self, seconds: float, steps: int) -> None:
@@ -563,6 +594,7 @@ class LossyServer(RuleBasedStateMachine):
         self.wanted_at_restart += self.uploader.flights()[Flight.READY]
         self.link_down()
         self.link = LinkEstimate()
+        self.held_until_s = 0.0  # it will be told again
         self.uploader = Uploader(self.bucket, LIMITS, sizes=SIZES, link=self.link)
         for frame_id in sent:
             self.uploader.handle(FrameReady(frame_id, self.spool[frame_id], in_doubt=True), self.now_s)
@@ -588,6 +620,8 @@ class LossyServer(RuleBasedStateMachine):
         total = self.spool[frame_id]
         size, what, event = self.packet(decision, total)
         assert self.limit is None or size <= self.limit, "above the broker's limit"
+        assert not self.is_stopped, "published without credit"
+        assert self.now_s >= self.held_until_s, "published although the server asked to wait"
         self.token += 1
         self.link.sent(self.token, size, self.now_s)
         self.sent.append((self.now_s, size))
@@ -633,6 +667,7 @@ class LossyServer(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Once the network is kind, everything that is in the spool is committed."""
         self.link_up(None)
+        self.the_servers_disk_fills_or_empties(600_000)
         for _ in range(1500):
             if not self.spool:
                 break

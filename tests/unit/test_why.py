@@ -34,5 +34,9 @@ def test_a_policy_without_a_random_share_has_no_probability_to_tell() -> None:
     assert sentence(a_frame(inclusion_probability=0.0)).endswith("No random audit was on.")
 
 
+def test_a_campaigns_frame_names_its_campaign() -> None:
+    assert "campaign c1:" in sentence(a_frame(arm="campaign", reasons=["campaign:c1", "novelty"]))
+
+
 def test_an_imported_frame_was_chosen_by_no_device() -> None:
     assert "imported" in sentence(a_frame(camera=None))

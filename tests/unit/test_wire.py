@@ -19,14 +19,19 @@ from bowerbird_wire import codec
 from bowerbird_wire.errors import DigestError, LengthError, MessageError, TopicError, VersionError, WireError
 from bowerbird_wire.messages import (
     Block,
+    Campaign,
     Desired,
+    EraseWish,
+    Fetch,
     FrameHeader,
     FrameMessage,
     Health,
     Message,
     Offer,
     Receipt,
+    Redaction,
     Refusal,
+    Tombstone,
     Want,
     WireDetection,
 )
@@ -67,6 +72,9 @@ def fields_of(kind: type[Message]) -> st.SearchStrategy[Any]:
         "bool": st.booleans(),
         "bytes": st.binary(max_size=50),
         "int | None": st.none() | int64,
+        "float | None": st.none() | numbers,
+        "Mapping[str, tuple[int, int]]": st.dictionaries(text, st.tuples(int64, int64), max_size=3),
+        "tuple[Campaign, ...]": st.deferred(lambda: st.lists(fields_of(Campaign), max_size=2).map(tuple)),
         "tuple[str, ...]": st.lists(text, max_size=3).map(tuple),
         "Mapping[str, int]": counts,
         "Mapping[str, str]": st.dictionaries(text, text, max_size=3),
@@ -74,7 +82,12 @@ def fields_of(kind: type[Message]) -> st.SearchStrategy[Any]:
         "Mapping[str, Any]": st.dictionaries(st.text(max_size=8).map("zz".__add__), plain, max_size=2),
         "tuple[float, float, float, float]": st.tuples(numbers, numbers, numbers, numbers),
         "tuple[Refusal, ...]": st.deferred(lambda: st.lists(fields_of(Refusal), max_size=2).map(tuple)),
+        "tuple[bytes, ...]": st.lists(st.binary(max_size=40), max_size=3).map(tuple),
+        "tuple[Fetch, ...]": st.deferred(lambda: st.lists(fields_of(Fetch), max_size=2).map(tuple)),
+        "tuple[Tombstone, ...]": st.deferred(lambda: st.lists(fields_of(Tombstone), max_size=2).map(tuple)),
         "tuple[Want, ...]": st.deferred(lambda: st.lists(fields_of(Want), max_size=2).map(tuple)),
+        "tuple[Redaction, ...]": st.deferred(lambda: st.lists(fields_of(Redaction), max_size=2).map(tuple)),
+        "tuple[EraseWish, ...]": st.deferred(lambda: st.lists(fields_of(EraseWish), max_size=2).map(tuple)),
         "tuple[WireDetection, ...]": st.deferred(lambda: st.lists(fields_of(WireDetection), max_size=2).map(tuple)),
     }
     return st.builds(kind, **{field.name: by_type[str(field.type)] for field in dataclasses.fields(kind)})

@@ -210,6 +210,11 @@ def decode(kind: type[M], payload: bytes) -> M:
     return from_map(kind, plain, kind.__name__)
 
 
+def config_digest(document: Mapping[str, Any]) -> bytes:
+    """Eight bytes that name a wished configuration, whatever order its keys are in; b"" for an empty one."""
+    return hashlib.sha256(cbor2.dumps(document, canonical=True)).digest()[:8] if document else b""
+
+
 def frame_id(*, image_sha256: str, device: str, camera: str, sequence: int, captured_at_ms: int) -> str:
     """Identity of a frame: SHA-256 over the image's digest and the header fields that never change, 64 hex digits.
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+OF = "of"  # extra key of a Job or a Report that is not of a model: "agent"
+
 
 def _key(short: str) -> dict[str, str]:
     return {"key": short}
@@ -40,6 +42,19 @@ class WireDetection(Message):
 
 
 @dataclass(frozen=True)
+class Redaction(Message):
+    """A region that the device made unrecognisable before the frame was stored, in pixels of the *sent* image.
+
+    `method` is `fill`, `pixelate` or `blur`; `score` is the confidence of the detection that called for it.
+    """
+
+    box_xyxy: tuple[float, float, float, float] = field(metadata=_key("b"))
+    class_name: str = field(metadata=_key("c"))
+    method: str = _opt("k", "fill")
+    score: float = _opt("s", 0.0)
+
+
+@dataclass(frozen=True)
 class FrameHeader(Message):
     """Everything the server learns about a frame beside its image.
 
@@ -64,12 +79,14 @@ class FrameHeader(Message):
     monotonic_ns: int = _opt("mono", 0)
     clock_ok: bool = _opt("ck", True)
     model_digest: str = _opt("m", "")
-    arm: str = _opt("a", "policy")  # "policy": chosen by score; "explore": the random audit
+    # "policy": chosen by score; "explore": the random audit; "campaign": looked for; "fetched": asked for, see `linked.py`
+    arm: str = _opt("a", "policy")
     reasons: tuple[str, ...] = _opt("r", ())  # the strategies that spoke for it
     score: float = _opt("s", 0.0)
     strategy_scores: Mapping[str, float] = field(default_factory=dict, metadata=_key("ss"))
     inclusion_probability: float = _opt("p", 1.0)
     detections: tuple[WireDetection, ...] = _opt("det", ())
+    redacted: tuple[Redaction, ...] = _opt("rd", ())
     extra: Mapping[str, Any] = _extra()
 
 
@@ -107,12 +124,45 @@ class Want(Message):
 
 
 @dataclass(frozen=True)
+class Fetch(Message):
+    """Asks for more of a frame than was sent: the picture as the camera gave it, or the frames around it.
+
+    `request` (16 bytes) names the wish: the same one again changes nothing. `seconds`: how far around, to both sides.
+    """
+
+    request: bytes = field(metadata=_key("rq"))
+    frame: bytes = field(metadata=_key("id"))
+    kind: str = field(metadata=_key("k"))  # "original" | "around"
+    seconds: float = _opt("s", 0.0)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class FetchAnswer(Message):
+    """What a device does about a `Fetch`: `sent` (these frames are in its spool), `refused` (the code says why) or `gone`."""
+
+    request: bytes = field(metadata=_key("rq"))
+    state: str = field(metadata=_key("s"))
+    frames: tuple[bytes, ...] = _opt("f", ())
+    code: str = _opt("c", "")
+    detail: str = _opt("d", "")
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
 class Receipt(Message):
-    """Frames that are committed at the server, that never will be, and that it would like. Only the first two delete from a spool."""
+    """Frames that are committed at the server, that never will be, and that it would like. Only the first two delete from a spool.
+
+    `fetch`: what else the server would like. `hold_s`: send no frames for so many seconds, the device is over its limit there.
+    `buried`: all tombstones up to this number are noted.
+    """
 
     committed: tuple[str, ...] = _opt("ok", ())
     refused: tuple[Refusal, ...] = _opt("no", ())
     wanted: tuple[Want, ...] = _opt("w", ())
+    fetch: tuple[Fetch, ...] = _opt("fe", ())
+    hold_s: float = _opt("hs", 0.0)
+    buried: int = _opt("tb", 0)
     extra: Mapping[str, Any] = _extra()
 
 
@@ -178,7 +228,7 @@ class Health(Message):
     frames_selected: int = _opt("fk", 0)
     frames_committed: int = _opt("fx", 0)
     frames_dropped: int = _opt("fd", 0)
-    bytes_sent: int = _opt("bs", 0)  # the whole uplink at MQTT level, resends and control included
+    bytes_sent: int = _opt("bs", 0)  # the whole uplink at the link: headers, resends, control
     bytes_received: int = _opt("br", 0)
     rule_frames: int = _opt("rf", 0)  # what `max conf < 0.6` would have sent
     rule_bytes: int = _opt("rb", 0)
@@ -194,15 +244,121 @@ class Health(Message):
 
 
 @dataclass(frozen=True)
+class Campaign(Message):
+    """One device's share of a search: the next `frames` frames, of `bytes` bytes together, in which the condition holds.
+
+    Both are totals since the campaign began, so that a repeated message changes nothing; a share below what was taken already stops
+    the device. The condition: at least `count_min` and at most `count_max` boxes of `class_name` ("" any) with
+    `at_least` <= score < `below` (None: no bound); one of `cameras` (() all); a time of day in `hours` (() always). After a frame the
+    same camera waits `gap_s`.
+    """
+
+    campaign: str = field(metadata=_key("i"))
+    frames: int = field(metadata=_key("f"))
+    bytes: int = field(metadata=_key("b"))
+    until_ms: int = field(metadata=_key("u"))
+    class_name: str = _opt("c", "")
+    at_least: float = _opt("lo", 0.25)
+    below: float | None = _opt("hi", None)
+    count_min: int = _opt("n1", 1)
+    count_max: int | None = _opt("n2", None)
+    cameras: tuple[str, ...] = _opt("cm", ())
+    hours: tuple[str, ...] = _opt("h", ())
+    gap_s: float = _opt("g", 1.0)
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Tombstone(Message):
+    """A frame of the random sample, or one that was asked for, that left the spool unsent; estimates have to allow for it.
+
+    `number` counts them on their device. `why` is `evicted:` or `dropped:` and the reason.
+    """
+
+    number: int = field(metadata=_key("n"))
+    frame: bytes = field(metadata=_key("id"))
+    arm: str = field(metadata=_key("a"))
+    why: str = field(metadata=_key("y"))
+    score: float = _opt("s", 0.0)
+    inclusion_probability: float = _opt("p", 0.0)
+    camera: str = _opt("cam", "")
+    captured_at_ms: int = _opt("t", 0)
+
+
+@dataclass(frozen=True)
+class Tombstones(Message):
+    """What left the spool unsent: counts since the agent's first start, and by name what estimates have to allow for.
+
+    `evicted` and `dropped` count by `reason.group.score bin`. Names are said until a receipt has `buried` them.
+    """
+
+    at_ms: int = field(metadata=_key("t"))
+    evicted: Mapping[str, int] = field(default_factory=dict, metadata=_key("ev"))
+    dropped: Mapping[str, int] = field(default_factory=dict, metadata=_key("dr"))
+    named: tuple[Tombstone, ...] = _opt("ts", ())
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class EraseWish(Message):
+    """Frames that a device must forget: those named, and those of a camera and interval (both ends inclusive, UTC ms).
+
+    `camera` is empty for all cameras. With `to_ms` below `from_ms` the wish is for the named frames only. Carrying one out again
+    changes nothing; the device answers with the wish's id in its health until the wish is no longer there.
+    """
+
+    wish: str = field(metadata=_key("i"))
+    camera: str = _opt("c", "")
+    from_ms: int = _opt("f", 0)
+    to_ms: int = _opt("t", -1)
+    frames: tuple[str, ...] = _opt("id", ())
+
+    def covers(self, frame_id: str, camera: str, captured_at_ms: int) -> bool:
+        """Whether a frame is to be forgotten."""
+        in_interval = self.from_ms <= captured_at_ms <= self.to_ms and self.camera in ("", camera)
+        return in_interval or frame_id in self.frames
+
+
+@dataclass(frozen=True)
 class Desired(Message):
     """What the server wants of a device, as totals so that a repeated or late message changes nothing.
 
     `frames_total` is how many frames the device may have sent since it was made, None for no limit: there is no use in paying
-    for the transport of frames that nobody has time to label.
+    for the transport of frames that nobody has time to label. `erase` holds whatever of a version: it is obeyed always.
+    `config` is merged over the device's own agent.toml where that allows it (`docs/remote-configuration.md`); it and `campaigns` have
+    versions of their own, since a new `version` begins a new round and they do not. 0 says that nothing was ever wished.
     """
 
     version: int = field(metadata=_key("n"))
     frames_total: int | None = _opt("ft", None)
+    config_version: int = _opt("cn", 0)
+    config: Mapping[str, Any] = field(default_factory=dict, metadata=_key("c"))
+    campaigns_version: int = _opt("kn", 0)
+    campaigns: tuple[Campaign, ...] = _opt("k", ())
+    erase: tuple[EraseWish, ...] = _opt("er", ())
+    extra: Mapping[str, Any] = _extra()
+
+
+@dataclass(frozen=True)
+class Reported(Message):
+    """What a device made of the newest `config` and `campaigns`: retained, sent when it changes.
+
+    `config_version` is the newest wish it has judged, `in_force` the one it runs with (0: agent.toml alone), `state` one of "none",
+    "in_force", "trial", "refused" and "fell_back", which is about `config_version`. `digest` is that of the document in force
+    (`codec.config_digest`), `faults` why a wish is not in force, `differs` key paths in which the device's own file has its way.
+    `campaigns` says for each how many frames and bytes were taken for it, under `campaigns_version`.
+    """
+
+    config_version: int = _opt("n", 0)
+    in_force: int = _opt("f", 0)
+    state: str = _opt("s", "none")
+    digest: bytes = _opt("d", b"")
+    faults: tuple[str, ...] = _opt("r", ())
+    differs: tuple[str, ...] = _opt("df", ())
+    campaigns_version: int = _opt("kn", 0)
+    campaigns: Mapping[str, tuple[int, int]] = field(default_factory=dict, metadata=_key("k"))
+    campaign_faults: Mapping[str, str] = field(default_factory=dict, metadata=_key("kr"))
+    at_ms: int = _opt("t", 0)
     extra: Mapping[str, Any] = _extra()
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-FRAMES, CHUNKS, OFFERS, HEALTH, DETECTIONS, BLOCKS, CONTROL = (
+FRAMES, FETCHED, CHUNKS, OFFERS, HEALTH, DETECTIONS, BLOCKS, CONTROL = (
     "frames",
+    "fetched",
     "chunks",
     "offers",
     "health",
@@ -23,7 +24,7 @@ FRAMES, CHUNKS, OFFERS, HEALTH, DETECTIONS, BLOCKS, CONTROL = (
 
 # Kind -> letter. A letter is never given another meaning; readers skip those that they do not know.
 LETTERS: Mapping[str, str] = MappingProxyType(
-    {FRAMES: "f", CHUNKS: "c", OFFERS: "o", HEALTH: "h", DETECTIONS: "d", BLOCKS: "b", CONTROL: "k"}
+    {FRAMES: "f", FETCHED: "w", CHUNKS: "c", OFFERS: "o", HEALTH: "h", DETECTIONS: "d", BLOCKS: "b", CONTROL: "k"}
 )
 
 

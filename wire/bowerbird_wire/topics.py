@@ -107,6 +107,30 @@ class ReportTopic(DeviceTopic):
     DIRECTION, LEAF = "up", "report"
 
 
+class ReportedTopic(DeviceTopic):
+    """Retained; what the device made of the configuration and the campaigns that the server wants."""
+
+    DIRECTION, LEAF = "up", "reported"
+
+
+class TombstonesTopic(DeviceTopic):
+    """What left the spool unsent."""
+
+    DIRECTION, LEAF = "up", "tombstones"
+
+
+class FetchAnswerTopic(DeviceTopic):
+    """What the device does about a wish for more of a frame."""
+
+    DIRECTION, LEAF = "up", "fetched"
+
+
+class AgentReportTopic(DeviceTopic):
+    """What became of an update of the agent itself; a `Report` whose digests are release digests."""
+
+    DIRECTION, LEAF = "up", "agent-report"
+
+
 class BlockRequestTopic(DeviceTopic):
     """Which blocks of an update file the device still lacks."""
 
@@ -120,7 +144,7 @@ class ReceiptTopic(DeviceTopic):
 
 
 class DesiredTopic(DeviceTopic):
-    """Retained; what the server wants of the device: how many frames it has room for."""
+    """Retained; what the server wants of the device: how many frames it has room for, its configuration, its campaigns."""
 
     DIRECTION, LEAF = "down", "desired"
 
@@ -129,6 +153,12 @@ class JobTopic(DeviceTopic):
     """Retained; which model the device should run."""
 
     DIRECTION, LEAF = "down", "job"
+
+
+class AgentJobTopic(DeviceTopic):
+    """Retained; which release of the agent the device should run: a `Job` whose digest is a release digest."""
+
+    DIRECTION, LEAF = "down", "agent-job"
 
 
 class BlocksTopic(DeviceTopic):
@@ -220,9 +250,13 @@ UP: tuple[type[DeviceTopic], ...] = (
     StatusTopic,
     HealthTopic,
     ReportTopic,
+    ReportedTopic,
+    AgentReportTopic,
     BlockRequestTopic,
+    TombstonesTopic,
+    FetchAnswerTopic,
 )
-DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, BlocksTopic)
+DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, AgentJobTopic, BlocksTopic)
 LOCAL: tuple[type[CameraTopic], ...] = (DetectionsTopic,)
 
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import sqlite3
 import time
+from contextlib import suppress
 
 from bowerbird_server import passwords
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
@@ -268,7 +270,7 @@ def _principal_of_token(cat: Catalogue, row: Row | None) -> Principal | None:
     if row is None or row["revoked_at"] is not None or (row["expires_at"] is not None and row["expires_at"] <= now):
         return None
     if row["used_at"] is None or row["used_at"] < utc_text((time.time() - _USED_EVERY_S) * 1000):
-        with cat.transaction(durable=False):
+        with suppress(sqlite3.OperationalError), cat.transaction(durable=False):  # a full disk keeps nobody out
             cat.execute("UPDATE api_token SET used_at = ? WHERE id = ?", now, row["id"])
     return Principal(row["name"], Role.of(row["role"]), Sites.read(row["sites"]), f"token:{row['id']}")
 

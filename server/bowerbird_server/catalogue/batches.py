@@ -45,7 +45,7 @@ def candidates(cat: Catalogue, limit: int) -> list[Row]:
     """Received frames, explore arm first, then the best scores."""
     return cat.rows(
         "SELECT id, blob, device, camera, captured_at, arm, reason, score, inclusion_probability FROM frame "
-        "WHERE state = 'received' ORDER BY arm = 'explore' DESC, score DESC, id LIMIT ?",
+        "WHERE state = 'received' AND arm <> 'fetched' ORDER BY arm = 'explore' DESC, score DESC, id LIMIT ?",
         limit,
     )
 
@@ -59,7 +59,8 @@ def set_copies_aside(cat: Catalogue, actor: str) -> int:
     with cat.transaction():
         copies = cat.rows(
             "SELECT frame.id, min(twin.id) AS twin FROM frame JOIN frame AS twin ON twin.blob = frame.blob AND twin.state "
-            "IN ('queued', 'in_review', 'labelled', 'rejected') WHERE frame.state = 'received' GROUP BY frame.id"
+            "IN ('queued', 'in_review', 'labelled', 'rejected') WHERE frame.state = 'received' AND frame.arm <> 'fetched' "
+            "GROUP BY frame.id"
         )
         for row in copies:
             frames.change_state(cat, [row["id"]], "rejected", actor, {"received"})

@@ -50,6 +50,42 @@ def new_id() -> str:
     return str(uuid.UUID(int=value))
 
 
+def refuse_later(db: Database, path: Path) -> None:
+    """Leave a catalogue alone that a later version has changed: what it added would be lost, or stand in the way.
+
+    Raises:
+        EnvironmentFault: there is a step that this version does not know.
+    """
+    fresh = Database(memory=True)
+    catalogue_migrations.apply(fresh)
+    known = {step.name for step in catalogue_migrations.applied(fresh)}
+    fresh.close()
+    later = [step.name for step in catalogue_migrations.applied(db) if step.name not in known]
+    if later:
+        raise EnvironmentFault(
+            f"the catalogue {path} was changed by a later version of Bowerbird ({', '.join(later[:3])}). Nothing was touched: "
+            "install that version again, or restore a backup that this version made (`bowerbird restore`)"
+        )
+
+
+def steps_of_a_later_version(path: Path) -> None:
+    """`refuse_later` of a file that is opened for reading only; a file that is not there is fine.
+
+    Raises:
+        EnvironmentFault: as above, or it cannot be read.
+    """
+    if not path.exists():
+        return
+    try:
+        connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10.0)
+        try:
+            refuse_later(Database(connection), path)
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise EnvironmentFault(f"cannot read the catalogue {path}: {error}; `bowerbird catalogue verify` says more") from error
+
+
 class Catalogue:
     """An open catalogue.
 
@@ -69,9 +105,11 @@ class Catalogue:
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = FULL")
             connection.execute("PRAGMA foreign_keys = ON")
+            connection.execute("PRAGMA secure_delete = ON")  # what is deleted is not left behind in free pages
             self.connection = connection
             self.db = Database(connection)
             self._refuse_foreign()
+            refuse_later(self.db, path)
             self._migrate()
         except (sqlite3.Error, OSError) as error:
             raise EnvironmentFault(
@@ -114,6 +152,10 @@ class Catalogue:
     def write_ahead_log(self) -> Path:
         """The file that holds what was committed last; flushing it makes commits that were not `durable` survive a power cut."""
         return self.path.with_name(f"{self.path.name}-wal")
+
+    def fold_log(self) -> None:
+        """Fold the log into the file and cut it to nothing, as far as readers allow it now."""
+        self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     @contextmanager
     def transaction(self, *, durable: bool = True) -> Iterator[Database]:

@@ -15,7 +15,8 @@ from bowerbird_server.errors import NotFound
 
 @dataclass(frozen=True)
 class LabelledFrame:
-    """A frame with its newest label. `boxes` are (class name, (left, top, right, bottom)) in pixels of the stored image."""
+    """A frame with its newest label. `boxes` are (class name, (left, top, right, bottom)) in pixels of the stored image, `redacted`
+    the regions that its device covered, which teach nothing."""
 
     frame: str
     blob: str
@@ -26,6 +27,7 @@ class LabelledFrame:
     camera: str
     label: str
     boxes: tuple[tuple[str, tuple[float, float, float, float]], ...]
+    redacted: tuple[tuple[float, float, float, float], ...] = ()
 
 
 def labelled_frames(catalogue: Catalogue) -> list[LabelledFrame]:
@@ -36,6 +38,12 @@ def labelled_frames(catalogue: Catalogue) -> list[LabelledFrame]:
            FROM frame JOIN label_newest ON label_newest.frame = frame.id
            WHERE frame.state = 'labelled' AND label_newest.verdict = 'labelled' ORDER BY frame.id"""
     )
+    covered: dict[str, list[tuple[float, float, float, float]]] = {}
+    for region in catalogue.rows(
+        'SELECT frame, "left", top, "right", bottom FROM redaction JOIN frame ON frame.id = redaction.frame '
+        "WHERE frame.state = 'labelled' ORDER BY frame, position"
+    ):
+        covered.setdefault(region["frame"], []).append((region["left"], region["top"], region["right"], region["bottom"]))
     return [
         LabelledFrame(
             frame=row["id"],
@@ -47,6 +55,7 @@ def labelled_frames(catalogue: Catalogue) -> list[LabelledFrame]:
             camera=row["camera"],
             label=row["label"],
             boxes=tuple((box["class"], tuple(box["box_xyxy"])) for box in json.loads(row["boxes"])),
+            redacted=tuple(covered.get(row["id"], ())),
         )
         for row in rows
     ]
@@ -73,9 +82,8 @@ def add_version(
 ) -> Row:
     """A new version, or the existing one of the same content."""
     with catalogue.transaction():
-        existing = catalogue.row("SELECT * FROM dataset_version WHERE id = ?", version)
-        if existing is not None:
-            return existing
+        if catalogue.row("SELECT * FROM dataset_version WHERE id = ?", version) is not None:
+            return dataset_version(catalogue, version)
         members = list(frames)
         catalogue.insert(
             "dataset_version",
@@ -97,7 +105,8 @@ def add_version(
 
 
 def dataset_version(catalogue: Catalogue, which: str | int) -> Row:
-    """A version by number, id, or a prefix of its id; `newest` for the last one.
+    """A version by number, id, or a prefix of its id; `newest` for the last one. `removed` are the frames in its manifest that were
+    deleted since, sorted: a version is never changed, but it is used without them.
 
     Raises:
         NotFound: there is none such.
@@ -114,7 +123,27 @@ def dataset_version(catalogue: Catalogue, which: str | int) -> Row:
         raise NotFound(
             f"no data set version {text!r}; `bowerbird dataset list` shows them, `bowerbird dataset snapshot` makes one"
         )
-    return row
+    return {**row, "removed": removed(catalogue, row["id"])}
+
+
+def removed(catalogue: Catalogue, version: str) -> list[str]:
+    """Frames of a version that were deleted after it was made; then the version is *redacted*."""
+    rows = catalogue.rows(
+        "SELECT frame.id FROM dataset_frame JOIN frame ON frame.id = dataset_frame.frame "
+        "WHERE dataset_version = ? AND frame.state = 'deleted' ORDER BY frame.id",
+        version,
+    )
+    return [row["id"] for row in rows]
+
+
+def versions_with(catalogue: Catalogue, frames: Sequence[str]) -> list[str]:
+    """The versions that hold one of these frames, by number."""
+    rows = catalogue.rows(
+        "SELECT id FROM dataset_version WHERE id IN (SELECT dataset_version FROM dataset_frame "
+        "WHERE frame IN (SELECT value FROM json_each(?))) ORDER BY number",
+        json.dumps(list(frames)),
+    )
+    return [row["id"] for row in rows]
 
 
 def split_counts(catalogue: Catalogue, version: str) -> Mapping[str, int]:

@@ -13,6 +13,7 @@ from collections.abc import Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from bowerbird_server.catalogue import erasures
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
 from bowerbird_server.device_trouble import trouble_of
 from bowerbird_server.errors import BadInput, Conflict, NotFound
@@ -240,11 +241,19 @@ def set_frames_total(cat: Catalogue, device: str, total: int | None, actor: str 
 
 
 def raise_desired_versions(cat: Catalogue, by: int) -> int:
-    """After a restore: every wish counts as newer than what its device may hold; returns for how many devices."""
+    """After a restore: every wish counts as newer than what its device may hold; returns for how many devices.
+
+    The configuration's and the campaigns' versions are raised by `device_config.after_restore`.
+    """
     return cat.execute("UPDATE device SET desired_version = desired_version + ? WHERE desired_version > 0", by)
 
 
 def desired(cat: Catalogue) -> dict[str, Desired]:
     """What is wanted of each active device; devices that nobody has asked for anything are left out."""
-    rows = cat.rows("SELECT id, desired_version, frames_total FROM device WHERE state = 'active' AND desired_version > 0")
-    return {row["id"]: Desired(row["desired_version"], row["frames_total"]) for row in rows}
+    erase = erasures.wishes(cat)
+    rows = cat.rows("SELECT id, desired_version, frames_total FROM device WHERE state = 'active'")
+    return {
+        row["id"]: Desired(row["desired_version"], row["frames_total"], erase=erase.get(row["id"], ()))
+        for row in rows
+        if row["desired_version"] > 0 or row["id"] in erase
+    }

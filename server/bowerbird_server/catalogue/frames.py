@@ -7,13 +7,14 @@ and decides neither what is labelled next nor which split a scene belongs to.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
 from bowerbird_server.catalogue.fleet import camera_id, touch_camera
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_wire.codec import frame_id
+from bowerbird_wire.linked import FETCHED, link_of
 from bowerbird_wire.messages import FrameHeader
 
 SCENE_SECONDS = 60
@@ -61,11 +62,15 @@ def scene_of(camera: str, captured_at_ms: int) -> str:
     return f"{camera}@{utc_text(start_ms)[:16]}"
 
 
-def add_frames(cat: Catalogue, arrived: Sequence[ArrivedFrame], *, received_at: str | None = None) -> Added:
+def add_frames(
+    cat: Catalogue, arrived: Sequence[ArrivedFrame], *, received_at: str | None = None, refuse_erased: bool = True
+) -> Added:
     """Rows for frames of known devices, in one transaction; the same frame again changes nothing.
 
     Args:
         received_at: UTC ISO text; now by default.
+        refuse_erased: frames that somebody has asked to be forgotten count as deleted; a rebuild, which puts back their rows to
+            say so, turns it off.
 
     Raises:
         sqlite3.IntegrityError: a device is not in the catalogue (the caller has asked `fleet.active_devices`).
@@ -74,6 +79,8 @@ def add_frames(cat: Catalogue, arrived: Sequence[ArrivedFrame], *, received_at: 
     by_id = {frame.header.frame_id: frame for frame in arrived}
     with cat.transaction():
         states = states_of(cat, by_id)
+        if refuse_erased:
+            states |= dict.fromkeys(erased(cat, [frame.header for frame in arrived], states), "deleted")
         new = {identity: frame for identity, frame in by_id.items() if identity not in states}
         cameras = {(frame.header.device, frame.header.camera) for frame in new.values()}
         camera_ids = {names: touch_camera(cat, *names) for names in sorted(cameras)}
@@ -81,7 +88,12 @@ def add_frames(cat: Catalogue, arrived: Sequence[ArrivedFrame], *, received_at: 
             "frame",
             [_frame_row(frame, camera_ids[frame.header.device, frame.header.camera], received_at) for frame in new.values()],
         )
+        links = {identity: link for identity, frame in new.items() if (link := link_of(frame.header)) is not None}
+        cat.insert_many(
+            "linked_frame", [{"frame": identity, "of_frame": link.of, "kind": link.kind} for identity, link in links.items()]
+        )
         cat.insert_many("detection", [row for frame in new.values() for row in _detection_rows(frame.header)])
+        cat.insert_many("redaction", [row for frame in new.values() for row in _redaction_rows(frame.header)])
     known = [identity for identity, state in states.items() if state != "deleted"]
     return Added(tuple(new), tuple(known), tuple(states.keys() - set(known)))
 
@@ -128,6 +140,56 @@ def _detection_rows(header: FrameHeader) -> list[Row]:
         }
         for position, detection in enumerate(header.detections)
     ]
+
+
+def _redaction_rows(header: FrameHeader) -> list[Row]:
+    return [
+        {
+            "frame": header.frame_id,
+            "position": position,
+            "left": region.box_xyxy[0],
+            "top": region.box_xyxy[1],
+            "right": region.box_xyxy[2],
+            "bottom": region.box_xyxy[3],
+            "class_name": region.class_name,
+            "method": region.method,
+        }
+        for position, region in enumerate(header.redacted)
+    ]
+
+
+def erased(cat: Catalogue, headers: Sequence[FrameHeader], known: Collection[str] = ()) -> list[str]:
+    """The frames of `headers` that somebody has asked to be forgotten before they came, by device, camera and time of capture.
+
+    Args:
+        known: ids that need no answer.
+    """
+    rules = cat.rows("SELECT device, camera, from_ms, to_ms FROM erasure WHERE to_ms >= from_ms")
+    return [
+        header.frame_id
+        for header in headers
+        if header.frame_id not in known
+        and any(
+            rule["device"] in ("", header.device)
+            and rule["camera"] in ("", camera_id(header.device, header.camera))
+            and rule["from_ms"] <= header.captured_at_ms <= rule["to_ms"]
+            for rule in rules
+        )
+    ]
+
+
+def forget_content(cat: Catalogue, frame: str) -> None:
+    """Rows that say what a deleted frame showed. Its labels stay: data set versions name them."""
+    for table in ("thumbnail", "detection", "redaction"):
+        cat.execute(f"DELETE FROM {table} WHERE frame = ?", frame)  # noqa: S608 - constants
+
+
+def redactions(cat: Catalogue, frame: str) -> list[Row]:
+    """What the device covered: rows `left top right bottom class_name method`, pixels of the stored image."""
+    return cat.rows(
+        'SELECT position, "left", top, "right", bottom, class_name, method FROM redaction WHERE frame = ? ORDER BY position',
+        frame,
+    )
 
 
 def add_imported_frame(
@@ -213,8 +275,8 @@ def change_state(cat: Catalogue, ids: Iterable[str], to: str, actor: str, allowe
             if state not in allowed:
                 raise Conflict(f"frame {identity[:12]} is {state}; it cannot become {to} from there")
             cat.execute("UPDATE frame SET state = ? WHERE id = ?", to, identity)
-            if to == "deleted":  # what a deleted picture looked like goes with it
-                cat.execute("DELETE FROM thumbnail WHERE frame = ?", identity)
+            if to == "deleted":  # what a deleted picture looked like and showed goes with it
+                forget_content(cat, identity)
             cat.log(actor, f"frame {to}", identity, {"from": state})
             changed += 1
     return changed
@@ -229,7 +291,7 @@ def get(cat: Catalogue, frame: str) -> Row:
     row = cat.row("SELECT * FROM frame WHERE id = ?", frame)
     if row is None:
         raise NotFound(f"no frame {frame[:12]} in the catalogue; `bowerbird frames list` shows what there is")
-    return {**row, "detections": detections(cat, frame)}
+    return {**row, "detections": detections(cat, frame), "redactions": redactions(cat, frame)}
 
 
 def find(cat: Catalogue, beginning: str) -> Row:
@@ -257,10 +319,12 @@ def state_of(cat: Catalogue, frame: str) -> str | None:
 
 
 def states_of(cat: Catalogue, frames: Iterable[str]) -> dict[str, str]:
-    """State by id, of those of `frames` that the catalogue knows, in their order."""
+    """State by id, of those of `frames` that the catalogue knows, in their order; also of those deleted before they ever came."""
     wanted = list(frames)
     found = cat.connection.execute(
-        "SELECT id, state FROM frame WHERE id IN (SELECT value FROM json_each(?))", (json.dumps(wanted),)
+        "SELECT frame, 'deleted' FROM deletion WHERE frame IN (SELECT value FROM json_each(?1)) "
+        "UNION ALL SELECT id, state FROM frame WHERE id IN (SELECT value FROM json_each(?1))",
+        (json.dumps(wanted),),
     )
     states: dict[str, str] = dict(found.fetchall())
     return {identity: states[identity] for identity in wanted if identity in states}
@@ -279,6 +343,16 @@ def without_live_frame(cat: Catalogue, blobs: Iterable[str]) -> list[str]:
         (json.dumps(list(blobs)),),
     )
     return [blob for (blob,) in found.fetchall()]
+
+
+def ages(cat: Catalogue) -> Iterator[Row]:
+    """Rows `id state captured_at received_at clock_ok judged_at held_out` of all frames that are not deleted, the oldest first."""
+    yield from cat.db.query(
+        "SELECT frame.id, frame.state, captured_at, received_at, clock_ok, label_newest.created_at AS judged_at, "
+        "coalesce(scene_split.split, '') = 'holdout' AS held_out FROM frame "
+        "LEFT JOIN label_newest ON label_newest.frame = frame.id LEFT JOIN scene_split ON scene_split.scene = frame.scene "
+        "WHERE frame.state <> 'deleted' ORDER BY received_at, frame.id"
+    )
 
 
 def detections(cat: Catalogue, frame: str) -> list[Row]:
@@ -331,9 +405,11 @@ def list_frames(
 
 
 def count_by_state(cat: Catalogue, *, device: str | None = None) -> dict[str, int]:
-    """Frames in each state, zeros included."""
+    """Frames in each state, zeros included; frames that were fetched are no part of what devices chose and are not counted."""
     counts = dict.fromkeys(STATES, 0)
-    for row in cat.rows("SELECT state, count(*) AS n FROM frame WHERE ?1 IS NULL OR device = ?1 GROUP BY state", device):
+    for row in cat.rows(
+        "SELECT state, count(*) AS n FROM frame WHERE arm <> ?2 AND (?1 IS NULL OR device = ?1) GROUP BY state", device, FETCHED
+    ):
         counts[row["state"]] = row["n"]
     return counts
 

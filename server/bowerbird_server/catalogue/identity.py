@@ -7,15 +7,19 @@ no certificate and knows no token.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from bowerbird_server.catalogue import fleet, rollouts
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now, utc_text
-from bowerbird_server.errors import Conflict, NotFound
+from bowerbird_server.deletion_log import DeletionLog
+from bowerbird_server.errors import Conflict, EnvironmentFault, NotFound
 from bowerbird_server.identity.clones import Remembered
 from bowerbird_server.identity.states import Happening, State, after
+
+log = logging.getLogger(__name__)
 
 ALARM = "alarm"  # the kind of events that a person must look at
 
@@ -153,7 +157,43 @@ def change_state(cat: Catalogue, device: str, happening: Happening, actor: str, 
         if new is State.ACTIVE:
             rollouts.join(cat, device)
         cat.log(actor, f"device {happening.value}", device, {"from": before, "to": new.value, "why": why})
+    if happening is not Happening.APPROVED:
+        _remember(cat, device, new)
     return new
+
+
+def _remember(cat: Catalogue, device: str, state: State) -> None:
+    """Note beside the catalogue who was shut out, or let in again: a restored backup must not bring back who was revoked since.
+
+    A disk that refuses does not keep anybody in.
+    """
+    at = utc_now()
+    entry = {"kind": "device", "id": f"{device} {at}", "device": device, "state": state.value, "at": at}
+    try:
+        DeletionLog.beside(cat.path).append([{**entry, "site": fleet.get(cat, device)["site"]}])
+    except EnvironmentFault as error:
+        log.warning("device %s is %s, and a backup older than this would not know: %s", device, state.value, error)
+
+
+def shut_out_again(cat: Catalogue, entries: Iterable[Mapping[str, Any]], actor: str) -> None:
+    """Carry out what the log of deletions says of devices on a catalogue that is older; the newest entry of each counts.
+
+    A device that the catalogue does not know gets a row, so that it is not taken for one that only came later.
+    """
+    newest = {str(entry["device"]): entry for entry in sorted(entries, key=lambda entry: str(entry["at"]))}
+    for device, entry in newest.items():
+        state = State(entry["state"])
+        if state not in (State.SUSPENDED, State.RETIRED):
+            continue
+        with cat.transaction():
+            if cat.value("SELECT 1 FROM device WHERE id = ?", device) is None:
+                fleet.add_device(cat, device, str(entry["site"]), actor)
+            before = str(fleet.get(cat, device)["state"])
+            if before in (state, State.RETIRED):
+                continue
+            why = f"{state.value} on {entry['at']}, after the backup"
+            cat.execute("UPDATE device SET state = ?, state_why = ?, online = 0 WHERE id = ?", state.value, why, device)
+            cat.log(actor, f"device {state.value}", device, {"from": before, "to": state.value, "why": why})
 
 
 def replace(cat: Catalogue, old: str, new: str, actor: str) -> None:
@@ -192,6 +232,12 @@ def certificates(cat: Catalogue, device: str) -> list[Row]:
         "SELECT generation, key_sha256, issued_at, not_after, seen_at FROM certificate WHERE device = ? ORDER BY generation DESC",
         device,
     )
+
+
+def generation_of_key(cat: Catalogue, device: str, key_sha256: str) -> int:
+    """Which of a device's certificates was for this key, 0 for none."""
+    found = cat.value("SELECT generation FROM certificate WHERE device = ? AND key_sha256 = ?", device, key_sha256)
+    return 0 if found is None else int(found)
 
 
 def put_certificate(

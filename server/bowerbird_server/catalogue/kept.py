@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now
+from bowerbird_server.catalogue.frames import forget_content
 
 _FINAL_RUNS = "('promoted', 'rejected', 'failed', 'cancelled')"
 
@@ -23,6 +24,11 @@ GROWING: Mapping[str, str] = {
     "label": "SELECT rowid, id, frame, revision FROM label WHERE rowid > ? ORDER BY rowid LIMIT ?",
     # A device's frame has its header as a record; an imported one has only its row. The state follows from labels and tombstones.
     "frame": "SELECT rowid, * FROM frame WHERE rowid > ? AND device IS NULL ORDER BY rowid LIMIT ?",
+    "erasure": "SELECT rowid, * FROM erasure WHERE rowid > ? ORDER BY rowid LIMIT ?",
+    "deletion": "SELECT rowid, * FROM deletion WHERE rowid > ? ORDER BY rowid LIMIT ?",
+    "erasure_done": "SELECT rowid, * FROM erasure_done WHERE rowid > ? ORDER BY rowid LIMIT ?",
+    "erasure_package": "SELECT rowid, erasure || '/' || model AS id, erasure, model FROM erasure_package "
+    "WHERE rowid > ? ORDER BY rowid LIMIT ?",
 }
 # Few rows that change: compared whole, key first.
 CHANGING: Mapping[str, str] = {
@@ -30,6 +36,7 @@ CHANGING: Mapping[str, str] = {
         "SELECT id, site, created_at, state, desired_version, frames_total, label, serial, replaces, state_why FROM device ORDER BY id"
     ),
     "model": "SELECT * FROM model ORDER BY created_at, digest",
+    "erasure_device": "SELECT * FROM erasure_device ORDER BY id",
     "training_run": f"SELECT * FROM training_run WHERE state IN {_FINAL_RUNS} ORDER BY id",  # noqa: S608 - a constant
 }
 NOT_REBUILT = (
@@ -45,6 +52,16 @@ NOT_REBUILT = (
     "setting",
     "dead_letter",
     "thumbnail",
+    "device_tag",
+    "device_config",
+    "config_history",
+    "config_change",
+    "config_change_device",
+    "campaign",
+    "campaign_share",
+    "fetch",
+    "unsent",
+    "tombstone",
 )
 
 
@@ -113,6 +130,7 @@ def set_states(cat: Catalogue, deleted: Iterable[str]) -> None:
     )
     for frame in deleted:
         cat.execute("UPDATE frame SET state = 'deleted' WHERE id = ?", frame)
+        forget_content(cat, frame)
 
 
 def drop_dangling(cat: Catalogue) -> int:

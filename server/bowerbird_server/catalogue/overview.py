@@ -10,6 +10,7 @@ from typing import Any
 
 from bowerbird_server.catalogue import batches, fleet, frames
 from bowerbird_server.catalogue.core import Catalogue, Row
+from bowerbird_server.catalogue.datasets import removed
 from bowerbird_server.errors import BadInput, NotFound
 
 _JSON_COLUMNS = frozenset(
@@ -64,7 +65,8 @@ def devices(cat: Catalogue) -> list[Row]:
     arrived = {
         row["device"]: row
         for row in cat.rows(
-            "SELECT device, count(*) AS frames, sum(bytes) AS bytes FROM frame WHERE device IS NOT NULL GROUP BY device"
+            "SELECT device, count(*) AS frames, sum(bytes) AS bytes FROM frame WHERE device IS NOT NULL AND arm <> 'fetched' "
+            "GROUP BY device"
         )
     }
     return [
@@ -114,6 +116,7 @@ def datasets(cat: Catalogue, limit: int = 100) -> list[Row]:
     for row in rows:
         splits = cat.rows("SELECT split, count(*) AS n FROM dataset_frame WHERE dataset_version = ? GROUP BY split", row["id"])
         row["splits"] = {split["split"]: split["n"] for split in splits}
+        row["removed"] = removed(cat, row["id"])
     return rows
 
 

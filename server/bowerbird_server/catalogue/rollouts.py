@@ -33,18 +33,19 @@ from bowerbird_server.rollout import (
     outcome,
 )
 from bowerbird_server.rollout import advance as next_state
-from bowerbird_wire.messages import Job, Report
+from bowerbird_wire.messages import OF, Job, Report
 
 ACTOR = "rollout"
 
 
 @dataclass(frozen=True)
 class DeviceJob:
-    """The unsigned job that a device should hold."""
+    """The unsigned job that a device should hold; `is_agent`: of the agent itself, else of a model."""
 
     device: str
     site: str
     job: Job
+    is_agent: bool = False
 
 
 def start_rollout(
@@ -56,11 +57,14 @@ def start_rollout(
     *,
     settings: Settings | None = None,
     approved: bool = True,
+    agent_version: str = "",
 ) -> str:
     """A rollout of a published model; an older one that is still open is aborted, since this one supersedes it.
 
     Args:
-        release: the model's release number in the update repository.
+        model_digest: of the model, or, with `agent_version`, of a release of the agent; each supersedes its own kind only.
+        release: its release number in the update repository.
+        agent_version: version of the agent that the release brings.
         devices: names of active devices, and of pending ones, which join when they are let in.
         approved: approve and start at once (automatic after the gate); otherwise it waits as a draft for `approve`.
 
@@ -75,8 +79,11 @@ def start_rollout(
     now = utc_now()
     with cat.transaction():
         for older in running(cat):
+            if bool(older["agent"]) != bool(agent_version):
+                continue
             transition(cat, older["id"], Event.ABORT, actor, {"reason": "superseded", "by": rollout})
-        values = {"id": rollout, "created_at": now, "model": model_digest, "release": release, "state": State.DRAFT.value}
+        content = {"agent": model_digest, "agent_version": agent_version} if agent_version else {"model": model_digest}
+        values = {"id": rollout, "created_at": now, **content, "release": release, "state": State.DRAFT.value}
         cat.insert("rollout", {**values, "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True)})
         for device, wave in sorted(assign_waves(rollout, devices, settings.wave_shares).items()):
             known = cat.value("SELECT state FROM device WHERE id = ?", device)
@@ -86,7 +93,7 @@ def start_rollout(
                 raise NotFound(f"no active device {device[:80]!r}; `bowerbird devices list` shows all")
             row = {"rollout": rollout, "device": device, "job": new_id(), "wave": wave, "state": WAITING, "updated_at": now}
             cat.insert("execution", row)
-        cat.log(actor, "rollout made", rollout, {"model": model_digest, "release": release, "devices": len(devices)})
+        cat.log(actor, "rollout made", rollout, {**content, "release": release, "devices": len(devices)})
         if approved:
             transition(cat, rollout, Event.APPROVE, actor)
             transition(cat, rollout, Event.START, actor)
@@ -94,12 +101,12 @@ def start_rollout(
 
 
 def join(cat: Catalogue, device: str) -> bool:
-    """A device that has just become active takes part in the newest rollout, also in one that is over, so that it gets the model that
-    the others run; whether there is one.
+    """A device that has just become active takes part in the newest rollout of a model, also in one that is over, so that it gets the
+    model that the others run; whether there is one. Which version of the agent it runs was the installer's choice.
     """
     with cat.transaction():
         newest = cat.row(
-            "SELECT id, state FROM rollout WHERE state NOT IN (?, ?) ORDER BY id DESC LIMIT 1",
+            "SELECT id, state FROM rollout WHERE agent = '' AND state NOT IN (?, ?) ORDER BY id DESC LIMIT 1",
             State.ABORTED.value,
             State.ROLLED_BACK.value,
         )
@@ -231,13 +238,13 @@ def record_report(cat: Catalogue, device: str, report: Report) -> bool:
     """What a device reports about its job; False when it has no such job. Repeats and late repeats change nothing."""
     with cat.transaction():
         row = cat.row(
-            "SELECT execution.*, rollout.model FROM execution JOIN rollout ON rollout.id = execution.rollout "
-            "WHERE job = ? AND device = ?",
+            "SELECT execution.*, coalesce(rollout.model, rollout.agent) AS content FROM execution "
+            "JOIN rollout ON rollout.id = execution.rollout WHERE job = ? AND device = ?",
             *(report.job_id, device),
         )
         if row is None:
             return False
-        to, code = outcome(report.state, running_digest=report.running_digest, model_digest=row["model"], code=report.code)
+        to, code = outcome(report.state, running_digest=report.running_digest, model_digest=row["content"], code=report.code)
         if to == row["state"] or not accepts(row["state"], to):
             return True
         _move(cat, row["rollout"], device, to, device, code=code, detail=report.detail)
@@ -251,12 +258,29 @@ def record_running(cat: Catalogue, device: str, running_digest: str) -> bool:
     with cat.transaction():
         row = cat.row(
             "SELECT execution.*, rollout.model FROM execution JOIN rollout ON rollout.id = execution.rollout "
-            "WHERE device = ? ORDER BY rollout.id DESC LIMIT 1",
+            "WHERE device = ? AND rollout.model IS NOT NULL ORDER BY rollout.id DESC LIMIT 1",
             device,
         )
         if row is None or row["state"] != SUCCEEDED or row["model"] == running_digest:
             return False
         detail = f"reports model {running_digest[:12]} after it had committed {row['model'][:12]}"
+        _move(cat, row["rollout"], device, FAILED, device, code="reverted", detail=detail)
+    return True
+
+
+def record_agent_version(cat: Catalogue, device: str, version: str) -> bool:
+    """The same of the agent: a device that comes up with another version than the one it had committed. Whether it did."""
+    if not version:
+        return False
+    with cat.transaction():
+        row = cat.row(
+            "SELECT execution.*, rollout.agent_version FROM execution JOIN rollout ON rollout.id = execution.rollout "
+            "WHERE device = ? AND rollout.agent != '' ORDER BY rollout.id DESC LIMIT 1",
+            device,
+        )
+        if row is None or row["state"] != SUCCEEDED or row["agent_version"] == version:
+            return False
+        detail = f"runs version {version[:40]} after it had committed {row['agent_version']}"
         _move(cat, row["rollout"], device, FAILED, device, code="reverted", detail=detail)
     return True
 
@@ -311,22 +335,24 @@ def _move(cat: Catalogue, rollout: str, device: str, to: str, actor: str, *, cod
 
 
 def jobs(cat: Catalogue) -> list[DeviceJob]:
-    """The job that each active device should hold, of the newest rollout that has reached it.
+    """The job that each active device should hold, of the newest rollout of a model, and of the agent, that has reached it.
 
     A device that failed gets none (it would refuse the model anyway), one that was withdrawn gets a cancel.
     """
     rows = cat.rows(
-        "SELECT execution.*, rollout.model, rollout.release, rollout.created_at, device.site FROM execution "
+        "SELECT execution.*, rollout.model, rollout.agent, rollout.release, rollout.created_at, device.site FROM execution "
         "JOIN rollout ON rollout.id = execution.rollout JOIN device ON device.id = execution.device "
         "WHERE device.state = 'active' AND execution.state != ? ORDER BY rollout.id",
         WAITING,
     )
-    newest = {row["device"]: row for row in rows}
+    newest = {(row["device"], bool(row["agent"])): row for row in rows}
     return [_device_job(row) for row in newest.values() if row["state"] != FAILED]
 
 
 def _device_job(row: Row) -> DeviceJob:
     created = datetime.fromisoformat(row["created_at"].replace("Z", "+00:00"))
     action = "cancel" if row["state"] == CANCELLED else "install"
-    job = Job(row["job"], row["model"], row["release"], action, int(created.timestamp() * 1000))
-    return DeviceJob(row["device"], row["site"], job)
+    is_agent = bool(row["agent"])
+    digest, extra = (row["agent"], {OF: "agent"}) if is_agent else (row["model"], {})
+    job = Job(row["job"], digest, row["release"], action, int(created.timestamp() * 1000), extra=extra)
+    return DeviceJob(row["device"], row["site"], job, is_agent)

@@ -32,6 +32,19 @@ THEIRS: Mapping[str, str] = {
     "batch": "EXISTS (SELECT 1 FROM batch_frame WHERE batch_frame.batch = batch.id)",
     "execution": f"device IN ({_OURS})",
     "rollout": "EXISTS (SELECT 1 FROM execution WHERE execution.rollout = rollout.id)",
+    "linked_frame": _OUR_FRAME.format(key="linked_frame.frame"),
+    "fetch": f"device IN ({_OURS})",
+    "unsent": f"device IN ({_OURS})",
+    "tombstone": f"device IN ({_OURS})",
+    "redaction": _OUR_FRAME.format(key="redaction.frame"),
+    "certificate": f"device IN ({_OURS})",
+    "device_tag": f"device IN ({_OURS})",
+    "device_config": f"device IN ({_OURS})",
+    "config_history": f"device IN ({_OURS})",
+    "config_change_device": f"device IN ({_OURS})",
+    "config_change": "EXISTS (SELECT 1 FROM config_change_device WHERE config_change_device.change = config_change.id)",
+    "campaign_share": f"device IN ({_OURS})",
+    "campaign": "EXISTS (SELECT 1 FROM campaign_share WHERE campaign_share.campaign = campaign.id)",
     # About a device, a frame or a rollout of theirs; what happened to the server as a whole is not theirs.
     "event": " OR ".join(
         (f"subject IN ({_OURS})", "subject IN (SELECT id FROM rollout)", _OUR_FRAME.format(key="event.subject"))

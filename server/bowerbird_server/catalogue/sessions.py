@@ -7,6 +7,8 @@ when its account or token is taken away. It makes no answer to a browser.
 from __future__ import annotations
 
 import secrets
+import sqlite3
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from bowerbird_server import passwords
@@ -64,7 +66,7 @@ def session(cat: Catalogue, cookie: str, ages: Ages, now_s: float) -> Session | 
     if principal is None:
         return None
     if now_s - row["seen_at"] > _SEEN_EVERY_S:
-        with cat.transaction(durable=False):
+        with suppress(sqlite3.OperationalError), cat.transaction(durable=False):  # a full disk keeps nobody out
             cat.execute("UPDATE web_session SET seen_at = ? WHERE digest = ?", now_s, row["digest"])
     # Derived, so that it is kept nowhere either, and as hard to guess as the cookie.
     return Session(row["author"], passwords.digest(f"csrf {cookie}"), replace(principal, name=row["author"]))

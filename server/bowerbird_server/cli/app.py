@@ -10,21 +10,26 @@ from typing import Annotated, NoReturn
 import typer
 from rich.markup import escape
 
+from bowerbird_models.core_dumps import forbid_core_dumps
 from bowerbird_models.errors import ModelError
 from bowerbird_server.cli import (
+    agents,
     audit,
     backup,
     broker,
+    campaigns,
     catalogue,
     dataset,
     demo,
     devices,
     doctor,
+    erase,
     frames,
     identity,
     labels,
     models,
     readers,
+    retention,
     rollout,
     serve,
     tokens,
@@ -63,6 +68,8 @@ demo.add_to(app)
 serve.add_to(app)
 app.add_typer(devices.app, name="devices")
 app.add_typer(identity.app, name="identity")
+app.add_typer(campaigns.app, name="campaigns")
+app.add_typer(agents.app, name="agents")
 app.add_typer(readers.app, name="readers")
 app.add_typer(broker.app, name="broker")
 app.add_typer(users.app, name="users")
@@ -76,11 +83,14 @@ app.add_typer(train.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(rollout.app, name="rollout")
 backup.add_to(app)
+erase.add_to(app)
+retention.add_to(app)
 doctor.add_to(app)
 
 
 def main() -> None:
     """The `bowerbird` command. Exit codes: 0 done, 1 failed, 2 bad input, 3 not found, 4 conflict, 5 surroundings, 130 interrupted."""
+    forbid_core_dumps()
     try:
         app()
     except (ServerError, ModelError) as error:

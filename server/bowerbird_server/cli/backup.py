@@ -14,7 +14,9 @@ from rich.progress import TaskID
 from bowerbird_server.backup import back_up
 from bowerbird_server.backup import restore as restore_site
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, progress_bars, say, show_json, tell
+from bowerbird_server.errors import BadInput
 from bowerbird_server.registry import open_repository
+from bowerbird_server.sealed import read_passphrase
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,19 +44,30 @@ def backup(
     data: Data = DATA,
     config: Config = None,
     with_keys: Annotated[
-        bool, typer.Option("--with-keys", help="Also signing keys, passwords and the web token: guard the folder.")
+        bool, typer.Option("--with-keys", help="Also the authority's and the signing keys, sealed under a passphrase.")
     ] = False,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="Seal what --with-keys brings under the first line of this file.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Back the site up, also while its server runs; a second time only what is new is copied. Ends with 1 when a blob is damaged."""
     with open_site(data, config) as site, stages() as progress:
-        made = back_up(site, folder, with_keys=with_keys, on_progress=progress)
+        if passphrase_file is not None and not with_keys:
+            raise BadInput("--passphrase-file seals what --with-keys brings; give both, or neither")
+        if with_keys and passphrase_file is None:
+            raise BadInput(
+                "among the keys is the one that makes devices: seal them with --passphrase-file FILE, whose first line is a passphrase"
+            )
+        passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
+        made = back_up(site, folder, with_keys=with_keys, passphrase=passphrase, on_progress=progress)
+        site.catalogue.log(actor(), "site backed up", site.config.site, {"folder": str(folder.resolve())})
     if as_json:
         show_json(dataclasses.asdict(made))
     else:
         say(f"{made.blobs} blobs ({made.copied} new, {made.bytes / 1e6:.1f} MB in all) and the catalogue are in {folder}")
         if not made.with_keys:
-            say("keys, passwords and the web token are not; keep them elsewhere, or add --with-keys")
+            say("keys are not; keep them elsewhere, or add --with-keys --passphrase-file FILE")
     for digest in made.damaged:
         tell(f"blob {digest[:12]} is damaged and not in the backup; `bowerbird catalogue verify` says what needs it")
     if made.damaged:
@@ -64,17 +77,19 @@ def backup(
 def restore(
     folder: Annotated[Path, typer.Argument(help="What `bowerbird backup` wrote.")],
     data: Data = DATA,
-    revoked: Annotated[
+    deletions: Annotated[
         list[Path] | None,
-        typer.Option(
-            "--revoked", help="A deny list newer than the backup, e.g. OLD-DATA/broker/denied: who is in it stays out."
-        ),
+        typer.Option(help="A newer deletions.jsonl, of the lost data folder or beside another backup; may be repeated."),
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="File whose first line is the passphrase that the backup's keys are sealed with.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a new data folder from a backup. Counters that devices hold the highest of are raised, so that they go on listening."""
     with stages() as progress:
-        restored = restore_site(folder, data, actor(), progress, revoked=revoked or ())
+        passphrase = None if passphrase_file is None else read_passphrase(passphrase_file)
+        restored = restore_site(folder, data, actor(), progress, deletions=deletions or (), passphrase=passphrase)
     if restored.with_keys:
         with open_site(data) as site:
             open_repository(site).refresh()
@@ -82,6 +97,13 @@ def restore(
         show_json(dataclasses.asdict(restored))
     else:
         say(f"{restored.frames} frames and {restored.blobs} blobs of {restored.made_at} are in {data}")
+        if restored.erased:
+            say(f"{restored.erased} frames of it were erased after it was made and did not come back")
+        if not deletions:
+            say(
+                "frames that were erased after the last backup into this folder may be back: restore with --deletions FILE, "
+                "the deletions.jsonl of the lost data folder, if it can still be read"
+            )
         if not restored.with_keys:
             say(
                 f"the backup holds no keys: put yours into {data}/keys (mode 0600) before `bowerbird serve`, and give each device "

@@ -13,7 +13,7 @@ from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, Config, Data, open_site, say
 from bowerbird_server.ingest_share import MAX_WORKERS, client_ids
 from bowerbird_server.mqtt_session import check_broker
-from bowerbird_server.provision import broker_of, external_address, server_address
+from bowerbird_server.provision import broker_of, device_ca_of, external_address, server_address
 
 app = typer.Typer(
     no_args_is_help=True, help="A broker of one's own. Example: bowerbird broker config --out broker --name mqtt.example.net"
@@ -44,6 +44,7 @@ def write_config(
             shut_out=fleet.shut_out(site.catalogue),
             at=at,
             port=port,
+            device_ca=device_ca_of(site),
             now=datetime.now(tz=UTC),
         )
     say(f"{out} holds everything; start the broker with: mosquitto -c {(at or out) / 'mosquitto.conf'}")

@@ -101,4 +101,8 @@ def export(
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise BadInput(f"{folder} is not empty; name a new folder")
         folder.mkdir(parents=True, exist_ok=True)
-        say(str(materialise(site.blobs, dataset_version(site.catalogue, version), folder.resolve(), copy=True)))
+        row = dataset_version(site.catalogue, version)
+        laid_out = materialise(site.blobs, row, folder.resolve(), copy=True)
+        # An erasure has to be able to name the copies that left this folder.
+        site.catalogue.log(actor(), "dataset exported", row["id"], {"folder": str(folder.resolve()), "number": row["number"]})
+        say(str(laid_out))

@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from bowerbird_server.broker_address import write_private
-from bowerbird_server.catalogue import fleet, identity
+from bowerbird_server.catalogue import fleet, identity, unsent
+from bowerbird_server.cli import device_config
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput, Conflict
 from bowerbird_server.identity.invitations import MAX_HOURS, Wanted, cameras_of, file_name, read_list
@@ -31,6 +32,7 @@ from bowerbird_server.site import Site
 app = typer.Typer(
     no_args_is_help=True, help="Devices of this site. Example: bowerbird devices add cam-01 --camera rtsp://10.0.0.7/1"
 )
+device_config.add_to(app)
 
 
 @app.command()
@@ -104,6 +106,7 @@ def list_devices(data: Data = DATA, as_json: AsJson = False) -> None:
             "label": "label",
             "state": "state",
             "status": "status",
+            "agent_version": "agent",
             "model": "model",
             "seen": "seen",
             "sent": "sent",
@@ -122,7 +125,7 @@ def show(device: str, data: Data = DATA) -> None:
     with open_site(data) as site:
         row = fleet.get(site.catalogue, device)
         row["certificates"] = identity.certificates(site.catalogue, device)
-        show_json(row)
+        show_json({**row, "unsent": unsent.of_device(site.catalogue, device)})
 
 
 @app.command()

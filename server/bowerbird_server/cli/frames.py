@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from bowerbird_server.batch import build_batch
+from bowerbird_server.catalogue import fetches
 from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue.batches import queue_length
 from bowerbird_server.catalogue.labels import labels_of
@@ -16,6 +17,7 @@ from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, pr
 from bowerbird_server.dataset_import import import_frames
 from bowerbird_server.errors import BadInput, NotFound
 from bowerbird_server.record_keeping import delete_frames, keep_records
+from bowerbird_wire.linked import AROUND, ORIGINAL
 
 app = typer.Typer(no_args_is_help=True, help="Frames on the server. Example: bowerbird frames list --state queued")
 
@@ -64,6 +66,34 @@ def show(frame: str, data: Data = DATA) -> None:
                 "image": str(site.blobs.path(row["blob"])),
             }
         )
+
+
+@app.command()
+def fetch(
+    frame: Annotated[str, typer.Argument(help="Id, or its beginning.")],
+    data: Data = DATA,
+    original: Annotated[bool, typer.Option("--original", help="The picture as the camera gave it.")] = False,
+    around: Annotated[float | None, typer.Option(help="The pictures so many seconds around it, e.g. 3.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask a frame's device for more of it; says what became of what was asked before. Example: bowerbird frames fetch 3f9 --original"""
+    with open_site(data) as site:
+        row = frame_rows.find(site.catalogue, frame)
+        if original:
+            fetches.ask(site.catalogue, row["id"], ORIGINAL, actor())
+        if around is not None:
+            fetches.ask(site.catalogue, row["id"], AROUND, actor(), seconds=around)
+        rows = fetches.of_frame(site.catalogue, row["id"])
+    for wish in rows:
+        wish["shown"] = f"around {wish['seconds']:g} s" if wish["kind"] == AROUND else wish["kind"]
+        wish["came"] = f"{wish['arrived']} of {wish['frames']}" if wish["frames"] else ""
+        wish["why"] = ": ".join(part for part in (wish["code"], wish["detail"]) if part)
+    show_rows(
+        rows,
+        {"shown": "asked for", "state": "state", "came": "came", "why": "why", "asked_at": "asked"},
+        as_json=as_json,
+        none="nothing was asked of this frame's device; --original or --around SECONDS does",
+    )
 
 
 @app.command("import")

@@ -68,6 +68,9 @@ def export(
     with open_site(data) as site:
         write = files.export_yolo if form is Format.YOLO else files.export_coco
         written = write(site.catalogue, site.blobs, folder)
+        site.catalogue.log(
+            actor(), "labels exported", str(folder.resolve()), {"folder": str(folder.resolve()), "frames": written}
+        )
     say(f"{written} labelled frames in {folder}")
 
 

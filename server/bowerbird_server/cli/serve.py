@@ -19,7 +19,7 @@ from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
 from bowerbird_server.config import WebConfig
 from bowerbird_server.endpoint import WebEndpoint, is_free
-from bowerbird_server.errors import BadInput, EnvironmentFault
+from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
 from bowerbird_server.first_run import FIRST_TOKEN_NAME, first_token, keep_first_token
 from bowerbird_server.identity.place import check_port, listener_address
 from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
@@ -30,6 +30,7 @@ from bowerbird_server.supervisor import ChildSpec, Supervisor
 from bowerbird_server.web_certificate import certificate_of, check_names
 
 if TYPE_CHECKING:
+    from bowerbird_server.device_limits import DeviceLimit
     from bowerbird_server.ingest import DiskMarks
 
 logger = logging.getLogger(__name__)
@@ -189,7 +190,15 @@ def ingest(
         address = server_address(site, Share(worker, workers).client_id)
         folder = site.folder
         marks = _disk_marks(site)
-    process.run(folder, address, stop, share=Share(worker, workers), marks=marks)
+        limit = _device_limit(site)
+    process.run(folder, address, stop, share=Share(worker, workers), marks=marks, limit=limit)
+
+
+def _device_limit(site: Site) -> DeviceLimit:
+    from bowerbird_server.device_limits import DeviceLimit
+
+    megabytes = site.config.ingest.device_mb_per_day
+    return DeviceLimit(site.config.ingest.device_frames_per_day, None if megabytes is None else int(megabytes * 1e6))
 
 
 def _disk_marks(site: Site) -> DiskMarks:
@@ -209,9 +218,14 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
         address = server_address(site, DELIVERY)
         folder, marks = site.folder, _disk_marks(site)
 
-    def shut_out(_device: str) -> None:
-        with open_site(data, config) as site:
-            refresh_access(site)
+    def shut_out(device: str) -> None:
+        try:
+            with open_site(data, config) as site:
+                refresh_access(site)
+        except ServerError as error:
+            logger.error(
+                "%s is suspended and the broker does not shut it out yet: %s; `devices suspend` tries again", device, error
+            )
 
     process.run(folder, address, stop, marks=marks, on_suspended=shut_out)
 

@@ -288,7 +288,7 @@ def _annotate(options: DemoOptions, data: Path, stop: threading.Event) -> None:
             stop.wait(0.2)
             continue
         with Site.open(data) as site:
-            name, role = "simulated-annotator", Role.LABELLER
+            name, role = "simulated-annotator", Role.OPERATOR  # it appends the classes of its ground truth
             _, token = accounts.add_token(site.catalogue, name, role, Sites(), ACTOR, days=7, only_one=True)
         run_annotator(endpoint.url, token, world.truth, stop, class_names=world.class_names)
         return

@@ -16,8 +16,8 @@ from cryptography import x509
 from bowerbird_server.catalogue import identity as rows
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id
 from bowerbird_server.catalogue.fleet import get
-from bowerbird_server.errors import NotFound
-from bowerbird_server.identity.authority import common_name, generation_of, is_reserved
+from bowerbird_server.errors import BadInput, NotFound
+from bowerbird_server.identity.authority import common_name, generation_of, is_reserved, key_pin
 from bowerbird_server.identity.clones import judge_renewal
 from bowerbird_server.identity.issuer import Issuer
 from bowerbird_server.identity.requests import DeviceRequest, RequestRefused, check_proof, read_request
@@ -69,11 +69,14 @@ class Claims:
         cat: the catalogue, of the calling thread.
         issuer: signs for devices.
         ca_pem: what devices trust.
+        site: where a device belongs that has a certificate of ours and is not in the catalogue; "" lets none such in.
         clock: aware time now.
     """
 
-    def __init__(self, cat: Catalogue, issuer: Issuer, ca_pem: bytes, *, clock: Callable[[], datetime] = _now) -> None:
-        self._cat, self._issuer, self._ca, self._clock = cat, issuer, ca_pem.decode(), clock
+    def __init__(
+        self, cat: Catalogue, issuer: Issuer, ca_pem: bytes, *, site: str = "", clock: Callable[[], datetime] = _now
+    ) -> None:
+        self._cat, self._issuer, self._ca, self._site, self._clock = cat, issuer, ca_pem.decode(), site, clock
 
     def claim(self, asked: ClaimRequest) -> Outcome:
         """A certificate for a token."""
@@ -98,6 +101,8 @@ class Claims:
             return self._refuse(now)
         if not device or is_reserved(device) or not self._issuer.verifies(leaf):
             return self._refuse(now)
+        # Another CA's certificates need not say their generation; the key does.
+        generation = rows.generation_of_key(self._cat, device, key_pin(leaf.public_key())) or generation
         try:
             request = read_request(asked.request)
             check_proof(leaf, device, generation, request, asked.proof)
@@ -160,11 +165,28 @@ class Claims:
             rows.change_state(self._cat, device, Happening.APPROVED, _ACTOR, "invited with approval")
         return str(device)
 
+    def _adopt(self, device: str, now: datetime) -> Outcome:
+        """A device that proved a certificate of ours and is in no row: the catalogue was restored from before it came. A person says
+        whether it belongs here; what was shut out since that backup is in the log of deletions and has a row."""
+        if not self._site:
+            return self._refuse(now)
+        try:
+            rows.add_pending(self._cat, device, site=self._site, label="", serial="", actor=_ACTOR)
+        except BadInput:  # another CA may have signed any name
+            return self._refuse(now)
+        rows.alarm(
+            self._cat, device, "its certificate is this site's, and the catalogue does not know it: is the catalogue older?"
+        )
+        return self._waits(device, now)
+
+    def _waits(self, device: str, now: datetime) -> Outcome:
+        detail = f"waits for a person: bowerbird devices approve {device}"
+        return Outcome(self._plain(State.PENDING, now, detail=detail, device=device, retry_after_s=PENDING_RETRY_S))
+
     def _answer(self, device: str, request: DeviceRequest, now: datetime) -> Outcome | _Due:
         state = get(self._cat, device)["state"]
         if state == State.PENDING:
-            detail = f"waits for a person: bowerbird devices approve {device}"
-            return Outcome(self._plain(State.PENDING, now, detail=detail, device=device, retry_after_s=PENDING_RETRY_S))
+            return self._waits(device, now)
         if state != State.ACTIVE:
             return self._refuse(now)
         newest = rows.newest_certificate(self._cat, device)
@@ -184,10 +206,12 @@ class Claims:
         try:
             state = get(self._cat, device)["state"]
         except NotFound:
-            return self._refuse(now)
+            return self._adopt(device, now)
         newest = rows.newest_certificate(self._cat, device)
         if state == State.SUSPENDED:
             return Outcome(self._plain(SUSPENDED, now, detail="a person has to resume this device at the server"))
+        if state == State.PENDING:
+            return self._waits(device, now)
         if state != State.ACTIVE:
             return self._refuse(now)
         if now - leaf.not_valid_after_utc > RENEW_EXPIRED:

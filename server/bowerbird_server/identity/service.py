@@ -45,10 +45,11 @@ class Deciding:
         site = self._site
         # Opened anew, since an issuing authority may have been added.
         authority = Authority.open(site.folder.identity)
-        claims = Claims(site.catalogue, issuer_of(site.config, authority), authority.root_pem)
+        claims = Claims(site.catalogue, issuer_of(site.config, authority), authority.root_pem, site=site.config.site)
         outcome = claims.claim(request) if isinstance(request, ClaimRequest) else claims.renew(request)
-        device = outcome.answer.device
-        if outcome.access_changed and (outcome.answer.state != "active" or device not in self._granted):
+        is_new = outcome.answer.state == "active" and outcome.answer.device not in self._granted
+        # Also when a certificate is given again: the broker may not have taken the rules in the first time.
+        if is_new or (outcome.access_changed and outcome.answer.state != "active"):
             refresh_access(site)
             self._granted = set(fleet.active_devices(site.catalogue))
         return outcome

@@ -36,6 +36,7 @@ TRANSITIONS: Mapping[tuple[State, Happening], State] = {
     (State.ACTIVE, Happening.SUSPENDED): State.SUSPENDED,
     (State.ACTIVE, Happening.RETIRED): State.RETIRED,
     (State.SUSPENDED, Happening.SUSPECTED): State.SUSPENDED,
+    (State.SUSPENDED, Happening.SUSPENDED): State.SUSPENDED,  # again, for a broker that did not hear of it
     (State.SUSPENDED, Happening.RESUMED): State.ACTIVE,
     (State.SUSPENDED, Happening.RETIRED): State.RETIRED,
 }

@@ -24,7 +24,7 @@ def token_hash(token: str) -> str:
 
 
 def claim_text(url: str, token: str, pin: str) -> str:
-    """What the QR code says; `bowerbird-agent enrol` takes it in a bundle's place."""
+    """Address, token and pin in one line, for a scanner and the list of who stands where; a board enrols with the bundle."""
     return f"bowerbird:{url}#{token}#{pin}"
 
 

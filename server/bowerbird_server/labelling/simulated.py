@@ -84,7 +84,7 @@ def run_annotator(
 
     Args:
         base_url: e.g. `http://127.0.0.1:8080`.
-        token: the one the server printed at its start.
+        token: one of an operator, since classes are appended.
         truth_for: (camera id, sequence) -> boxes in source pixels, or None when unknown; a `GroundTruth`'s `boxes`.
         stop: ends it, within about the time of one request.
         seconds_per_box: how long the simulated person takes for a box; it is waited for and written into the label.
@@ -221,7 +221,10 @@ class _Annotator:
     def _ask(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
         reply = self._client.request(method, path, **rest)
         if reply.status_code in {401, 403}:
-            raise ServerError("the server refuses the simulated annotator's token; start it with the token the server printed")
+            raise ServerError(
+                "the server refuses the simulated annotator's token; give it an operator's: "
+                "`bowerbird tokens add annotator --role operator`"
+            )
         if reply.status_code >= 500:
             raise _TryAgainError(f"{method} {path} answered {reply.status_code}")
         if reply.status_code >= 400:

@@ -13,12 +13,12 @@ from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 
 from bowerbird_server import batch as batch_rules
-from bowerbird_server.catalogue import accounts, audit, batches, classes, frames, overview
+from bowerbird_server.catalogue import accounts, audit, batches, classes, fetches, fleet, frames, overview, unsent
 from bowerbird_server.catalogue.core import Row
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.web import api_types as t
-from bowerbird_server.web.shapes import frame_detail, frame_shape, queue_item
+from bowerbird_server.web.shapes import fetch_shapes, frame_detail, frame_shape, queue_item
 from bowerbird_server.web.stores import catalogue, principal_of, stores, whole_catalogue
 
 # Only so that the OpenAPI description says how to come in; the checking is AccessGate's.
@@ -111,16 +111,16 @@ def get_frame(request: Request, frame_id: str) -> Row:
 def get_image(request: Request, frame_id: str) -> Response:
     cat, blobs = stores(request)
     row = frames.get(cat, frame_id)
-    # The content belongs to the digest for ever; a browser asks once a day all the same, so that who saw what is known by the day.
-    headers = {"ETag": f'"{row["blob"]}"', "Cache-Control": "private, max-age=86400, immutable"}
-    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
-    audit.note_sight(whole_catalogue(request), principal_of(request).name, frame_id)
-    if headers["ETag"] in known:
-        return Response(status_code=304, headers=headers)
     if row["state"] == "deleted" or not blobs.exists(row["blob"]):
         raise NotFound(
             f"the image of frame {frame_id[:12]} is gone from the blob store; restore it from a backup of the data folder"
         )
+    # The content belongs to the digest for ever, and yet a browser asks again after an hour: an erased picture must not stay in it.
+    headers = {"ETag": f'"{row["blob"]}"', "Cache-Control": "private, max-age=3600, immutable"}
+    known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+    audit.note_sight(whole_catalogue(request), principal_of(request).name, frame_id)
+    if headers["ETag"] in known:
+        return Response(status_code=304, headers=headers)
     # A type we do not know is handed out as bytes: what a device sent must never run as a page.
     media_type = _MEDIA_TYPES.get(row["image_format"], "application/octet-stream")
     return FileResponse(blobs.path(row["blob"]), media_type=media_type, headers=headers)
@@ -196,6 +196,33 @@ def post_batch(request: Request, body: t.BatchIn) -> Row:
     if batch is None:
         raise Conflict("no received frame waits to be queued; wait until devices have sent some, or import frames")
     return batches.progress(cat, batch)
+
+
+@router.get("/frames/{frame_id}/fetch", response_model=t.Fetches, summary="What was asked of its device, and what came")
+def list_fetches(request: Request, frame_id: str) -> Row:
+    cat = catalogue(request)
+    frames.get(cat, frame_id)
+    return fetch_shapes(cat, frame_id)
+
+
+@router.post(
+    "/frames/{frame_id}/fetch",
+    response_model=t.Fetches,
+    status_code=201,
+    summary="Ask its device for its original or surroundings",
+)
+def post_fetch(request: Request, frame_id: str, wish: t.FetchIn) -> Row:
+    cat = catalogue(request)
+    frames.get(cat, frame_id)
+    fetches.ask(whole_catalogue(request), frame_id, wish.kind, _author(request, None), seconds=wish.seconds)
+    return fetch_shapes(cat, frame_id)
+
+
+@router.get("/devices/{device}/unsent", response_model=t.Unsent, summary="What the device kept and never sent")
+def get_unsent(request: Request, device: str, limit: Limit = 100) -> Row:
+    cat = catalogue(request)
+    fleet.get(cat, device)
+    return {**unsent.of_device(cat, device), "frames": unsent.named(cat, device, limit=limit)}
 
 
 @router.get("/models", response_model=t.Models)

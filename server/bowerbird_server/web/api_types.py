@@ -109,6 +109,72 @@ class FrameDetail(Frame):
     explanation: str
 
 
+class FetchIn(_In):
+    """What to ask a frame's device for."""
+
+    kind: Literal["original", "around"]
+    seconds: float = Field(0.0, ge=0, le=60, description="How far around, to both sides; for `around` only")
+
+
+class FetchRow(_Out):
+    """Something that was asked: `asked`, `sent` (on its way), `arrived`, `refused` (see `code`) or `gone`."""
+
+    id: str
+    kind: str
+    seconds: float
+    state: str
+    code: str
+    detail: str
+    asked_at: str
+    asked_by: str
+    answered_at: str | None
+    frames: int = Field(description="Frames that the device says will come")
+    arrived: int = Field(description="Frames of those that are here")
+
+
+class LinkedFrame(Frame):
+    """A frame that belongs to another."""
+
+    kind: str
+
+
+class Parent(_Out):
+    """The frame that one belongs to."""
+
+    of_frame: str
+    kind: str
+
+
+class Fetches(_Out):
+    """What was asked about a frame, what came of it, and what it belongs to itself."""
+
+    items: list[FetchRow]
+    linked: list[LinkedFrame]
+    parent: Parent | None
+
+
+class UnsentFrame(_Out):
+    """A frame that left its device's spool unsent, known by name."""
+
+    frame: str
+    arm: str
+    why: str
+    score: float
+    inclusion_probability: float
+    camera: str
+    captured_at: str
+
+
+class Unsent(_Out):
+    """What a device kept and never sent: counts by `reason.group.score bin`, names by arm, the newest of them."""
+
+    at: str | None
+    evicted: dict[str, int]
+    dropped: dict[str, int]
+    named: dict[str, int]
+    frames: list[UnsentFrame]
+
+
 class QueueItem(Frame):
     """A frame that waits for a label."""
 
@@ -207,6 +273,9 @@ class DatasetVersion(_Out):
     frames: int
     boxes: int
     splits: dict[str, int]
+    removed: list[str] = Field(
+        default_factory=list, description="Frames in it that were deleted since; it is used without them."
+    )
 
 
 class TrainingRun(_Out):
@@ -242,7 +311,9 @@ class Rollout(_Out):
 
     id: str
     created_at: str
-    model: str
+    model: str | None  # None of a rollout of the agent
+    agent: str  # release digest, "" of a rollout of a model
+    agent_version: str
     release: int
     state: str
     finished_at: str | None

@@ -22,7 +22,7 @@ from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFou
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.oidc import Provider
 from bowerbird_server.throttle import Throttle
-from bowerbird_server.web import api, api_people, api_rollouts, login, login_oidc, metrics, pages
+from bowerbird_server.web import api, api_people, api_rollouts, login, login_oidc, metrics, pages, remote_api, remote_pages
 from bowerbird_server.web.auth import AccessGate, error_answer
 from bowerbird_server.web.stores import Stores
 
@@ -84,12 +84,13 @@ def create_app(
     app.state.ages, app.state.throttle, app.state.failed_login_delay_s = ages, Throttle(), failed_login_delay_s
     app.state.oidc = oidc
     app.state.approval_is_manual = approval_is_manual
-    for router in (api.open_router, api.router, api_rollouts.router, api_people.router):
+    for router in (api.open_router, api.router, api_rollouts.router, api_people.router, remote_api.router):
         app.include_router(router, tags=["v1"])
     app.include_router(metrics.router, include_in_schema=False)
     app.include_router(login.router, include_in_schema=False)
     app.include_router(login_oidc.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
+    app.include_router(remote_pages.router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC_DIR), name="static")
     app.add_middleware(AccessGate, stores=held, ages=ages, error_page=pages.error_page)
     app.add_exception_handler(ServerError, _server_error)

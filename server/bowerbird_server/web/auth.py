@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import sqlite3
 import time
 from collections.abc import Callable
 from urllib.parse import quote, urlsplit
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from bowerbird_server.catalogue import accounts, sessions
 from bowerbird_server.catalogue.core import ORIGIN
 from bowerbird_server.catalogue.sessions import Ages, Session
+from bowerbird_server.errors import EnvironmentFault
 from bowerbird_server.web.permissions import needs_of
 from bowerbird_server.web.stores import Stores
 
@@ -83,7 +85,11 @@ class AccessGate:
         refusal = _body_fault(request, method)
         if refusal is None and not _path(request).startswith("/static/"):
             # The catalogue may be busy, and the loop must not wait for it.
-            refusal = await run_in_threadpool(self._refusal, request, method)
+            try:
+                refusal = await run_in_threadpool(self._refusal, request, method)
+            except (sqlite3.OperationalError, EnvironmentFault) as error:
+                log.warning("nobody can be let in: the catalogue cannot be used now: %s", error)
+                refusal = error_answer(503, "environment", "the catalogue cannot be used now; try again, and look at the disk")
         principal = request.state.principal
         address = request.client.host if request.client else "unknown"
         ORIGIN.set(f"{address} {principal.credential}" if principal else address)
@@ -120,7 +126,7 @@ class AccessGate:
             answer.headers["Allow"] = takes
             return answer
         session = request.state.session
-        if unsafe and session and path != "/logout" and not csrf_matches(session, request.headers.get(CSRF_HEADER, "")):
+        if unsafe and session and not _is_form(path) and not csrf_matches(session, request.headers.get(CSRF_HEADER, "")):
             return error_answer(403, "csrf", f"the header {CSRF_HEADER} is missing or stale; reload the page")
         why_not = need.refusal(request.state.principal)
         if not why_not:
@@ -132,6 +138,11 @@ class AccessGate:
         if unsafe or _is_for_programs(_path(request)):
             return error_answer(status, code, message)
         return self._error_page(Request(request.scope), status, message)
+
+
+def _is_form(path: str) -> bool:
+    """Forms carry the token in a field, which their own routes compare."""
+    return path == "/logout" or (path.startswith("/frames/") and path.endswith("/fetch"))
 
 
 def csrf_matches(session: Session, given: str) -> bool:

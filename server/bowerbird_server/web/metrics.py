@@ -17,9 +17,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.catalogue import overview
+from bowerbird_server.catalogue import campaigns, device_config, overview
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.web.stores import stores
+from bowerbird_wire.telemetry import read
 
 router = APIRouter()
 
@@ -58,6 +59,13 @@ class SiteMetrics(Collector):
         refused = overview.dead_letters_by_code(self._cat)
         yield _by("bowerbird_dead_letters", "Refused messages that are kept for a look.", "code", refused)
         yield _by("bowerbird_rollout_devices", "Devices in rollouts that run.", "state", overview.rollout_states(self._cat))
+        running = [row for row in campaigns.list_campaigns(self._cat) if row["state"] == "running"]
+        taken = {row["id"]: row["frames_received"] for row in running}
+        yield _by("bowerbird_campaign_frames", "Frames received for campaigns that run.", "campaign", taken)
+        quotas = {row["id"]: row["frames"] for row in running}
+        yield _by("bowerbird_campaign_quota_frames", "Frames that they ask for.", "campaign", quotas)
+        states = device_config.states(self._cat)
+        yield _by("bowerbird_device_configurations", "Devices by what they made of their configuration.", "state", states)
         yield GaugeMetricFamily("bowerbird_disk_free_bytes", "Free on the blobs' disk.", value=self._blobs.free_bytes())
         yield from _devices(overview.devices(self._cat))
 
@@ -81,6 +89,17 @@ def _devices(rows: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
     evicted = CounterMetricFamily(
         "bowerbird_device_evicted_frames", "Frames that a full spool gave up.", labels=[*who, "reason"]
     )
+    round_trip = GaugeMetricFamily("bowerbird_device_round_trip_seconds", "From the device to the broker and back.", labels=who)
+    temperature = GaugeMetricFamily("bowerbird_device_temperature_celsius", "The device's hottest sensor.", labels=who)
+    reconnects = GaugeMetricFamily(
+        "bowerbird_device_reconnects", "Connections of the device after the first, since its agent's start.", labels=who
+    )
+    latencies = CounterMetricFamily(
+        "bowerbird_device_frames_by_latency", "Frames by time of the model: upper end in milliseconds.", labels=[*who, "ms"]
+    )
+    scores = CounterMetricFamily(
+        "bowerbird_device_frames_by_score", "Frames by score of their best box: lower end of a tenth.", labels=[*who, "score"]
+    )
     counters = {
         name: CounterMetricFamily(f"bowerbird_device_{name}", text, labels=who) for name, text in DEVICE_COUNTERS.items()
     }
@@ -98,11 +117,22 @@ def _devices(rows: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
         latency.add_metric(labels, health.get("inference_ms", 0.0) / 1000)
         for name, family in counters.items():
             family.add_metric(labels, health.get(name, 0))
+        told = read(health.get("extra", {}).get("tm"))
+        if told.rtt_ms is not None:
+            round_trip.add_metric(labels, told.rtt_ms / 1000)
+        if told.hottest_c is not None:
+            temperature.add_metric(labels, told.hottest_c)
+        reconnects.add_metric(labels, told.reconnects)
+        for end, count in told.latency.items():
+            latencies.add_metric([*labels, end], count)
+        for begin, count in told.scores.items():
+            scores.add_metric([*labels, begin], count)
         for state, count in sorted(health.get("spool", {}).items()):
             spool.add_metric([*labels, state], count)
         for reason, count in sorted(health.get("evicted", {}).items()):
             evicted.add_metric([*labels, reason], count)
     yield from (online, heard, received, image_bytes, rate, latency, spool, evicted, *counters.values())
+    yield from (round_trip, temperature, reconnects, latencies, scores)
 
 
 @router.get("/metrics", summary="Prometheus' text format; with the token, as everything here.")

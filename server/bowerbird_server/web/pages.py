@@ -8,19 +8,20 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
-from fastapi.responses import Response
+from fastapi import APIRouter, Form, Request
+from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 from markupsafe import Markup
 
-from bowerbird_server.catalogue import audit, batches, frames, labels, overview
+from bowerbird_server.catalogue import audit, batches, fetches, frames, labels, overview
 from bowerbird_server.catalogue.sessions import Session
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
 from bowerbird_server.roles import Principal
+from bowerbird_server.web.auth import csrf_matches, error_answer
 from bowerbird_server.web.permissions import NEEDS
-from bowerbird_server.web.shapes import frame_detail, frame_shape, label_shape
+from bowerbird_server.web.shapes import fetch_shapes, frame_detail, frame_shape, label_shape
 from bowerbird_server.web.spending import Spent, spent
 from bowerbird_server.web.stores import catalogue, principal_of, whole_catalogue
 from bowerbird_server.web.why import strategy_rows
@@ -158,9 +159,26 @@ def frame_page(request: Request, frame_id: str) -> Response:
         "frame.html",
         frame=frame,
         strategies=strategy_rows(frame),
+        fetched=fetch_shapes(cat, frame_id),
         labels=[label_shape(row) for row in reversed(labels.labels_of(cat, frame_id))],
         events=overview.events(cat, subject=frame_id, limit=30),
     )
+
+
+@router.post("/frames/{frame_id}/fetch")
+def fetch_more(
+    request: Request,
+    frame_id: str,
+    kind: Annotated[str, Form(max_length=20)],
+    seconds: Annotated[float, Form()] = 3.0,
+    csrf_token: Annotated[str, Form()] = "",
+) -> Response:
+    session: Session | None = request.state.session
+    if session is None or not csrf_matches(session, csrf_token):
+        return error_answer(403, "csrf", "reload the page and ask again")
+    frames.get(catalogue(request), frame_id)  # of somebody's own sites, or there is none
+    fetches.ask(whole_catalogue(request), frame_id, kind, session.author, seconds=seconds)
+    return RedirectResponse(f"/frames/{frame_id}", status_code=303)
 
 
 @router.get("/models/{digest}")

@@ -76,13 +76,30 @@ NEEDS: Mapping[tuple[str, str], Need] = MappingProxyType(
         ("GET", "/api/v1/runs"): _VIEWER,
         ("GET", "/api/v1/rollouts"): _VIEWER,
         ("GET", "/api/v1/events"): _VIEWER,
+        ("GET", "/campaigns"): _VIEWER,
+        ("GET", "/devices/{device}/config"): _VIEWER,
+        ("GET", "/api/v1/devices/{device}/config"): _VIEWER,
+        ("GET", "/api/v1/devices/{device}/config/history"): _VIEWER,
+        ("GET", "/api/v1/config-changes"): _VIEWER,
+        ("GET", "/api/v1/campaigns"): _VIEWER,
+        ("GET", "/api/v1/frames/{frame_id}/fetch"): _VIEWER,
+        ("GET", "/api/v1/devices/{device}/unsent"): _VIEWER,
+        ("GET", "/api/v1/campaigns/{campaign}"): _VIEWER,
         # Labelling.
         ("GET", "/review"): _LABELLER,
         ("POST", "/api/v1/frames/{frame_id}/open"): _LABELLER,
         ("POST", "/api/v1/frames/{frame_id}/label"): _LABELLER,
+        # More of a frame costs the device's link, within its own daily cap.
+        ("POST", "/frames/{frame_id}/fetch"): _LABELLER,
+        ("POST", "/api/v1/frames/{frame_id}/fetch"): _LABELLER,
         # The site's work. The class list is one for all sites.
         ("POST", "/api/v1/batches"): _OPERATOR,
         ("POST", "/api/v1/classes"): Need(Role.OPERATOR, everywhere=True),
+        # What devices of one's own sites are wished to do. A campaign's quota is one for the fleet.
+        ("POST", "/api/v1/config-changes"): _OPERATOR,
+        ("POST", "/api/v1/config-changes/{change}/{step}"): _OPERATOR,
+        ("POST", "/api/v1/campaigns"): Need(Role.OPERATOR, everywhere=True),
+        ("POST", "/api/v1/campaigns/{campaign}/stop"): Need(Role.OPERATOR, everywhere=True),
         # Stopping is an operator's too: it must not wait for a release manager.
         ("POST", "/api/v1/rollouts/{rollout}/pause"): _OPERATOR,
         ("POST", "/api/v1/rollouts/{rollout}/abort"): _OPERATOR,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from bowerbird_server.catalogue import batches, frames, labels
+from bowerbird_server.catalogue import batches, fetches, frames, labels
 from bowerbird_server.catalogue.core import Catalogue, Row
 from bowerbird_server.web.why import sentence
 
@@ -44,6 +44,15 @@ def label_shape(row: Row) -> Row:
     """A label with the API's name for a box's class."""
     boxes = [{"class_name": box["class"], "box_xyxy": box["box_xyxy"]} for box in row["boxes"]]
     return {**row, "boxes": boxes}
+
+
+def fetch_shapes(cat: Catalogue, frame_id: str) -> Row:
+    """What was asked of a frame's device, the frames that came of it, and the frame that it belongs to itself."""
+    return {
+        "items": fetches.of_frame(cat, frame_id),
+        "linked": [{"kind": row["kind"], **frame_shape(row)} for row in fetches.linked(cat, frame_id)],
+        "parent": fetches.parent(cat, frame_id),
+    }
 
 
 def frame_detail(cat: Catalogue, frame_id: str) -> Row:

@@ -33,12 +33,17 @@ def sentence(frame: Mapping[str, Any]) -> str:
     """How the frame came to be chosen."""
     if not frame["camera"]:
         return "It was imported; no device chose it."
+    if frame["arm"] == "fetched":
+        return "Somebody asked its device for it; it was not chosen, and no statistic of the selection counts it."
     chance = frame["inclusion_probability"]
     if frame["arm"] == "explore":
         return (
             f"Taken at random before its device looked at it, with probability {chance:.4g}: "
             f"in unbiased estimates it stands for about {1 / chance:.0f} frames."
         )
+    if frame["arm"] == "campaign":
+        name = next((r.partition(":")[2] for r in frame["reasons"] if r.startswith("campaign:")), "")
+        return f"Taken for campaign {name}: it looks for such frames, whatever the device's policy thinks of them."
     audit = f"The random audit would have taken it with probability {chance:.4g}." if chance else "No random audit was on."
     return (
         f"Chosen by its device's policy: its value ranked above {100 * frame['score']:.0f} % of the frames judged lately, and among "

@@ -1,0 +1,75 @@
+"""How much a device may send in 24 hours, so that one that has lost its mind does not fill the disk of all.
+
+In: the catalogue's frames of the last day, what a group has added since. Out: for how long a device that is over its limit is told to
+keep its frames. Nothing is lost: its frames stay in its spool. With several ingest processes each looks again every minute, so a limit
+may be passed by what they take in that time. It publishes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+from bowerbird_server.catalogue.core import Catalogue, utc_text
+
+_LOOK_EVERY_S = 60.0
+HOLD_S = 600.0
+
+
+@dataclass(frozen=True)
+class DeviceLimit:
+    """What each device may send in any 24 hours; None for no limit."""
+
+    frames_per_day: int | None = None
+    bytes_per_day: int | None = None
+
+    @property
+    def has_any(self) -> bool:
+        """Whether there is a limit at all."""
+        return (self.frames_per_day, self.bytes_per_day) != (None, None)
+
+
+@dataclass
+class DeviceLimits:
+    """The count of each device. One thread owns it.
+
+    Args:
+        cat: the catalogue, of the calling thread.
+        limit: the same for every device.
+        now_s: monotonic seconds.
+    """
+
+    cat: Catalogue
+    limit: DeviceLimit
+    now_s: Callable[[], float]
+    _looked_at_s: float | None = None
+    _sent: dict[str, tuple[int, int]] = field(default_factory=dict)  # device -> frames, bytes
+
+    def hold_s(self, device: str) -> float:
+        """Seconds for which a device should send no frames; 0 for a device within its limit."""
+        if not self.limit.has_any:
+            return 0.0
+        self._look()
+        frames, size = self._sent.get(device, (0, 0))
+        over = (self.limit.frames_per_day is not None and frames >= self.limit.frames_per_day) or (
+            self.limit.bytes_per_day is not None and size >= self.limit.bytes_per_day
+        )
+        return HOLD_S if over else 0.0
+
+    def took(self, device: str, image_bytes: int) -> None:
+        """A new frame of a device is committed."""
+        frames, size = self._sent.get(device, (0, 0))
+        self._sent[device] = (frames + 1, size + image_bytes)
+
+    def _look(self) -> None:
+        if self._looked_at_s is not None and self.now_s() - self._looked_at_s < _LOOK_EVERY_S:
+            return
+        self._looked_at_s = self.now_s()
+        since = utc_text((datetime.now(UTC) - timedelta(days=1)).timestamp() * 1000)
+        rows = self.cat.rows(
+            "SELECT device, count(*) AS frames, sum(bytes) AS bytes FROM frame WHERE received_at >= ? AND device IS NOT NULL "
+            "GROUP BY device",
+            since,
+        )
+        self._sent = {row["device"]: (row["frames"], row["bytes"]) for row in rows}
