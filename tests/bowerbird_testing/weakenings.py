@@ -299,7 +299,7 @@ WEAKENINGS: tuple[Weakening, ...] = (
     Weakening(
         "posts need no CSRF token",
         "bowerbird_server.web.auth",
-        [('if unsafe and session and not _is_form(path) and not csrf_matches(', "if False and not csrf_matches(")],
+        [("if unsafe and session and not _is_form(path) and not csrf_matches(", "if False and not csrf_matches(")],
         [f"{_WEB}test_posts_on_a_cookie_need_the_csrf_token_and_the_same_origin"],
     ),
     Weakening(
