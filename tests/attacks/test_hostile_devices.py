@@ -16,9 +16,19 @@ import pytest
 from bowerbird_server.catalogue import Catalogue, fleet, rollouts
 from bowerbird_server.delivery import Delivery
 from bowerbird_server.offers import BlockQueue
-from bowerbird_wire.codec import encode
-from bowerbird_wire.messages import BlockRequest, Health, Message, Report, Status
-from bowerbird_wire.topics import BlockRequestTopic, DeviceTopic, HealthTopic, ReportTopic, StatusTopic
+from bowerbird_wire.codec import _fields, encode
+from bowerbird_wire.messages import BlockRequest, FetchAnswer, Health, Message, Report, Reported, Status, Tombstones
+from bowerbird_wire.topics import (
+    AgentReportTopic,
+    BlockRequestTopic,
+    DeviceTopic,
+    FetchAnswerTopic,
+    HealthTopic,
+    ReportedTopic,
+    ReportTopic,
+    StatusTopic,
+    TombstonesTopic,
+)
 
 BIG = 2**63 - 1
 
@@ -81,6 +91,34 @@ def hostile_messages() -> list[tuple[type[DeviceTopic], bytes]]:
         for path in ("metadata/timestamp.json", "../x", "x" * 900_000)
         for first, count, size in ((BIG, BIG, BIG), (-1, -1, -1), (BIG, 1, 1024), (0, BIG, 131_072))
     ]
+    return found + every_field_wrong()
+
+
+def every_field_wrong() -> list[tuple[type[DeviceTopic], bytes]]:
+    """Each message that delivery reads, with each of its keys set to what it should not be."""
+    plain: dict[object, object] = {int: 1, str: "a", bytes: b"x" * 32, float: 1.0, bool: True}
+    kinds: list[tuple[type[DeviceTopic], type[Message]]] = [
+        (StatusTopic, Status),
+        (HealthTopic, Health),
+        (ReportTopic, Report),
+        (AgentReportTopic, Report),
+        (ReportedTopic, Reported),
+        (TombstonesTopic, Tombstones),
+        (FetchAnswerTopic, FetchAnswer),
+        (BlockRequestTopic, BlockRequest),
+    ]
+    values: list[object] = [BIG, -BIG, 0, "", "x" * 5000, "a\nb\x1b", "\0", b"", b"x" * 31, None, True, 1.5, float("nan")]
+    values += [[], [[]], {}, {1: 1, "a": 2}, {"x": BIG}, {"x": -1}, {"x": "y"}, ["x"], [b"x" * 32], [BIG], [["a", BIG]]]
+    found = []
+    for topic, kind in kinds:
+        required = {
+            each.key: plain.get(each.type, [] if "tuple" in str(each.type) else {})
+            for each in _fields(kind)
+            if each.required and each.key
+        }
+        for each in _fields(kind):
+            for value in values:
+                found.append((topic, cbor2.dumps({"v": kind.VERSION, **required, each.key or "later": value})))
     return found
 
 
@@ -97,8 +135,8 @@ def test_no_message_of_one_device_stops_the_others(
     """A message that made the process die would come again after its restart, and again: nobody would be heard of any more."""
     for kind, payload in hostile_messages():
         delivery.received(str(kind("demo", "cam-01")), payload)
-        delivery.publish_wishes()
         delivery.publish_blocks(1.0)
+    delivery.publish_wishes()
     delivery.received(str(HealthTopic("demo", "cam-02")), encode(Health("b", 1, frames_seen=7)))
     assert '"frames_seen": 7' in str(cat.value("SELECT health FROM device WHERE id = 'cam-02'"))
     assert fleet.desired(cat)["cam-01"].version == 1

@@ -1,6 +1,6 @@
 """The code without one of its checks, again and again: each time the attack that the check is against must be seen to succeed.
 
-Weakenings whose tests start a broker take seconds each and run in `make attacks` only.
+Weakenings whose tests take seconds each (brokers, whole updates and sites) run in `make attacks` only.
 """
 
 from __future__ import annotations
@@ -17,6 +17,14 @@ from bowerbird_server.broker import find_program
 from bowerbird_testing.weakenings import WEAKENINGS, Weakening
 
 TESTS = Path(__file__).parents[1]
+
+
+_QUICK = ("unit/", "integration/test_claims.py", "integration/test_web_api.py", "attacks/test_hostile_")
+
+
+def is_quick(weakening: Weakening) -> bool:
+    """Whether its tests take a second or so, which `make test` has for each of them."""
+    return not weakening.slow and all(test.startswith(_QUICK) for test in weakening.caught_by)
 
 
 def tried(names: tuple[str, ...]) -> dict[str, dict[str, object]]:
@@ -43,17 +51,17 @@ def check(weakening: Weakening, result: dict[str, object]) -> None:
 
 @pytest.fixture(scope="session")
 def plain() -> dict[str, dict[str, object]]:
-    return tried(tuple(weakening.name for weakening in WEAKENINGS if not weakening.slow))
+    return tried(tuple(weakening.name for weakening in WEAKENINGS if is_quick(weakening)))
 
 
 @pytest.mark.xdist_group("weakenings")
-@pytest.mark.parametrize("weakening", [each for each in WEAKENINGS if not each.slow], ids=lambda each: each.name)
+@pytest.mark.parametrize("weakening", [each for each in WEAKENINGS if is_quick(each)], ids=lambda each: each.name)
 def test_what_is_left_out_is_missed(weakening: Weakening, plain: dict[str, dict[str, object]]) -> None:
     check(weakening, plain[weakening.name])
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("weakening", [each for each in WEAKENINGS if each.slow], ids=lambda each: each.name)
+@pytest.mark.parametrize("weakening", [each for each in WEAKENINGS if not is_quick(each)], ids=lambda each: each.name)
 def test_what_is_left_out_of_the_slow_ones_is_missed(weakening: Weakening) -> None:
     if any("broker" in test for test in weakening.caught_by) and find_program("mosquitto") is None:
         pytest.skip("mosquitto is not installed: apt-get install mosquitto")

@@ -258,10 +258,11 @@ OF_IDENTITY: tuple[Attack, ...] = (
     ),
     Attack(
         "restore used to revive a revoked device",
-        "the newer deny list is applied; no token or session of before is good",
+        "the newer log of deletions is applied; no token or session of before is good",
         [
+            "integration/test_claims.py::test_who_was_shut_out_after_the_backup_stays_out_of_the_restored_site",
             "attacks/test_restore.py::test_a_device_that_was_revoked_after_the_backup_is_not_let_in_by_a_restore",
-            "attacks/test_restore.py::test_without_the_list_that_was_named_nothing_is_restored",
+            "attacks/test_restore.py::test_without_the_log_that_was_named_nothing_is_restored",
             "attacks/test_restore.py::test_no_token_session_or_claim_of_before_is_good_in_a_restored_site",
             f"{_ACCESS}test_after_a_restore_no_session_or_token_is_good",
         ],
