@@ -332,7 +332,8 @@ class _Run:
             seen={},
             decode_confidence=setting.policy.decode_confidence,
             encode_everything=False,
-            bytes_left=lambda: self._bucket.left_today_bytes(self._now_s),
+            bytes_left=self._bytes_left,
+            even_bytes_per_s=lambda: setting.limits.even_bytes_per_s,
             sources_done=lambda: self._is_over,
             witness=self._see,
         )
@@ -383,6 +384,10 @@ class _Run:
         while not self._inference.model_digest and time.monotonic() < deadline_s:
             self._inference.step(timeout_s=0.001)
         loading.join()
+
+    def _bytes_left(self) -> int | None:
+        left = self._bucket.left_today_bytes(self._now_s)
+        return None if left is None else max(0, left - sum(size for _, _, size in self._shelf.promoted))
 
     def _see(self, decision: Decision) -> None:
         if decision.judgement.refused:
