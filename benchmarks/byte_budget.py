@@ -1,10 +1,10 @@
 """Whether the byte budget holds, and how much of it is used: weeks of a device with drift, bursts, outages, resends and restarts.
 
-In: nothing. Out: a table, and the figure as a last line of JSON: bytes spent over the bytes that an oracle spends with the same candidates,
-links and caps, the smallest over all budgets (goal 0.9), and the number of overshoots (must be 0). An auditor that knows nothing of
-the bucket adds up what passed, in every rolling 24 hours and 30 days, each calendar day and month (UTC and Berlin), and any shorter
-stretch against rate x t + burst. The oracle sends each byte as early as link and caps let it, counts windows to the second and
-keeps nothing free for control.
+In: nothing. Out: a table, and the figure as a last line of JSON: bytes spent over the bytes that an oracle spends with the same
+candidates, links and caps, the smallest over all budgets (goal 0.9), and the number of overshoots (must be 0). An auditor that
+knows nothing of the bucket adds up what passed, in every rolling 24 hours and 30 days, each calendar day and month (UTC and
+Berlin), and any shorter stretch against rate x t + burst. The oracle sends each byte as early as link and caps let it, counts
+windows to the second and keeps nothing free for control.
 
     python benchmarks/byte_budget.py --quick
 """

@@ -1,7 +1,7 @@
 """How much a device loses by not knowing the future: the value of what it sent over that of what an oracle would have sent.
 
-In: nothing. Out: a table, and the figure as a last line of JSON: the smallest ratio over all budgets and worlds (goal 0.8). The device is
-the agent's own code (`simulated_site.py`). A frame's value is what `Selector.judge` gave it; novelty and diversity are switched off
+In: nothing. Out: a table, and the figure as a last line of JSON: the smallest ratio over all budgets and worlds (goal 0.8). The device
+is the agent's own code (`simulated_site.py`). A frame's value is what `Selector.judge` gave it; novelty and diversity are switched off
 for both sides, since what they are worth hangs on what else was sent. The oracle sees all weeks at once, may send a frame any time
 after it was taken, and has the same caps, outages, control bytes and least gap between frames of a camera; it takes frames by value per
 byte while they fit. Two figures: of what was chosen by value, against an oracle that must send the same random frames; and of
@@ -89,8 +89,8 @@ def oracle_value(
 ) -> float:
     """What an oracle sends, frames in `already` (which count nothing) sent as well.
 
-    Frames are taken in the order of value per byte while they keep the gap and, for every day d, the bytes of frames taken from day d on
-    fit what can pass from day d on: with release times that is all a schedule needs. Of the last frame a part is taken.
+    Frames are taken in the order of value per byte while they keep the gap and, for every day d, the bytes of frames taken from
+    day d on fit what can pass from day d on: with release times that is all a schedule needs. Of the last frame a part is taken.
     """
     at_s, camera, value, size = np.array(month.values, np.float64).T
     # Control comes out of the same caps, evenly.

@@ -17,7 +17,7 @@ import numpy as np
 
 from bowerbird_agent.budget import DAY_S, ByteLimits, TokenBucket
 from bowerbird_agent.capture import Frame
-from bowerbird_agent.pace import Pace, close_window
+from bowerbird_agent.pace import Pace, close_window, room_bytes
 from bowerbird_agent.select import Candidate, Selector
 from bowerbird_agent.uplink_budget import UplinkBudget, ahead_bytes
 from bowerbird_models.detections import Detections
@@ -173,8 +173,9 @@ class Device:
             self._selector.add(Candidate(str(number), name, frame.captured_at_ms, judgement, seen.size_bytes))
         if self._selector.window_closed():
             left = self._bucket.left_today_bytes(seen.at_s)
-            left = None if left is None else max(0, left - self._queued_bytes)
             rate = self._limits.even_bytes_per_s if self._paced else None
+            # Unpaced, what waits is not taken off: so it was before.
+            left = left if rate is None else room_bytes(left, self._queued_bytes, rate)
             result = close_window(self._selector, self._pace, frames_left=None, bytes_left=left, even_bytes_per_s=rate)
             self._queue.extend(int(frame_id) for frame_id in result.chosen)
             self._queued_bytes += result.chosen_bytes

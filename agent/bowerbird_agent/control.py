@@ -20,6 +20,7 @@ from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published, packet_bytes
 from bowerbird_agent.outbox import Outbox
+from bowerbird_agent.pace import room_bytes
 from bowerbird_agent.spool_index import Ledger
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
@@ -212,7 +213,7 @@ class Control:
             with contextlib.suppress(SpoolError):
                 self._unsent_bytes = self._spool.unsent_bytes
         self.even_bytes_per_s = self._budget.even_bytes_per_s
-        self.bytes_left_today = None if left is None else max(0, left - self._unsent_bytes)
+        self.bytes_left_today = room_bytes(left, self._unsent_bytes, self.even_bytes_per_s)
 
     def last_words(self) -> None:
         """A last health message on the way out; the link may not take it."""

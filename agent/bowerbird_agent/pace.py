@@ -3,8 +3,9 @@
 In: seconds, the rate at which the caps would be spent evenly, and the bytes that they leave. Out: what a window may plan with, and how
 many frames the next one can expect. Pure. It enforces nothing: the caps do (`budget.py`).
 
-Without it the first windows after midnight would spend the day. What a window leaves is saved for the next ones, up to a
-day's worth or all that the caps leave; a frame that is dearer than what is saved goes anyway once something is saved, and the next ones wait for it.
+Without it the first windows after midnight would spend the day. What a window leaves is saved for the next ones, up to a day's
+worth or all that the caps leave; a frame that is dearer than what is saved goes anyway once something is saved, and the next ones
+wait for it.
 """
 
 from __future__ import annotations
@@ -66,6 +67,19 @@ class Pace:
         return self._rate * seconds / max(1.0, self._usual_bytes)
 
 
+def room_bytes(left_bytes: int | None, unsent_bytes: int, even_bytes_per_s: float | None) -> int | None:
+    """What may be chosen in addition to chosen frames that are not sent yet; None without caps.
+
+    While those wait, no more than a quarter of a day's worth is chosen: during an outage better frames may come, and what is chosen
+    cannot be taken back.
+    """
+    if left_bytes is None or even_bytes_per_s is None:
+        return left_bytes
+    if unsent_bytes:
+        left_bytes = min(left_bytes, round(DAY_S * even_bytes_per_s / 4.0))
+    return max(0, left_bytes - unsent_bytes)
+
+
 def close_window(
     selector: Selector, pace: Pace, *, frames_left: int | None, bytes_left: int | None, even_bytes_per_s: float | None
 ) -> WindowResult:
@@ -73,7 +87,7 @@ def close_window(
 
     Args:
         frames_left: what the server still wants; None for no limit.
-        bytes_left: what the caps leave, frames that wait to be sent taken off; None for no cap.
+        bytes_left: from `room_bytes`; None for no cap.
         even_bytes_per_s: even rate of the tightest cap; None for no cap of a day or month: nothing is spread then.
     """
     if bytes_left is None or even_bytes_per_s is None:

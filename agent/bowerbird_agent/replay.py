@@ -23,6 +23,7 @@ from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import SourceError
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.pace import room_bytes
 from bowerbird_agent.select import Selector
 from bowerbird_agent.storing import StoringThread
 from bowerbird_agent.uncertainty import pairwise_iou
@@ -387,7 +388,8 @@ class _Run:
 
     def _bytes_left(self) -> int | None:
         left = self._bucket.left_today_bytes(self._now_s)
-        return None if left is None else max(0, left - sum(size for _, _, size in self._shelf.promoted))
+        unsent = sum(size for _, _, size in self._shelf.promoted)
+        return room_bytes(left, unsent, self._setting.limits.even_bytes_per_s)
 
     def _see(self, decision: Decision) -> None:
         if decision.judgement.refused:

@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
-from efficiency.statistics import (  # noqa: E402 - benchmarks are scripts, not a package on the path
+from efficiency.statistics import (
     area_under_curve,
     cost_to_reach,
     efficiency_ratio,

@@ -8,7 +8,7 @@ import pytest
 from bowerbird_agent.budget import DAY_S, ByteLimits
 from bowerbird_agent.choose import Candidate, Judgement, choose
 from bowerbird_agent.novelty import Fingerprint
-from bowerbird_agent.pace import Pace, close_window
+from bowerbird_agent.pace import Pace, close_window, room_bytes
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.ring import Ring
 from bowerbird_agent.select import Selector
@@ -30,6 +30,14 @@ def test_saved_bytes_grow_at_the_even_rate_up_to_a_days_worth() -> None:
     assert pace.saved_bytes(60.0, 1.0, 1000) == -90.0, "a frame dearer than what was saved is a debt"
     assert pace.saved_bytes(3 * DAY_S, 1.0, 50_000) == 50_000.0
     assert pace.saved_bytes(3 * DAY_S, 1.0, 10**9) == DAY_S
+
+
+def test_while_chosen_frames_wait_for_the_link_no_more_than_a_quarter_of_a_day_is_chosen() -> None:
+    assert room_bytes(80_000, 0, 1.0) == 80_000
+    assert room_bytes(80_000, 1_600, 1.0) == 20_000
+    assert room_bytes(80_000, 30_000, 1.0) == 0
+    assert room_bytes(1_000, 400, 1.0) == 600
+    assert room_bytes(None, 400, None) is None
 
 
 def test_a_clock_that_falls_saves_nothing() -> None:
