@@ -161,9 +161,8 @@ class _Choice:
     def wanted(self, sizes: Sequence[int]) -> int:
         """How many more frames of these sizes there may be, about."""
         frames = self.limit - len(self.chosen)
-        limits = [cap for cap in (self.bytes_left, self.saved_bytes) if cap is not None]
-        if limits and sizes:
-            frames = min(frames, math.ceil(max(0.0, min(limits)) * len(sizes) / max(1, sum(sizes))))
+        if self.saved_bytes is not None and sizes:
+            frames = min(frames, math.ceil(max(0.0, self.saved_bytes) * len(sizes) / max(1, sum(sizes))))
         return max(1, frames)
 
     def take(self, candidate: Candidate) -> bool:
