@@ -11,6 +11,10 @@ A run that was stopped goes on where it was when it is started again with the sa
 
     python benchmarks/label_efficiency.py --quick
     nice -n 15 python benchmarks/label_efficiency.py --out build/label-efficiency --arms claims --plateau
+    nice -n 15 python benchmarks/label_efficiency.py --out build/film --video FILE --gt gt.txt --arms claims --seeds 0-5
+
+A first model of the synthetic world takes about 100 s of CPU; with the estimate of 95 s for a later row, half an hour a seed for
+`claims` with `--plateau`, two hours a seed for `everything`.
 """
 
 from __future__ import annotations
