@@ -78,6 +78,12 @@ class ByteLimits:
         return min(31 * self.control_bytes, (self.bytes_per_month or 0) // 20)
 
     @property
+    def even_bytes_per_s(self) -> float | None:
+        """Rate at which the tighter of the caps of day and month is spent evenly; None without them."""
+        caps = ((self.bytes_per_day, DAY_S), (self.bytes_per_month, MONTH_S))
+        return min((cap / seconds for cap, seconds in caps if cap is not None), default=None)
+
+    @property
     def has_any(self) -> bool:
         """Whether anything is limited."""
         return (self.bytes_per_s, self.bytes_per_day, self.bytes_per_month) != (None, None, None)

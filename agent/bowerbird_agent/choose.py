@@ -86,11 +86,13 @@ class WindowResult:
         dropped: frame id -> why not.
         explore_share: share in [0, 1] of the explore candidates that were chosen; below 1 only when the limits fell during the
             window. An explore frame's final probability is its `inclusion_probability` times this.
+        chosen_bytes: encoded bytes of the chosen.
     """
 
     chosen: tuple[str, ...]
     dropped: Mapping[str, str]
     explore_share: float = 1.0
+    chosen_bytes: int = 0
 
 
 def choose(
@@ -102,6 +104,7 @@ def choose(
     epsilon: float,
     draw_key: str,
     typicality: Mapping[str, float] | None = None,
+    saved_bytes: float | None = None,
 ) -> WindowResult:
     """Choose at most `limit` candidates.
 
@@ -113,33 +116,54 @@ def choose(
         epsilon: share of `limit` that explore frames may take.
         draw_key: settles ties and the pick among explore frames.
         typicality: frame id -> [0, 1], how typical it is; used with the policy's weight.
+        saved_bytes: choose until they are spent, the last frame may cost more than is left (`pace.py`); None for no such limit.
     """
-    state = _Choice(policy, limit, bytes_left)
+    state = _Choice(policy, limit, bytes_left, saved_bytes)
     explore = [c for c in candidates if c.judgement.arm == "explore"]
     explore.sort(key=lambda c: (keyed_unit(draw_key, "explore", c.frame_id), c.frame_id))
     slots = min(limit, math.ceil(epsilon * limit - 1e-9))
     for candidate in explore:
         if len(state.chosen) >= slots:
             state.dropped[candidate.frame_id] = "explore_share" if limit else "no_frames_left"
+        elif state.is_spent:
+            state.dropped[candidate.frame_id] = "byte_pace"
         else:
             state.take(candidate)
     taken = len(state.chosen)
 
     ranked = [(c, _value(c, policy, typicality)) for c in candidates if c.judgement.arm == "policy"]
+    if saved_bytes is not None:  # bytes are what is short: value per byte, relative to the dearest frame
+        dearest = max((c.size_bytes for c, _ in ranked), default=1)
+        ranked = [(c, value * dearest / max(1, c.size_bytes)) for c, value in ranked]
     ranked.sort(key=lambda pair: (-pair[1], keyed_unit(draw_key, "tie", pair[0].frame_id), pair[0].frame_id))
     _farthest_first(state, ranked)
     return WindowResult(
-        tuple(c.frame_id for c in state.chosen), state.dropped, explore_share=taken / len(explore) if explore else 1.0
+        tuple(c.frame_id for c in state.chosen),
+        state.dropped,
+        explore_share=taken / len(explore) if explore else 1.0,
+        chosen_bytes=sum(c.size_bytes for c in state.chosen),
     )
 
 
 class _Choice:
     """Chosen and dropped so far."""
 
-    def __init__(self, policy: Policy, limit: int, bytes_left: int | None) -> None:
-        self.policy, self.limit, self.bytes_left = policy, limit, bytes_left
+    def __init__(self, policy: Policy, limit: int, bytes_left: int | None, saved_bytes: float | None) -> None:
+        self.policy, self.limit, self.bytes_left, self.saved_bytes = policy, limit, bytes_left, saved_bytes
         self.chosen: list[Candidate] = []
         self.dropped: dict[str, str] = {}
+
+    @property
+    def is_spent(self) -> bool:
+        """Whether the window's part of the bytes is used up."""
+        return self.saved_bytes is not None and self.saved_bytes <= 0
+
+    def wanted(self, sizes: Sequence[int]) -> int:
+        """How many more frames of these sizes there may be, about."""
+        frames = self.limit - len(self.chosen)
+        if self.saved_bytes is not None and sizes:
+            frames = min(frames, math.ceil(max(0.0, self.saved_bytes) * len(sizes) / max(1, sum(sizes))))
+        return max(1, frames)
 
     def take(self, candidate: Candidate) -> bool:
         """Choose it, unless its bytes do not fit any more."""
@@ -148,6 +172,8 @@ class _Choice:
             return False
         if self.bytes_left is not None:
             self.bytes_left -= candidate.size_bytes
+        if self.saved_bytes is not None:
+            self.saved_bytes -= candidate.size_bytes
         self.chosen.append(candidate)
         return True
 
@@ -172,14 +198,14 @@ def _farthest_first(state: _Choice, ranked: list[tuple[Candidate, float]]) -> No
         Approach" (ICLR 2018); the value as a weight and the gap are ours.
     """
     policy = state.policy
-    wanted = state.limit - len(state.chosen)
+    wanted = state.wanted([candidate.size_bytes for candidate, _ in ranked])
     least_gap_ms = policy.min_gap_s * 1000.0
-    gap_ms = max(least_gap_ms, policy.spread * _span_ms(ranked) / max(1, wanted))
+    gap_ms = max(least_gap_ms, policy.spread * _span_ms(ranked) / wanted)
     nearest: NDArray[np.float64] = np.ones(len(ranked))
     for chosen in state.chosen:
         nearest = np.minimum(nearest, _distances_to(chosen, ranked))
     waiting = list(range(len(ranked)))
-    while waiting and len(state.chosen) < state.limit:
+    while waiting and len(state.chosen) < state.limit and not state.is_spent:
         apart = [i for i in waiting if state.is_apart(ranked[i][0], gap_ms)] if gap_ms > 0 else waiting
         if not apart:
             if gap_ms <= least_gap_ms:
@@ -197,6 +223,9 @@ def _farthest_first(state: _Choice, ranked: list[tuple[Candidate, float]]) -> No
             nearest = np.minimum(nearest, _distances_to(ranked[best][0], ranked))
     for i in waiting:
         full = len(state.chosen) >= state.limit
+        if state.is_spent and not full:
+            state.dropped[ranked[i][0].frame_id] = "byte_pace"
+            continue
         state.dropped[ranked[i][0].frame_id] = ("weaker" if state.limit else "no_frames_left") if full else "too_close"
 
 

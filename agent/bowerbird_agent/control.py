@@ -23,6 +23,7 @@ from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.histogram_book import HistogramSender
 from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published, packet_bytes
 from bowerbird_agent.outbox import Outbox
+from bowerbird_agent.pace import room_bytes
 from bowerbird_agent.spool_index import Ledger
 from bowerbird_agent.storing import OnDisk
 from bowerbird_agent.tombstone_sender import TombstoneSender
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _TICK_S = 0.5
+_UNSENT_EVERY_S = 1.0
 _EVENTS_AT_ONCE = 256
 # With the caps used up health comes so seldom that the part which frames leave to control lasts.
 _SELDOM_HEALTH_S = 1800.0
@@ -158,7 +160,10 @@ class Control:
         self._publisher, self._pulse = publisher, pulse or no_pulse()
         self._link, self._events, self._spool, self._uploads, self._vitals = link, events, spool, uploads, vitals
         self._budget = budget
+        # Chosen frames that wait on disk are paid from it already.
         self.bytes_left_today = budget.left_today_bytes(time.monotonic())
+        self.even_bytes_per_s = budget.even_bytes_per_s
+        self._unsent_bytes, self._unsent_due_s = 0, 0.0
         self.uplink: Mapping[str, object] = {}  # for health: what day and month have cost, and what holds for the uplink now
         self._health_every_s = health_every_s
         self._idle_health_s = health_every_s if idle_health_s is None else idle_health_s
@@ -244,8 +249,7 @@ class Control:
             again_s = self._uploads.pump(now_s)
             self._let_go(now_s)
             self._count_bytes()
-            # The bucket belongs to this thread; a window elsewhere plans with this number and needs no lock for it.
-            self.bytes_left_today = self._budget.left_today_bytes(now_s)
+            self._plan_windows(now_s)
             self.uplink = self._uplink(now_s)
             wait_s = max(0.01, min(_TICK_S, again_s - now_s, self._health_due_s - now_s if self._link.connected else _TICK_S))
         self._count_bytes()
@@ -253,6 +257,16 @@ class Control:
             self._uploads.close()
         except SpoolError as error:
             logger.warning("the byte budget could not be written down (%s); the next start begins with less of it", error)
+
+    def _plan_windows(self, now_s: float) -> None:
+        """The bucket belongs to this thread; a window elsewhere plans with these numbers and needs no lock for them."""
+        left = self._budget.left_today_bytes(now_s)
+        if left is not None and now_s >= self._unsent_due_s:
+            self._unsent_due_s = now_s + _UNSENT_EVERY_S
+            with contextlib.suppress(SpoolError):
+                self._unsent_bytes = self._spool.unsent_bytes
+        self.even_bytes_per_s = self._budget.even_bytes_per_s
+        self.bytes_left_today = room_bytes(left, self._unsent_bytes, self.even_bytes_per_s)
 
     def last_words(self) -> None:
         """A last health message on the way out; the link may not take it."""

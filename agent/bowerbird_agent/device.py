@@ -209,6 +209,7 @@ class Device:
             decode_confidence=config.selection.decode_confidence,
             encode_everything=config.accounting.encode_everything,
             bytes_left=lambda: self._control.bytes_left_today,
+            even_bytes_per_s=lambda: self._control.even_bytes_per_s,
             sources_done=lambda: self._cameras.all_done,
             on_promoted=lambda: events.put(Wake()),
             witness=self._decisions.note,

@@ -23,6 +23,7 @@ from bowerbird_agent.errors import AgentError, RedactionError
 from bowerbird_agent.fleet_novelty import fleet_novelty
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
+from bowerbird_agent.pace import Pace, close_window
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
 from bowerbird_agent.storing import HOLD_AT, CountBytes, PictureAround, Promote, StoreFrame
 from bowerbird_agent.telemetry import count_frame
@@ -97,7 +98,8 @@ class Inference:
         seen: camera -> which of its frames were counted before.
         decode_confidence: lowest score asked of the detector, in (0, 1).
         encode_everything: have each distinct frame encoded, to count what sending all would cost.
-        bytes_left: bytes that a window may plan with, None for no limit; must not block.
+        bytes_left: bytes that the caps leave for more frames, None for no limit; must not block.
+        even_bytes_per_s: rate at which the tightest cap is spent evenly, None for no such cap; must not block.
         sources_done: whether no camera will ever give another frame; the last window is then closed early.
         observer: told of every detection, for a model on trial.
         audience: offered every frame's detections, None for nobody.
@@ -120,6 +122,7 @@ class Inference:
         decode_confidence: float,
         encode_everything: bool,
         bytes_left: Callable[[], int | None] = lambda: None,
+        even_bytes_per_s: Callable[[], float | None] = lambda: None,
         sources_done: Callable[[], bool] = lambda: False,
         observer: Observer | None = None,
         audience: Audience | None = None,
@@ -141,7 +144,8 @@ class Inference:
         self._encoder, self._counters, self._seen = encoder, counters, seen
         self._decode_confidence = decode_confidence
         self.encode_everything = encode_everything
-        self._bytes_left, self._sources_done = bytes_left, sources_done
+        self._bytes_left, self._even_bytes_per_s, self._sources_done = bytes_left, even_bytes_per_s, sources_done
+        self._pace = Pace()
         self.observer: Observer = observer or _Idle()
         self.audience = audience
         self.witness = witness
@@ -418,6 +422,7 @@ class Inference:
         if not self._storing.submit(StoreFrame(header, jpeg, source=source)):
             self._counters.count_dropped(frame.camera)
             return "", len(jpeg)
+        self._pace.note_size(len(jpeg))
         if self.dry_run is not None:
             self.dry_run.encoded(header.frame_id, frame.camera, frame.captured_at_ms, len(jpeg))
         dropped = self._selector.add(Candidate(header.frame_id, frame.camera, frame.captured_at_ms, judgement, len(jpeg)))
@@ -518,9 +523,10 @@ class Inference:
 
     # --- windows -------------------------------------------------------------------------------------------------------
 
-    def _close_window(self) -> None:
+    def _close_window(self, *, is_last: bool = False) -> None:
         frames_left, bytes_left = self._frames_left(), self._bytes_left()
-        result = self._selector.close_window(frames_left=frames_left, bytes_left=bytes_left)
+        rate = None if is_last else self._even_bytes_per_s()  # nothing comes after the last window that bytes could be kept for
+        result = close_window(self._selector, self._pace, frames_left=frames_left, bytes_left=bytes_left, even_bytes_per_s=rate)
         with self._lock:
             self._reserved += len(result.chosen)
         state = self._selector.to_state()
@@ -545,7 +551,7 @@ class Inference:
         """Once no frame can come any more, the last window ends before it is full."""
         if self._is_flushed or not self._sources_done() or not self._exchange.is_empty or self._model is None:
             return
-        self._close_window()
+        self._close_window(is_last=True)
         self._is_flushed = True
 
     def _frames_left(self) -> int | None:
@@ -595,6 +601,9 @@ class Inference:
             return
         if self._window_frames:
             self._close_window()
+        carried = self._selector.candidates
+        if carried:
+            self._storing.submit(Promote((), dict.fromkeys(carried, _STALE_ROUND), closes_window=False))
         self._selector = make(self._selector.to_state())
         self._enough_is_news = bool(self._enough)
         self._decode_confidence = self._selector.policy.decode_confidence

@@ -24,6 +24,7 @@ from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import SourceError
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.pace import room_bytes
 from bowerbird_agent.select import Selector
 from bowerbird_agent.storing import StoringThread
 from bowerbird_agent.uncertainty import pairwise_iou
@@ -340,7 +341,8 @@ class _Run:
             seen={},
             decode_confidence=setting.policy.decode_confidence,
             encode_everything=False,
-            bytes_left=lambda: self._bucket.left_today_bytes(self._now_s),
+            bytes_left=self._bytes_left,
+            even_bytes_per_s=lambda: setting.limits.even_bytes_per_s,
             sources_done=lambda: self._is_over,
             witness=self._see,
             campaigns=campaigns,
@@ -392,6 +394,11 @@ class _Run:
         while not self._inference.model_digest and time.monotonic() < deadline_s:
             self._inference.step(timeout_s=0.001)
         loading.join()
+
+    def _bytes_left(self) -> int | None:
+        left = self._bucket.left_today_bytes(self._now_s)
+        unsent = sum(size for _, _, size in self._shelf.promoted)
+        return room_bytes(left, unsent, self._setting.limits.even_bytes_per_s)
 
     def _see(self, decision: Decision) -> None:
         if decision.judgement.refused:

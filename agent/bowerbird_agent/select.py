@@ -26,6 +26,7 @@ from bowerbird_agent.explore import AuditDraw, keyed_unit
 from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_cells
 from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
 from bowerbird_agent.pool import WORTH_REPLACING, Pool
+from bowerbird_agent.ring import Ring
 from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rare_class, rule_max_below
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ _KEPT_TIMES = 8640
 # Unexplained moving cells at which motion speaks with half its strength; a blob of fewer than five is never seen.
 _HALF_STRENGTH_CELLS = 12.0
 _SPEAKS_FROM = 0.3
+# Not chosen for these reasons, a candidate may wait for a later window.
+_MAY_WAIT = frozenset({"weaker", "byte_budget", "byte_pace", "explore_share"})
 _RESERVOIR = 256
 # What a class counts for falls by this factor with each frame: how often it was shown in the last two thousand or so.
 _FREQUENCY_KEPT = 1.0 - 1.0 / 2000.0
@@ -101,6 +104,8 @@ class Selector:
         self.policy = policy
         self._device, self._cameras, self._frame_rate = device, cameras, frame_rate
         self._frames_left: int | None = None
+        self._frames_expected: float | None = None
+        self._ring = Ring(policy.max_candidates)
         self._views: dict[str, _CameraView] = {}
         self._bank = Bank(policy.bank_size)
         self._windows = 0  # windows begun since the device was made; part of the key of every draw
@@ -113,9 +118,15 @@ class Selector:
         self._forget_ranks()
         self._begin_window()
 
-    def expect(self, frames_left: int | None) -> None:
-        """Say how many frames may still be sent: None no limit, 0 none. The audit's probability follows from the next frame on."""
+    def expect(self, frames_left: int | None, frames_a_window: float | None = None) -> None:
+        """Say how many frames may still be sent: None no limit, 0 none. The audit's probability follows from the next frame on.
+
+        Args:
+            frames_left: what the server still wants.
+            frames_a_window: what the byte budget allows in one window, a fraction too; None when it is not spread over the day.
+        """
         self._frames_left = None if frames_left is None else max(0, frames_left)
+        self._frames_expected = frames_a_window
 
     @property
     def frames_left(self) -> int | None:
@@ -129,8 +140,18 @@ class Selector:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """Frame ids waiting for the window's end."""
-        return self._pool.frame_ids
+        """Frame ids waiting for the end of this window or a later one."""
+        return (*self._pool.frame_ids, *self._ring.frame_ids)
+
+    @property
+    def window_span_s(self) -> float:
+        """Monotonic seconds between the first and the newest frame of the open window."""
+        return (self._newest_ns - self._first_ns) / 1e9
+
+    @property
+    def newest_s(self) -> float:
+        """Monotonic seconds of the newest frame of the open window; 0 before its first."""
+        return self._newest_ns / 1e9
 
     def judge(self, frame: Frame, detections: Detections | None) -> Judgement:
         """Judge one frame. Every frame of every camera is shown once, in order; the window counts them.
@@ -158,7 +179,7 @@ class Selector:
         if self.policy.frames_per_window == 0:
             return _with(judgement, refused="switched_off")
         at_ms = frame.captured_at_ms
-        if view.gap_to_kept_ms(at_ms) == 0 or self._pool.has(frame.camera, at_ms):
+        if view.gap_to_kept_ms(at_ms) == 0 or self._pool.has(frame.camera, at_ms) or self._ring.has(frame.camera, at_ms):
             return _with(judgement, refused="already_chosen")
         if taken:
             reasons = ("random_audit", *judgement.reasons)
@@ -201,15 +222,19 @@ class Selector:
         now_ns = self._newest_ns if now_monotonic_ns is None else now_monotonic_ns
         return self.policy.window_s is not None and now_ns - self._first_ns >= self.policy.window_s * 1e9
 
-    def close_window(self, *, frames_left: int | None, bytes_left: int | None) -> WindowResult:
+    def close_window(
+        self, *, frames_left: int | None, bytes_left: int | None, saved_bytes: float | None = None, carried_bytes: int = 0
+    ) -> WindowResult:
         """Choose among the candidates, remember the chosen for good, and begin the next window.
 
         Args:
             frames_left: how many frames the server still wants; None for no limit.
             bytes_left: bytes that the budget leaves for them (`TokenBucket.left_today_bytes`); None for no limit.
+            saved_bytes: this window's part of them (`pace.py`); None for all.
+            carried_bytes: candidates of so many bytes may wait for a later window instead of being dropped, the best ones.
         """
-        self.expect(frames_left)
-        candidates = self._pool.candidates
+        self.expect(frames_left, self._frames_expected)
+        candidates = (*self._pool.candidates, *map(self._as_novel_as_now, self._ring.candidates))
         caps = [cap for cap in (self._frames_left, self.policy.frames_per_window) if cap is not None]
         # Without a cap every candidate may go; the audit's share is then of what the window was expected to give.
         limit = min(caps) if caps else max(len(candidates), _USUAL_BUDGET_FRAMES)
@@ -221,6 +246,7 @@ class Selector:
             epsilon=self._epsilon(self._cold),
             draw_key=self._draw_key(),
             typicality=self._typicality(candidates),
+            saved_bytes=saved_bytes,
         )
         by_id = {candidate.frame_id: candidate for candidate in candidates}
         for frame_id in result.chosen:
@@ -229,9 +255,31 @@ class Selector:
             self._views.setdefault(chosen.camera, _CameraView()).keep(chosen.captured_at_ms)
         if self._frames_left is not None:
             self._frames_left -= len(result.chosen)
-        dropped = {**result.dropped, **self._pool.take_given_up()}
+        dropped = dict(result.dropped)
+        if self._frames_left == 0:
+            carried_bytes = 0
+        gone = self._ring.refill((by_id[f] for f, why in dropped.items() if why in _MAY_WAIT), carried_bytes)
+        for frame_id in self._ring.frame_ids:
+            del dropped[frame_id]
+        if carried_bytes:
+            dropped |= dict.fromkeys(gone, "ring_full")
+        explore = sum(by_id[f].judgement.arm == "explore" for f in result.chosen)
+        lost = sum(by_id[f].judgement.arm == "explore" for f in dropped)
+        dropped |= self._pool.take_given_up()
         self._begin_window()
-        return replace(result, dropped=dropped)
+        share = explore / (explore + lost) if lost else 1.0
+        return replace(result, dropped=dropped, explore_share=share)
+
+    def _as_novel_as_now(self, candidate: Candidate) -> Candidate:
+        """A candidate that has waited, valued anew: what looks like it may have been chosen meanwhile."""
+        judgement, share = candidate.judgement, self.policy.novelty_share
+        if judgement.arm == "explore" or not share:
+            return candidate
+        was = 1.0 - share + share * judgement.strategy_scores.get("novelty", 1.0)
+        novelty = self._novelty_ranks.rank(self._bank.distance(judgement.fingerprint))
+        value = judgement.value * (1.0 - share + share * novelty) / was if was > 0 else judgement.value
+        scores = {**judgement.strategy_scores, "novelty": novelty}
+        return replace(candidate, judgement=replace(judgement, value=min(1.0, value), strategy_scores=scores))
 
     def restart(self, why: str, *, new_model: bool = False) -> tuple[str, ...]:
         """Begin a new window now: ranks start again, and every candidate is given up.
@@ -243,7 +291,8 @@ class Selector:
         Returns:
             The frame ids that waited, for the spool to drop.
         """
-        dropped = self._pool.frame_ids
+        dropped = self.candidates
+        self._ring.refill((), 0)
         logger.info("selection starts again (%s): %s candidates given up", why, len(dropped))
         if new_model:
             self._bank.forget_embeddings()
@@ -291,8 +340,8 @@ class Selector:
     def _epsilon(self, cold: bool) -> float:
         return max(self.policy.epsilon, self.policy.cold_epsilon) if cold else self.policy.epsilon
 
-    def _budget_frames(self) -> int:
-        caps = [cap for cap in (self._frames_left, self.policy.frames_per_window) if cap is not None]
+    def _budget_frames(self) -> float:
+        caps = [cap for cap in (self._frames_left, self.policy.frames_per_window, self._frames_expected) if cap is not None]
         return min(caps) if caps else _USUAL_BUDGET_FRAMES
 
     def _audit(self, view: _CameraView, camera: str, *, cold: bool) -> tuple[bool, float]:
@@ -384,6 +433,8 @@ class Selector:
             return "nothing_to_learn", 0.0
         if view.gap_to_kept_ms(frame.captured_at_ms) < policy.min_gap_s * 1000.0:
             return "too_close_to_chosen", None
+        if value <= self._ring.floor:
+            return "ring_full", self._ring.floor
         refused, bar = self._pool.why_not(frame.camera, frame.captured_at_ms, value)
         if refused:
             return refused, bar
@@ -395,7 +446,7 @@ class Selector:
 
     def _capacity(self) -> int:
         """Candidates worth writing: enough to choose among, few enough for the disk."""
-        return min(self.policy.max_candidates, max(self.policy.shortlist, 2) * self._budget_frames() + 8)
+        return min(self.policy.max_candidates, math.ceil(max(self.policy.shortlist, 2) * self._budget_frames()) + 8)
 
     @property
     def _samples(self) -> bool:

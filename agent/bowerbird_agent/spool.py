@@ -354,6 +354,12 @@ class Spool:
         return self.counter(PROMOTED)
 
     @property
+    def unsent_bytes(self) -> int:
+        """Message bytes of the frames that were chosen and are not sent yet."""
+        with self._reading():
+            return self._index.unsent_bytes()
+
+    @property
     def bytes_used(self) -> int:
         """Bytes on disk, index included."""
         with self._reading():

@@ -358,6 +358,13 @@ class SpoolIndex:
         """The server has them; returns how many went."""
         return self._db.execute("DELETE FROM tombstone WHERE number <= ?", (up_to,)).rowcount
 
+    def unsent_bytes(self) -> int:
+        """Message bytes of all frames in state NEW."""
+        row = self._db.execute(
+            "SELECT coalesce(sum(message_bytes), 0) FROM frame WHERE state = ?", (FrameState.NEW.value,)
+        ).fetchone()
+        return int(row[0])
+
     def states(self) -> dict[str, str]:
         """Frame id -> state of all rows."""
         return dict(self._db.execute("SELECT frame_id, state FROM frame"))

@@ -62,6 +62,12 @@ class UplinkBudget:
         left = [bucket.left_today_bytes(now_s) for bucket in self._active]
         return min((each for each in left if each is not None), default=None)
 
+    @property
+    def even_bytes_per_s(self) -> float | None:
+        """Rate at which the tightest cap of a day or month that holds now is spent evenly; None without them."""
+        rates = [bucket.limits.even_bytes_per_s for bucket in self._active]
+        return min((rate for rate in rates if rate is not None), default=None)
+
     def has_room_beside(self, now_s: float, size_bytes: int, waiting_bytes: int) -> bool:
         """Whether `size_bytes` may go that no frame pays for: half of each cap and the bytes of a waiting frame are left alone."""
         return all(_has_room_beside(bucket, now_s, size_bytes, waiting_bytes) for bucket in self._active)

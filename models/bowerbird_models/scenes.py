@@ -56,11 +56,13 @@ class Truth:
         boxes_xyxy: (n, 4) float32, tight around each visible object, clipped to the picture, in pixels.
         class_ids: (n,) int32, index into CLASS_NAMES.
         condition: "day" or "night".
+        actors: (n,) number of each object within its scene; the same object has the same number in all frames of the scene.
     """
 
     boxes_xyxy: NDArray[np.float32]
     class_ids: NDArray[np.int32]
     condition: str
+    actors: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.class_ids)
@@ -214,7 +216,7 @@ class SceneStream:
         return _Actor(thing, step, 0.5 if class_id in (PERSON, FOX, CYCLIST) else 0.0)
 
     def _truth_of(self, things: list[Thing], condition: str) -> Truth:
-        boxes, class_ids = [], []
+        boxes, class_ids, actors = [], [], []
         whole = np.array([thing.box_xyxy() for thing in things], np.float32).reshape(-1, 4)
         clipped = np.clip(whole, 0.0, [self.width, self.height, self.width, self.height]).astype(np.float32)
         for i, thing in enumerate(things):
@@ -225,7 +227,8 @@ class SceneStream:
                 continue
             boxes.append(clipped[i])
             class_ids.append(thing.class_id)
-        return Truth(np.array(boxes, np.float32).reshape(-1, 4), np.array(class_ids, np.int32), condition)
+            actors.append(i)
+        return Truth(np.array(boxes, np.float32).reshape(-1, 4), np.array(class_ids, np.int32), condition, tuple(actors))
 
 
 def _area(box_xyxy: NDArray[np.float32]) -> float:

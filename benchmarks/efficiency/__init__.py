@@ -1,0 +1,1 @@
+"""The parts of `label_efficiency.py`: worlds, arms, runs, statistics, report."""
