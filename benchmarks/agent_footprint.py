@@ -3,16 +3,16 @@
     python benchmarks/agent_footprint.py [--quick] [--precision int8|fp32] [--runtime openvino-cpu|onnxruntime-cpu] [--video film.avi]
 
 In: nothing; a yolo11n at 640 pixels is made for the run (extra `train`; random weights unless `benchmarks/detector.py` has trained
-one on this machine), and a film of synthetic scenes of 768x576 is written unless `--video` names one. Out: the figure as a last line of
-JSON: the most resident memory of `bowerbird-agent run`, in MB of 10^6 bytes, read from the kernel twice a second (goal: at most 200
-with int8, 250 with fp32). It runs what `benchmarks/detector.py --figure speedup` finds fastest here: int8 on OpenVINO with huge pages,
-what is left in floats in bf16 where the processor computes in it; without OpenVINO, and with fp32, ONNX Runtime. `--runtime` asks for
-one. The agent does all that it does in the field: capture, detection, scores, choice, spool on disk, MQTT to a real broker behind
-which a server sends receipts. For `ok` also: the first result, seen at the broker as a published detection, within 1.5 s of the start
-of the process (median of several starts; the device has run before, as after every boot but the first), and growth below 1 MB per
-10,000 frames (a line through the later half of the readings; the full form runs until 10,000 frames are judged, the quick form only
-shows what it saw). Children of the agent are told apart. The peer is a process that does nothing but
-`YOLO("model.onnx").predict(frame)` on the same film with the fp32 file, one thread.
+one on this machine), and a film of synthetic scenes of 768x576 is written unless `--video` names one. Out: the figure as a last
+line of JSON: the most resident memory of `bowerbird-agent run`, in MB of 10^6 bytes, read from the kernel twice a second (goal: at
+most 200 with int8, 250 with fp32). It runs what `benchmarks/detector.py --figure speedup` finds fastest here: int8 on OpenVINO with
+huge pages, what is left in floats in bf16 where the processor computes in it; without OpenVINO, and with fp32, ONNX Runtime.
+`--runtime` asks for one. The agent does all that it does in the field: capture, detection, scores, choice, spool on disk, MQTT over
+TLS with a certificate of its own to a real broker, behind which a server sends receipts. For `ok` also: the first result, seen at
+the broker as a published detection, within 1.5 s of the start of the process (median of several starts; the device has run before,
+as after every boot but the first), and growth below 1 MB per 10,000 frames (a line through the later half of the readings; the full
+form runs until 10,000 frames are judged, the quick form only shows what it saw). Children of the agent are told apart. The peer is
+a process that does nothing but `YOLO("model.onnx").predict(frame)` on the same film with the fp32 file, one thread.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from figure import ROOT, Arm, memory_mb, report, serve_blocks
+
+if TYPE_CHECKING:
+    from bowerbird_testing.tls_broker import TlsBroker
 
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -50,18 +54,21 @@ def main() -> int:
     if options.peer is not None:
         serve_peer(*options.peer)
         return 0
-    from bowerbird_testing.broker import Mosquitto
     from bowerbird_testing.onnx_models import offline_environment
     from bowerbird_testing.receipt_server import ReceiptServer
+    from bowerbird_testing.tls_broker import TlsBroker
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         film = options.video.resolve() if options.video else write_film(folder / "street.avi")
         package, fp32 = make_package(folder)
         model = {"factory": str(package), "threads": 1, **fastest(options.precision, options.runtime)}
-        with Mosquitto(folder / "broker") as broker, ReceiptServer(broker.host, broker.port) as server:
-            starts = [first_result_s(folder / f"start-{n}", broker.port, model, film) for n in range(3)]
-            seen = watch(folder / "run", broker.port, model, film, quick=options.quick)
+        with ExitStack() as running:
+            site = running.enter_context(TlsBroker(folder / "site", {"cam-01": "demo"}, clients=("receipt-server", "listener")))
+            receipts = ReceiptServer(site.server.host, site.server.port, tls=site.server.tls_context("receipt-server"))
+            server = running.enter_context(receipts)
+            starts = [first_result_s(folder / f"start-{n}", site, model, film) for n in range(3)]
+            seen = watch(folder / "run", site, model, film, quick=options.quick)
             received = len(server.committed)
         command = [sys.executable, __file__, "--peer", str(fp32), str(film)]
         started_s = time.monotonic()
@@ -115,16 +122,26 @@ def fastest(precision: str, runtime: str | None) -> dict[str, Any]:
     return {"runtime": chosen, "variant": ONNX_INT8_OPENVINO, "precision": floats, "huge_pages": True}
 
 
-def configure(folder: Path, port: int, model: Mapping[str, Any], film: Path) -> Path:
+def configure(folder: Path, site: TlsBroker, model: Mapping[str, Any], film: Path) -> Path:
     """agent.toml of a device in the field: everything on, nothing that only tests need."""
     from bowerbird_testing.agent_process import write_config
+    from bowerbird_testing.tls_broker import device_certificate
 
+    identity = folder / "state" / "identity"
+    identity.mkdir(mode=0o700, parents=True)
+    for name, source in (
+        ("1.pem", device_certificate(folder, site.authority, "cam-01")),
+        ("ca.pem", Path(site.server.ca_file)),
+    ):
+        (identity / name).write_bytes(source.read_bytes())
+        (identity / name).chmod(0o600)
     camera = f'[[cameras]]\nname = "gate"\nsource = "{film}"\nfps = 30\nloop = true'
     return write_config(
         folder,
-        port=port,
+        port=site.server.port,
         cameras=camera,
         overrides={
+            "broker": {"tls": True},
             "model": model,
             "selection": {"window_frames": 100, "frames_per_window": 4, "min_gap_s": 0.5},
             "accounting": {"encode_everything": False},
@@ -137,7 +154,7 @@ def configure(folder: Path, port: int, model: Mapping[str, Any], film: Path) -> 
 class Listener:
     """Hears what an agent publishes: when its first detection came, and how many frames it says it has judged."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, site: TlsBroker) -> None:
         import paho.mqtt.client as mqtt
         from paho.mqtt.enums import CallbackAPIVersion
 
@@ -152,7 +169,8 @@ class Listener:
         self._client.on_connect = lambda client, *_: client.subscribe(self._filters)
         self._client.on_subscribe = lambda *_: self._subscribed.set()
         self._client.on_message = self._take
-        self._client.connect("127.0.0.1", port)
+        self._client.tls_set_context(site.server.tls_context("listener"))
+        self._client.connect(site.server.host, site.server.port)
         self._client.loop_start()
         if not self._subscribed.wait(20):
             raise SystemExit("the broker does not answer")
@@ -179,14 +197,14 @@ class Listener:
         self._client.loop_stop()
 
 
-def first_result_s(folder: Path, port: int, model: Mapping[str, Any], film: Path) -> float:
+def first_result_s(folder: Path, site: TlsBroker, model: Mapping[str, Any], film: Path) -> float:
     """Seconds from the start of the process to its first published detection; the second start of a device, its package installed."""
     from bowerbird_testing.agent_process import AgentProcess
 
-    config = configure(folder, port, model, film)
+    config = configure(folder, site, model, film)
     took_s = 0.0
     for _ in range(2):
-        listener = Listener(port)
+        listener = Listener(site)
         started_s = time.monotonic()
         with AgentProcess(config) as agent:
             took_s = listener.wait_first(60) - started_s
@@ -195,12 +213,12 @@ def first_result_s(folder: Path, port: int, model: Mapping[str, Any], film: Path
     return took_s
 
 
-def watch(folder: Path, port: int, model: Mapping[str, Any], film: Path, *, quick: bool) -> dict[str, Any]:
+def watch(folder: Path, site: TlsBroker, model: Mapping[str, Any], film: Path, *, quick: bool) -> dict[str, Any]:
     """Memory over time, against frames judged."""
     from bowerbird_testing.agent_process import AgentProcess
 
-    config = configure(folder, port, model, film)
-    listener = Listener(port)
+    config = configure(folder, site, model, film)
+    listener = Listener(site)
     readings: list[tuple[int, float]] = []
     children: dict[int, float] = {}
     with AgentProcess(config) as agent:

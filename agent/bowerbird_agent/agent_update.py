@@ -23,7 +23,7 @@ from bowerbird_agent.updated import Contents, TrialTerms
 from bowerbird_agent.updater import Event, Record, Refusal, State, Subject
 from bowerbird_models.agent_release import AgentManifest
 from bowerbird_models.manifest import MANIFEST, Probation
-from bowerbird_models.signing import AGENTS_ROLE
+from bowerbird_models.release_roles import AGENTS_ROLE
 from bowerbird_models.wheels import WheelName
 
 logger = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from bowerbird_agent.update_settings import RunnerSettings
 from bowerbird_agent.updated import Contents, TrialTerms
 from bowerbird_agent.updater import Event, Record, Refusal, State, Subject
 from bowerbird_models.manifest import ModelManifest
-from bowerbird_models.signing import MODELS_ROLE
+from bowerbird_models.release_roles import MODELS_ROLE
 
 logger = logging.getLogger(__name__)
 

@@ -47,10 +47,10 @@ from bowerbird_models.agent_release import AgentManifest
 from bowerbird_models.durable import sync_folder, write_durably
 from bowerbird_models.errors import ModelError
 from bowerbird_models.manifest import MANIFEST, ModelManifest
+from bowerbird_models.release_roles import AGENTS_ROLE, MODELS_ROLE
 from bowerbird_wire.codec import to_map
 from bowerbird_wire.messages import Job
 
-MODELS_ROLE, AGENTS_ROLE = "models", "agents"
 CONTENT_ROLES = (MODELS_ROLE, AGENTS_ROLE)
 DIRECTOR_ROLE = "director"
 ROOT_KEYS, ROOT_THRESHOLD = 3, 2

@@ -15,7 +15,7 @@ from bowerbird_models.agent_release import AgentManifest, ReleaseOnDisk, load_re
 from bowerbird_models.durable import sync_folder
 from bowerbird_models.errors import ModelError
 from bowerbird_models.manifest import MANIFEST
-from bowerbird_models.signing import AGENTS_ROLE
+from bowerbird_models.release_roles import AGENTS_ROLE
 from bowerbird_server.agent_archive import unpack
 from bowerbird_server.errors import BadInput, NotFound
 from bowerbird_server.registry import open_repository

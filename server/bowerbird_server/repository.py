@@ -24,10 +24,9 @@ from bowerbird_models.agent_release import ReleaseOnDisk, load_release
 from bowerbird_models.durable import sync_folder, write_durably
 from bowerbird_models.errors import ModelError
 from bowerbird_models.package import MANIFEST, PackageOnDisk, load_package
+from bowerbird_models.release_roles import AGENTS_ROLE, MODELS_ROLE
 from bowerbird_models.signing import (
-    AGENTS_ROLE,
     CONTENT_ROLES,
-    MODELS_ROLE,
     ROOT_KEYS,
     ROOT_THRESHOLD,
     PublicKeys,
