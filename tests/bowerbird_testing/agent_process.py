@@ -39,7 +39,7 @@ def write_config(folder: Path, *, port: int, cameras: str, overrides: Mapping[st
         "budget": {"bytes_per_s": 1e9, "burst_bytes": 100_000_000},
         "spool": {"min_free_bytes": 0},
         "accounting": {"encode_everything": True},
-        "health": {"interval_s": 0.3, "idle_interval_s": 0.3},
+        "health": {"interval_s": 0.3, "idle_interval_s": 1.0},
         "guard": {"cpu_pressure": 100},  # tests crowd the machine that they share
     }
     for section, values in (overrides or {}).items():
