@@ -67,7 +67,7 @@ def test_a_device_that_was_revoked_after_the_backup_is_not_let_in_by_a_restore(s
         assert "cam-01" in fleet.shut_out(again.catalogue)
 
 
-def test_without_the_list_that_was_named_nothing_is_restored(site: Site, tmp_path: Path) -> None:
+def test_without_the_log_that_was_named_nothing_is_restored(site: Site, tmp_path: Path) -> None:
     """A slip in the path must not look like nobody having been revoked."""
     back_up(site, tmp_path / "backup")
     with pytest.raises(BadInput, match="nothing was restored"):
