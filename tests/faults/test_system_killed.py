@@ -44,7 +44,7 @@ pytestmark = [
 ]
 SEED = 7
 PATIENCE_S = 240.0  # for one stage, on a machine that does other things as well
-EVERYTHING = {"cam-1", "cam-2", "server", "broker", "ingest", "delivery", "web", "scheduler"}
+EVERYTHING = {"cam-1", "cam-2", "server", "broker", "ingest", "delivery", "web", "claims", "scheduler"}
 
 
 class Flow:
@@ -117,7 +117,8 @@ def test_every_process_killed_in_mid_flow(tmp_path: Path, first_models: Path) ->
             strike(victim, flow.rolling_out_first, 0.5)
         for victim in ("cam-1", "ingest", "broker"):
             strike(victim, flow.round_is(1, "collecting"), 1.0)
-        strike("web", flow.round_is(1, "labelling"), 0.3)
+        for victim in ("web", "claims"):
+            strike(victim, flow.round_is(1, "labelling"), 0.3)
 
         wait_until(lambda: flow.trains() and bool(training_children(folder)), f"a training after {history}", PATIENCE_S)
         trained = training_children(folder)
