@@ -261,9 +261,11 @@ class Uploader:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes on the wire of the largest frame that is to be sent, again or for the first time; 0 when none waits."""
+        """What the largest frame asks of the budget that is to be sent, again or for the first time, with all that is around it; 0 when
+        none waits."""
         waiting = (e.message_bytes for e in self._entries.values() if e.flight in (Flight.READY, Flight.IN_DOUBT))
-        return max((self._sizes.whole(size) for size in waiting), default=0)
+        packets = map(self._sizes.whole, waiting)
+        return max((packet + self._sizes.overhead(packet) for packet in packets), default=0)
 
     def flights(self) -> dict[Flight, int]:
         """How many frames are in each state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import urllib.request
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from bowerbird_agent.budget import ByteLimits
-from bowerbird_agent.budget_note import restore_budget
+from bowerbird_agent.budget_note import BUDGET_NOTE, restore_budget
 from bowerbird_agent.spool import Spool
 from bowerbird_models.manifest import Probation
 from bowerbird_models.package import build_package
@@ -54,6 +55,12 @@ def test_with_the_day_used_up_frames_and_health_stop_below_the_cap_and_the_agent
     cap, port = 120_000, free_port()
     overrides = {"budget": {"bytes_per_day": cap}, "health": {"interval_s": 0.2}, "metrics": {"listen": f"127.0.0.1:{port}"}}
     config = write_config(tmp_path, port=broker.port, cameras=CAMERAS, overrides=overrides)
+    # A day of which two thirds are spent: by itself the agent would spread its frames over all of it.
+    before = Spool(tmp_path / "state" / "spool", max_bytes=500_000_000)
+    spent = restore_budget(before, ByteLimits(bytes_per_day=cap), 0.0)
+    spent.charge(0.0, int(0.65 * cap))
+    before.set_note(BUDGET_NOTE, json.dumps(spent.to_state()))
+    before.close()
 
     def told(name: str) -> float:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from bowerbird_server.catalogue import Catalogue, campaigns, config_changes, device_config, device_groups, fleet
+from bowerbird_server.catalogue import Catalogue, campaigns, config_changes, device_config, device_groups, fleet, identity
 from bowerbird_server.catalogue.campaigns import Condition
 from bowerbird_server.cli.app import app
 from bowerbird_server.delivery import DESIRED_AT_ONCE, Delivery, wanted_of
 from bowerbird_server.errors import BadInput, Conflict, NotFound
+from bowerbird_server.identity.states import Happening
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.offers import BlockQueue
 from bowerbird_server.rollout import Event
@@ -124,7 +125,7 @@ def test_groups_are_sites_tags_and_everybody(cat: Catalogue) -> None:
     assert device_groups.resolve(cat, tagged="gates") == [north[0], south[1]]
     assert device_groups.resolve(cat, site="south", tagged="gates") == [south[1]]
     assert device_groups.resolve(cat, everyone=True) == north + south
-    fleet.retire_device(cat, south[1], "anna")
+    identity.change_state(cat, south[1], Happening.RETIRED, "anna")
     assert device_groups.resolve(cat, tagged="gates") == [north[0]]
     assert device_groups.tag(cat, north[0], ["gates"], "anna", remove=True) == ["new"]
     for wrong in ({}, {"names": ["north-000"], "everyone": True}):
