@@ -16,7 +16,7 @@ from bowerbird_agent.camera_health import LASTED, SIGNS, TRANSITIONS, CameraWatc
 from bowerbird_models.scenes import SceneStream
 
 Image = NDArray[np.uint8]
-FOOTAGE = Path("/work/shared/data/pets09-s2l1/vtest.avi")
+FOOTAGE = Path(__file__).parents[3] / "shared" / "data" / "pets09-s2l1" / "vtest.avi"
 _RNG = np.random.default_rng(7)
 
 
