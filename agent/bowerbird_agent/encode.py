@@ -189,15 +189,21 @@ def wire_regions(
     regions: Sequence[RedactedRegion], source_wh: tuple[int, int], sent_wh: tuple[int, int]
 ) -> tuple[Redaction, ...]:
     """Redacted regions in sent pixels, outward to whole ones, so that every covered pixel is told."""
-    x, y = sent_wh[0] / source_wh[0], sent_wh[1] / source_wh[1]
-    out = []
-    for region in regions:
-        left, top, right, bottom = region.box_xyxy
-        box = (
-            float(math.floor(left * x)),
-            float(math.floor(top * y)),
-            float(min(sent_wh[0], math.ceil(right * x))),
-            float(min(sent_wh[1], math.ceil(bottom * y))),
-        )
-        out.append(Redaction(box, region.class_name, region.method, round(region.score, 4)))
-    return tuple(out)
+    return tuple(
+        Redaction(outward(region.box_xyxy, source_wh, sent_wh), region.class_name, region.method, round(region.score, 4))
+        for region in regions
+    )
+
+
+def outward(
+    box_xyxy: tuple[float, float, float, float], from_wh: tuple[int, int], to_wh: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """A box in the pixels of the same picture at another size, outward to whole ones and within its edges."""
+    x, y = to_wh[0] / from_wh[0], to_wh[1] / from_wh[1]
+    left, top, right, bottom = box_xyxy
+    return (
+        float(math.floor(left * x)),
+        float(math.floor(top * y)),
+        float(min(to_wh[0], math.ceil(right * x))),
+        float(min(to_wh[1], math.ceil(bottom * y))),
+    )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import threading
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,7 +16,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from bowerbird_agent.budget import ByteLimits, TokenBucket
-from bowerbird_agent.encode import wire_regions
+from bowerbird_agent.encode import outward, wire_regions
 from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.surroundings import Moment, Surroundings
 from bowerbird_wire import codec
@@ -233,16 +232,10 @@ def original_of(header: FrameHeader, encoded: Encoded, quality: int) -> FrameMes
         )
         for box in header.detections
     )
-    covered = tuple(replace(region, box_xyxy=_outward(region.box_xyxy, scale)) for region in header.redacted)
+    sizes = (header.width, header.height), (encoded.width, encoded.height)
+    covered = tuple(replace(region, box_xyxy=outward(region.box_xyxy, *sizes)) for region in header.redacted)
     base = replace(header, detections=found, redacted=covered, width=encoded.width, height=encoded.height, quality=quality)
     return _linked(base, encoded.jpeg, {ORIGINAL_OF: header.frame_id})
-
-
-def _outward(box_xyxy: tuple[float, float, float, float], scale: tuple[float, float]) -> tuple[float, float, float, float]:
-    """A covered region in the original's pixels, outward to whole ones."""
-    left, top, right, bottom = box_xyxy
-    x, y = scale
-    return float(math.floor(left * x)), float(math.floor(top * y)), float(math.ceil(right * x)), float(math.ceil(bottom * y))
 
 
 def around(of: str, header: FrameHeader, moment: Moment, quality: int) -> FrameMessage:
