@@ -49,6 +49,23 @@ def test_every_fault_of_a_mot_file_is_listed_with_its_line(tmp_path: Path) -> No
         MotTruth(tmp_path / "missing.txt")
 
 
+def test_of_a_file_with_classes_the_people_in_view_are_taken(tmp_path: Path) -> None:
+    """Since MOT16 the eighth column is a class and the ninth what can be seen: cars, mirrors and hidden people are not labelled."""
+    first = ("1,1,0,0,5,5,1,1,0.9", "1,2,10,0,5,5,1,3,1", "1,3,20,0,5,5,0,7,1", "1,4,30,0,5,5,0,12,1", "1,5,40,0,5,5,1,1,0.05")
+    text = "\n".join((*first, "2,2,11,0,5,5,1,3,1"))
+    truth = MotTruth(write(tmp_path / "gt.txt", text))
+    assert truth.boxes("c", 0) == [("person", (0, 0, 5, 5)), ("person", (20, 0, 25, 5))]
+    assert truth.boxes("c", 1) == []  # a car only: an empty frame, not an unknown one
+    with pytest.raises(BadInput, match="no line is a person"):
+        MotTruth(write(tmp_path / "cars.txt", "1,2,10,0,5,5,1,3,1\n"))
+
+
+def test_nine_columns_without_a_class_are_taken_as_they_are(tmp_path: Path) -> None:
+    """Other tools fill the columns with -1, or number their own classes past the benchmark's."""
+    truth = MotTruth(write(tmp_path / "gt.txt", "1,1,0,0,5,5,1,-1,-1\n1,2,10,0,5,5,1,3,1\n"))
+    assert len(truth.boxes("c", 0) or []) == 2
+
+
 def test_the_real_film_has_its_4650_boxes() -> None:
     """The ground truth beside the real footage is read whole."""
     path = Path(__file__).parents[2] / "../shared/data/pets09-s2l1/gt.txt"

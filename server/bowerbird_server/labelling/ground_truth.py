@@ -34,8 +34,7 @@ class GroundTruth(Protocol):
 class MotTruth:
     """Ground truth of a film in MOTChallenge form: lines `frame, track, left, top, width, height, flag, ...`, frame from 1.
 
-    Frame number n is the film's n-th decoded frame, that is sequence n - 1. Lines with flag 0 are left out of
-    tracking scores, but the object is there and in plain view (checked on PETS09-S2L1), so an annotator draws it: they are taken.
+    Frame number n is the film's n-th decoded frame, that is sequence n - 1. Which lines are taken says `bowerbird_models.mot`.
 
     Args:
         path: the file.
