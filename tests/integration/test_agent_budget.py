@@ -95,7 +95,9 @@ def test_in_quiet_hours_control_goes_and_a_model_and_frames_wait_for_their_end(b
     loud = config.read_text()
     config.write_text(loud.replace("[budget]\n", '[budget]\nquiet_hours = ["00:00-24:00"]\n'))
     with SiteServer(broker.host, broker.port, updates=updates) as server, AgentProcess(config) as agent:
-        server.wait(lambda: bool(server.health) and server.health[-1].extra["uplink"].get("quiet") is True, "quiet in health")
+        server.wait(
+            lambda: bool(server.health) and server.health[-1].extra.get("uplink", {}).get("quiet") is True, "quiet in health"
+        )
         server.offer("cam-01", updates.job(package, release))
         server.wait(lambda: "waits for the byte budget or for the end of quiet hours" in agent.log, "the download to wait")
         server.wait(lambda: server.health[-1].spool.get("new", 0) > 0, "a frame in the spool")

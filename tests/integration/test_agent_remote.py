@@ -56,7 +56,7 @@ def test_a_wish_is_applied_without_a_restart_and_one_with_faults_is_refused_with
         server.wish("cam-01", Desired(0, config_version=1, config=document))
         server.wait(lambda: said(server, config_version=1, in_force=1, state="trial"), "the trial")
         server.wait(lambda: set(server.health[-1].cameras) == {"gate"}, "the camera that was switched off to be gone")
-        server.wait(lambda: server.health[-1].extra["uplink"]["total"][1] == 10_000_000, "the new cap")
+        server.wait(lambda: server.health[-1].extra.get("uplink", {}).get("total", [0, 0])[1] == 10_000_000, "the new cap")
         server.wait(lambda: said(server, config_version=1, in_force=1, state="in_force"), "the end of the trial")
         assert "in force for good" not in agent.log, "that is told at level info"
 
