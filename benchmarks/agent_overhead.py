@@ -81,7 +81,6 @@ def measure(
 
     from bowerbird_agent.camera_config import CameraConfig
     from bowerbird_agent.capture import Frame
-    from bowerbird_agent.config import ImageConfig
     from bowerbird_agent.counters import Counters, SeenFrames
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange
@@ -90,6 +89,7 @@ def measure(
     from bowerbird_agent.select import Selector
     from bowerbird_agent.spool import Spool
     from bowerbird_agent.storing import StoringThread
+    from bowerbird_agent.storing_config import ImageConfig
     from bowerbird_models.onnx_detector import OnnxDetector
 
     options = onnxruntime.SessionOptions()

@@ -106,7 +106,6 @@ def run(cameras: int, film: str, model: Path, fps: float, seconds: float) -> dic
     from bowerbird_agent.camera_config import CameraConfig
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.capture_worker import CaptureWorker
-    from bowerbird_agent.config import ImageConfig
     from bowerbird_agent.counters import Counters, SeenFrames
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange
@@ -115,6 +114,7 @@ def run(cameras: int, film: str, model: Path, fps: float, seconds: float) -> dic
     from bowerbird_agent.select import Selector
     from bowerbird_agent.spool import Spool
     from bowerbird_agent.storing import StoringThread
+    from bowerbird_agent.storing_config import ImageConfig
     from bowerbird_models.onnx_detector import OnnxDetector
 
     cv2.setNumThreads(1)

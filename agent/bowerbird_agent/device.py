@@ -25,7 +25,6 @@ from bowerbird_agent.broker_tls import tls_of
 from bowerbird_agent.budget_note import restore_budget
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.campaign_book import CampaignBook
-from bowerbird_agent.config import read_password
 from bowerbird_agent.control import Control, Wake
 from bowerbird_agent.counters import Counters
 from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
@@ -44,6 +43,7 @@ from bowerbird_agent.heartbeat import Heartbeats, Kind
 from bowerbird_agent.histogram_book import HistogramBook
 from bowerbird_agent.inference import Inference
 from bowerbird_agent.launch import Launch
+from bowerbird_agent.link_config import read_password
 from bowerbird_agent.machine_sensors import MachineSensors
 from bowerbird_agent.memory import give_back
 from bowerbird_agent.metrics_endpoint import MetricsEndpoint

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from bowerbird_agent.autotune import REFERENCE_RUNTIME
 from bowerbird_agent.capture import kind_of, open_camera
-from bowerbird_agent.config import check_files
+from bowerbird_agent.config_files import check_files
 from bowerbird_agent.doctor_link import examine_link
 from bowerbird_agent.errors import AgentError, ConfigError
 from bowerbird_agent.findings import ABSENT, FAIL, OK, WARN, Finding

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from bowerbird_agent import counters as names
 from bowerbird_agent.camera_config import RedactConfig
 from bowerbird_agent.capture import Frame
-from bowerbird_agent.config import ImageConfig
 from bowerbird_agent.counters import Counters
 from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.encode import FrameEncoder
@@ -29,6 +28,7 @@ from bowerbird_agent.redaction import Redactor
 from bowerbird_agent.select import Selector
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.storing import StoringThread
+from bowerbird_agent.storing_config import ImageConfig
 from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.thumbnail import thumbnail
 from bowerbird_models.detections import Detections
