@@ -25,7 +25,8 @@ from bowerbird_agent.broker_tls import tls_of
 from bowerbird_agent.budget_note import restore_budget
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.campaign_book import CampaignBook
-from bowerbird_agent.control import Control, Wake
+from bowerbird_agent.control import Control
+from bowerbird_agent.control_events import Wake
 from bowerbird_agent.counters import Counters
 from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
 from bowerbird_agent.decision_log import DecisionLog
