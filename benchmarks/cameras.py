@@ -107,9 +107,10 @@ def run(cameras: int, film: str, model: Path, fps: float, seconds: float) -> dic
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.capture_worker import CaptureWorker
     from bowerbird_agent.counters import Counters, SeenFrames
+    from bowerbird_agent.detecting import LoadedModel
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange
-    from bowerbird_agent.inference import Inference, LoadedModel
+    from bowerbird_agent.inference import Inference
     from bowerbird_agent.policy import Policy
     from bowerbird_agent.select import Selector
     from bowerbird_agent.spool import Spool

@@ -263,7 +263,7 @@ class Device:
             wake=lambda: events.put(Wake()),
             clock_ok=_clock_ok,
         )
-        self._inference.audience = self._publisher
+        self._inference.detecting.audience = self._publisher
         uploads = UploadRunner(
             self._spool,
             self._link,

@@ -16,10 +16,11 @@ from bowerbird_agent.campaign_book import CampaignBook, counter_names
 from bowerbird_agent.capture import Frame, Source, open_camera
 from bowerbird_agent.counters import Counters
 from bowerbird_agent.decision_log import DecisionLog
+from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.explain import explain
-from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.inference import Inference
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.replay import Setting, replay
 from bowerbird_agent.select import Selector
