@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from bowerbird_agent.autotune import REFERENCE_RUNTIME
 from bowerbird_agent.capture import kind_of, open_camera
+from bowerbird_agent.clock import CLOCK_OK_FROM_S
 from bowerbird_agent.config_files import check_files
 from bowerbird_agent.doctor_link import examine_link
 from bowerbird_agent.errors import AgentError, ConfigError
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
     from bowerbird_models.runtimes import RuntimeFound
 
 _CAMERA_TIMEOUT_S = 15.0
-# This release was made after that moment; an earlier clock is wrong.
-_NOT_BEFORE_S = 1_767_225_600
 _SLOW_FSYNC_S = 0.5
 
 
@@ -148,7 +147,7 @@ def _filesystem(folder: Path) -> str:
 def _clock() -> Finding:
     now_s = time.time()
     found = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s))
-    if now_s < _NOT_BEFORE_S:
+    if now_s < CLOCK_OK_FROM_S:
         return Finding("clock", FAIL, found, "the clock is in the past; set it (NTP), or model updates are refused")
     return Finding("clock", OK, f"{found} (UTC)")
 
