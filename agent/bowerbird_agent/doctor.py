@@ -21,6 +21,7 @@ from bowerbird_agent.config_files import check_files
 from bowerbird_agent.doctor_link import examine_link
 from bowerbird_agent.errors import AgentError, ConfigError
 from bowerbird_agent.findings import ABSENT, FAIL, OK, WARN, Finding
+from bowerbird_agent.identity import filesystem_of
 from bowerbird_agent.model_config import AUTO
 from bowerbird_models.errors import ModelError
 from bowerbird_models.runtimes import available
@@ -124,24 +125,13 @@ def _disk(config: AgentConfig) -> Finding:
     found = f"{free // 10**6} MB free at {folder}, a safe write takes {took_s * 1000:.0f} ms"
     if free < config.spool.min_free_bytes:
         return Finding("disk", FAIL, found, f"free some space: below {config.spool.min_free_bytes // 10**6} MB nothing is kept")
-    if _filesystem(folder) in {"tmpfs", "ramfs"}:
+    if filesystem_of(folder) in {"tmpfs", "ramfs"}:
         return Finding(
             "disk", WARN, found, "this folder is in memory and does not survive a power cut; choose another state_dir"
         )
     if took_s > _SLOW_FSYNC_S:
         return Finding("disk", WARN, found, "the disk is slow; frames of live cameras may be dropped")
     return Finding("disk", OK, found)
-
-
-def _filesystem(folder: Path) -> str:
-    """The type of the file system that holds a folder, "" when it cannot be told."""
-    try:
-        mounts = [line.split() for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
-    except OSError:
-        return ""
-    path = str(folder.resolve())
-    holding = [fields for fields in mounts if path == fields[1] or path.startswith(fields[1].rstrip("/") + "/")]
-    return max(holding, key=lambda fields: len(fields[1]))[2] if holding else ""
 
 
 def _clock() -> Finding:
