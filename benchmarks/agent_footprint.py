@@ -39,7 +39,6 @@ sys.path.insert(0, str(ROOT / "tests"))
 MEMORY_GOALS_MB = {"int8": 200.0, "fp32": 250.0}
 FIRST_RESULT_GOAL_S, GROWTH_GOAL_MB = 1.5, 1.0
 FULL_FRAMES, QUICK_S = 10_000, 20.0
-FRAME_WH = (768, 576)
 
 
 def main() -> int:
@@ -54,13 +53,15 @@ def main() -> int:
     if options.peer is not None:
         serve_peer(*options.peer)
         return 0
+    from street import street_film  # brings OpenCV, which no arm shall find imported
+
     from bowerbird_testing.onnx_models import offline_environment
     from bowerbird_testing.receipt_server import ReceiptServer
     from bowerbird_testing.tls_broker import TlsBroker
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        film = options.video.resolve() if options.video else write_film(folder / "street.avi")
+        film = options.video.resolve() if options.video else street_film(folder / "street.avi")
         package, fp32 = make_package(folder)
         model = {"factory": str(package), "threads": 1, **fastest(options.precision, options.runtime)}
         with ExitStack() as running:
@@ -281,20 +282,6 @@ def make_package(folder: Path) -> tuple[Path, Path]:
         folder / "package", fp32, created_at="2026-01-01T00:00:00Z", golden_images=pictures[:2], variants=dict(files)
     )
     return package.dir, fp32
-
-
-def write_film(path: Path) -> Path:
-    """Half a minute of synthetic street."""
-    import cv2
-
-    from bowerbird_models.scenes import SceneStream
-
-    street = SceneStream(1, width=FRAME_WH[0], height=FRAME_WH[1])
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, FRAME_WH)
-    for number in range(300):
-        writer.write(street.render(number)[0])
-    writer.release()
-    return path
 
 
 def serve_peer(model: str, film: str) -> None:

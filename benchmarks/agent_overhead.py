@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from figure import ROOT, report
+from figure import report
+from street import FRAME_WH, exported_yolo11n
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
     from bowerbird_models.detector import Detector
 
 GOAL, TAIL_GOAL = 0.03, 1.1
-FRAME_WH = (768, 576)
 
 
 class Timed:
@@ -64,7 +64,7 @@ def main() -> int:
     cv2.setNumThreads(1)
     blocks, frames_a_block = (8, 20) if options.quick else (40, 50)
     with tempfile.TemporaryDirectory() as folder:
-        model = options.onnx or _export(Path(folder))
+        model = options.onnx or exported_yolo11n(Path(folder))
         result = measure(model, _pictures(options.video, 60), Path(folder), blocks=blocks, frames_a_block=frames_a_block)
     value = result.pop("share")
     ok = result["tail"] <= TAIL_GOAL
@@ -81,15 +81,16 @@ def measure(
 
     from bowerbird_agent.camera_config import CameraConfig
     from bowerbird_agent.capture import Frame
-    from bowerbird_agent.config import ImageConfig
     from bowerbird_agent.counters import Counters, SeenFrames
+    from bowerbird_agent.detecting import LoadedModel
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange
-    from bowerbird_agent.inference import Inference, LoadedModel
+    from bowerbird_agent.inference import Inference
     from bowerbird_agent.policy import Policy
     from bowerbird_agent.select import Selector
     from bowerbird_agent.spool import Spool
     from bowerbird_agent.storing import StoringThread
+    from bowerbird_agent.storing_config import ImageConfig
     from bowerbird_models.onnx_detector import OnnxDetector
 
     options = onnxruntime.SessionOptions()
@@ -187,14 +188,6 @@ def _pictures(video: Path | None, count: int) -> list[NDArray[np.uint8]]:
     if not pictures:
         sys.exit(f"{video} cannot be read; name a film that OpenCV reads")
     return pictures
-
-
-def _export(folder: Path) -> Path:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from bowerbird_testing.onnx_models import ExportCase, export_models
-
-    print("exporting yolo11n at 640 px ...", flush=True)
-    return export_models(folder, [ExportCase("yolo11n", "yolo11n.yaml", 640)])["yolo11n"].path
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from figure import report
 from simulated_site import EPOCH_MS, Device, Month, Outages, frames
 
 from bowerbird_agent.budget import DAY_S, MONTH_S, ByteLimits
-from bowerbird_agent.config import BudgetConfig
+from bowerbird_agent.link_config import BudgetConfig
 from bowerbird_agent.policy import Policy
 
 GOAL = 0.9

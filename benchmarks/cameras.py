@@ -27,7 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from figure import ROOT, report
+from figure import report
+from street import exported_yolo11n, street_film
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from bowerbird_models.detections import Detections
 
 GOAL, FRESH_GOAL = 0.95, 0.999
-FRAME_WH = (768, 576)
 
 
 def main() -> int:
@@ -55,8 +55,8 @@ def main() -> int:
     runs: dict[int, list[dict[str, Any]]] = {1: [], 4: []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        film = options.video or _film(folder / "street.avi")
-        model = options.onnx or _export(folder)
+        film = options.video or street_film(folder / "street.avi")
+        model = options.onnx or exported_yolo11n(folder)
         for pair in range(pairs):
             for cameras in (1, 4) if pair % 2 == 0 else (4, 1):
                 command = [sys.executable, __file__, "--fps", str(options.fps), "--run", str(cameras), str(film)]
@@ -106,15 +106,16 @@ def run(cameras: int, film: str, model: Path, fps: float, seconds: float) -> dic
     from bowerbird_agent.camera_config import CameraConfig
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.capture_worker import CaptureWorker
-    from bowerbird_agent.config import ImageConfig
     from bowerbird_agent.counters import Counters, SeenFrames
+    from bowerbird_agent.detecting import LoadedModel
     from bowerbird_agent.encode import FrameEncoder
     from bowerbird_agent.exchange import FrameExchange
-    from bowerbird_agent.inference import Inference, LoadedModel
+    from bowerbird_agent.inference import Inference
     from bowerbird_agent.policy import Policy
     from bowerbird_agent.select import Selector
     from bowerbird_agent.spool import Spool
     from bowerbird_agent.storing import StoringThread
+    from bowerbird_agent.storing_config import ImageConfig
     from bowerbird_models.onnx_detector import OnnxDetector
 
     cv2.setNumThreads(1)
@@ -201,26 +202,6 @@ def run(cameras: int, film: str, model: Path, fps: float, seconds: float) -> dic
         "waiting": waiting,
         "by_camera": judged,
     }
-
-
-def _film(path: Path) -> Path:
-    """Half a minute of synthetic street as a film."""
-    from bowerbird_models.scenes import SceneStream
-
-    street = SceneStream(1, width=FRAME_WH[0], height=FRAME_WH[1])
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10, FRAME_WH)
-    for number in range(300):
-        writer.write(street.render(number)[0])
-    writer.release()
-    return path
-
-
-def _export(folder: Path) -> Path:
-    sys.path.insert(0, str(ROOT / "tests"))
-    from bowerbird_testing.onnx_models import ExportCase, export_models
-
-    print("exporting yolo11n at 640 px ...", flush=True)
-    return export_models(folder, [ExportCase("yolo11n", "yolo11n.yaml", 640)])["yolo11n"].path
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figure import report
 
-from bowerbird_agent.config import BrokerConfig, HealthConfig
+from bowerbird_agent.config import HealthConfig
 from bowerbird_agent.health import idle_interval_s
+from bowerbird_agent.link_config import BrokerConfig
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.site_server import SiteServer

@@ -23,7 +23,7 @@ from figure import report
 from simulated_site import Device, Month, Outages, frames
 
 from bowerbird_agent.budget import DAY_S
-from bowerbird_agent.config import BudgetConfig
+from bowerbird_agent.link_config import BudgetConfig
 from bowerbird_agent.policy import Policy
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from bowerbird_agent.identity import CA_NAME, FOLDER, NoIdentity, load_identity
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from bowerbird_agent.config import BrokerConfig
+    from bowerbird_agent.link_config import BrokerConfig
 
 UTC = timezone.utc
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 
 from bowerbird_agent.capture import Segments, Source, is_live, kind_of, without_password
+from bowerbird_agent.structuring import require
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.topics import check_name
 
@@ -32,12 +33,12 @@ class Region:
 
     def __post_init__(self) -> None:
         for name in ("x", "y"):
-            _require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it is a share of the picture, 0 to 1")
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}; it is a share of the picture, 0 to 1")
         for name in ("width", "height"):
-            _require(
+            require(
                 0.01 <= getattr(self, name) <= 1, f"{name} is {getattr(self, name)}; it is a share of the picture, 0.01 to 1"
             )
-        _require(
+        require(
             self.x + self.width <= 1 + 1e-6 and self.y + self.height <= 1 + 1e-6,
             "the region reaches beyond the picture: x + width and y + height must be at most 1",
         )
@@ -60,12 +61,12 @@ class RedactConfig:
     confidence: float = 0.05
 
     def __post_init__(self) -> None:
-        _require(bool(self.classes) and all(self.classes), 'classes is empty; name the model\'s classes, like ["person"]')
-        _require(
+        require(bool(self.classes) and all(self.classes), 'classes is empty; name the model\'s classes, like ["person"]')
+        require(
             self.method in REDACTION_METHODS, f"method is {self.method!r}; it must be one of {', '.join(REDACTION_METHODS)}"
         )
-        _require(0 <= self.margin <= 1, f"margin is {self.margin}; it must be 0 to 1")
-        _require(0.001 <= self.confidence <= 0.9, f"confidence is {self.confidence}; it must be 0.001 to 0.9")
+        require(0 <= self.margin <= 1, f"margin is {self.margin}; it must be 0 to 1")
+        require(0.001 <= self.confidence <= 0.9, f"confidence is {self.confidence}; it must be 0.001 to 0.9")
 
 
 @dataclass(frozen=True)
@@ -110,26 +111,26 @@ class CameraConfig:
             check_name(self.name, "name")
         except TopicError as error:
             raise ValueError(str(error)) from error
-        _require(bool(self.source), "source is empty; name a file, a folder, an address, a device or synthetic:")
-        _require(self.pace in {"realtime", "fast"}, f'pace is {self.pace!r}; it must be "realtime" or "fast"')
-        _require(
+        require(bool(self.source), "source is empty; name a file, a folder, an address, a device or synthetic:")
+        require(self.pace in {"realtime", "fast"}, f'pace is {self.pace!r}; it must be "realtime" or "fast"')
+        require(
             self.pace == "realtime" or not is_live(self.source),
             f'pace = "fast" is for files; {without_password(self.source)} is a live camera',
         )
-        _require(self.fps is None or 0 < self.fps <= 1000, f"fps is {self.fps}; it must be above 0 and at most 1000")
-        _require(self.first_frame >= 0, f"first_frame is {self.first_frame}; frames are numbered from 0")
-        _require(
+        require(self.fps is None or 0 < self.fps <= 1000, f"fps is {self.fps}; it must be above 0 and at most 1000")
+        require(self.first_frame >= 0, f"first_frame is {self.first_frame}; frames are numbered from 0")
+        require(
             self.last_frame is None or self.last_frame >= self.first_frame,
             f"last_frame {self.last_frame} is before first_frame {self.first_frame}",
         )
-        _require(1 <= self.stall_s <= 600, f"stall_s is {self.stall_s}; it must be 1 to 600")
+        require(1 <= self.stall_s <= 600, f"stall_s is {self.stall_s}; it must be 1 to 600")
         for i, polygon in enumerate(self.masks):
             _check_polygon(i, polygon)
-        _require(
+        require(
             self.masks_size is None or (len(self.masks_size) == 2 and min(self.masks_size) >= 1),
             f"masks_size is {list(self.masks_size or ())}; it must be [width, height] in pixels",
         )
-        _require(self.masks_size is None or bool(self.masks), "masks_size is given without masks; add them, or leave it out")
+        require(self.masks_size is None or bool(self.masks), "masks_size is given without masks; add them, or leave it out")
         if self.take is not None:
             Segments.parse(self.take)
         if self.start_at_utc is not None:
@@ -155,11 +156,6 @@ class CameraConfig:
         )
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
-
-
 def _check_source(text: str) -> None:
     """Parse the texts that have a grammar of their own."""
     kind = kind_of(text)
@@ -179,17 +175,17 @@ def _check_source(text: str) -> None:
 
 def _check_polygon(index: int, polygon: tuple[tuple[float, ...], ...]) -> None:
     where = f"masks[{index}]"
-    _require(len(polygon) >= 3, f"{where} has {len(polygon)} points; a polygon has at least three")
+    require(len(polygon) >= 3, f"{where} has {len(polygon)} points; a polygon has at least three")
     for point in polygon:
-        _require(len(point) == 2, f"{where} has the point {list(point)}; a point is [x, y]")
-        _require(
+        require(len(point) == 2, f"{where} has the point {list(point)}; a point is [x, y]")
+        require(
             all(0 <= share <= 1 for share in point),
             f"{where} has the point {list(point)}; x and y are shares of the picture, 0 to 1",
         )
     turned = (*polygon[1:], polygon[0])
     doubled = sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, turned, strict=True))
     # Twice the signed area; a polygon that crosses itself may cancel to nothing and is as wrong as a line.
-    _require(abs(doubled) / 2 >= _LEAST_MASK_SHARE, f"{where} covers nothing: its points lie on a line or it crosses itself")
+    require(abs(doubled) / 2 >= _LEAST_MASK_SHARE, f"{where} covers nothing: its points lie on a line or it crosses itself")
 
 
 def _utc_ms(text: str) -> int:

@@ -146,7 +146,8 @@ def _version() -> str:
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
-    from bowerbird_agent.config import check_files, read_config, summary
+    from bowerbird_agent.config import read_config, summary
+    from bowerbird_agent.config_files import check_files
 
     try:
         config = read_config(arguments.config)

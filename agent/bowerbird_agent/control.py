@@ -1,7 +1,8 @@
 """The control thread: joins link, upload, updates, the server's wishes and health.
 
 In: events of the link and of the other threads, on one queue. Out: publishes. It carries messages between machines that decide for
-themselves (`uploader.py`, `updater.py`, the selector); it touches no frame.
+themselves (`uploader.py`, `updater.py`, the selector), and gives their turn to those that send by themselves (`outbox.py`,
+`health_sender.py`, `tombstone_sender.py`, `block_requests.py`). It touches no frame.
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ import math
 import queue
 import threading
 import time
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from bowerbird_agent import counters as names
+from bowerbird_agent.block_requests import BlockRequests, Updates
+from bowerbird_agent.control_events import AskForBlocks, ModelChanged, Reconfigure, SendAnswer, SendReport, Wake
 from bowerbird_agent.errors import SpoolError
-from bowerbird_agent.health import news_of
+from bowerbird_agent.health_sender import HealthSender
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.histogram_book import HistogramSender
-from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published, packet_bytes
+from bowerbird_agent.link_counts import LinkCounts
+from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published
 from bowerbird_agent.outbox import Outbox
 from bowerbird_agent.pace import room_bytes
 from bowerbird_agent.spool_index import Ledger
@@ -34,11 +36,9 @@ from bowerbird_wire.messages import OF, Block, BlockRequest, Desired, Fetch, Fet
 from bowerbird_wire.topics import (
     AgentJobTopic,
     AgentReportTopic,
-    BlockRequestTopic,
     BlocksTopic,
     DesiredTopic,
     FetchAnswerTopic,
-    HealthTopic,
     HistogramsTopic,
     JobTopic,
     ReportedTopic,
@@ -67,59 +67,6 @@ logger = logging.getLogger(__name__)
 _TICK_S = 0.5
 _UNSENT_EVERY_S = 1.0
 _EVENTS_AT_ONCE = 256
-# With the caps used up health comes so seldom that the part which frames leave to control lasts.
-_SELDOM_HEALTH_S = 1800.0
-_BLOCK_BESIDE_BYTES = 256  # of a block's message, beside its data
-
-
-class Updates(Protocol):
-    """What is needed of `update_runner.UpdateRunner`; its methods return at once."""
-
-    def job(self, job: Job, subject: Subject = ...) -> None: ...
-    def block(self, block: Block) -> None: ...
-    def link_up(self) -> None: ...
-    def link_down(self) -> None: ...
-
-
-@dataclass(frozen=True)
-class Wake:
-    """Something to do: frames were promoted."""
-
-
-@dataclass(frozen=True)
-class ModelChanged:
-    """Another model answers frames now."""
-
-
-@dataclass(frozen=True)
-class Reconfigure:
-    """The configuration was read again: other byte limits, another health interval, or only news for the next health message."""
-
-    limits: ByteLimits
-    metered: ByteLimits
-    health_every_s: float
-    idle_health_s: float
-
-
-@dataclass(frozen=True)
-class AskForBlocks:
-    """The updater wants blocks of a file."""
-
-    request: BlockRequest
-
-
-@dataclass(frozen=True)
-class SendReport:
-    """What the updater wants told."""
-
-    report: Report
-
-
-@dataclass(frozen=True)
-class SendAnswer:
-    """What became of a wish for more of a frame."""
-
-    answer: FetchAnswer
 
 
 class Control:
@@ -165,8 +112,14 @@ class Control:
         self.even_bytes_per_s = budget.even_bytes_per_s
         self._unsent_bytes, self._unsent_due_s = 0, 0.0
         self.uplink: Mapping[str, object] = {}  # for health: what day and month have cost, and what holds for the uplink now
-        self._health_every_s = health_every_s
-        self._idle_health_s = health_every_s if idle_health_s is None else idle_health_s
+        self._health = HealthSender(
+            link,
+            spool,
+            budget,
+            vitals,
+            every_s=health_every_s,
+            idle_s=health_every_s if idle_health_s is None else idle_health_s,
+        )
         self.updates: Updates | None = None
         self._outbox = Outbox(lambda topic, payload, retain: link.publish(topic, payload, retain=retain))
         self._names = (link.site, link.device)
@@ -175,16 +128,12 @@ class Control:
         )
         self._tombstones = TombstoneSender(spool, self._outbox, TombstonesTopic(*self._names))
         uploads.heard = self._heard
-        self._health_due_s = 0.0
+        self._block_requests = BlockRequests(link, uploads)
+        self._link_counts = LinkCounts(link, vitals.counters)
         self.connections = 0  # since the process began
         self.account = Ledger()
         self._erasing = erasing
         self._account_every_s, self._account_due_s = account_every_s, -math.inf
-        self._counted = [0, 0]  # bytes of the link already in the counters: sent, received
-        self._counted_kinds: dict[str, int] = {}
-        self._health_sent_s = -math.inf
-        self._health_news: tuple[object, ...] | None = None  # as last sent; None: whatever it says now is news
-        self._held_bytes = 0  # of the download that waits for the budget
         self._stop = threading.Event()
         self._complained: set[str] = set()
 
@@ -236,8 +185,8 @@ class Control:
             if self._link.connected:
                 self._tombstones.pump(now_s, int(time.time() * 1000))
             self._outbox.pump()
-            if now_s >= self._health_due_s and self._link.connected:
-                self._send_health(now_s)
+            if self._link.connected:
+                self._health.pump(now_s)
             if self._account_every_s < math.inf and now_s >= self._account_due_s:
                 self._account_due_s = now_s + self._account_every_s
                 with contextlib.suppress(SpoolError):
@@ -245,14 +194,14 @@ class Control:
             if self._publisher is not None:
                 self._publisher.pump(self._uploads, now_s)
             if self._erasing is not None and self._erasing.go_on():
-                self._say_health(now_s)
+                self._health.say(now_s)
             again_s = self._uploads.pump(now_s)
-            self._let_go(now_s)
-            self._count_bytes()
+            self._block_requests.let_go(now_s, self.updates)
+            self._link_counts.count()
             self._plan_windows(now_s)
-            self.uplink = self._uplink(now_s)
-            wait_s = max(0.01, min(_TICK_S, again_s - now_s, self._health_due_s - now_s if self._link.connected else _TICK_S))
-        self._count_bytes()
+            self.uplink = self._budget.spent_of_caps(now_s) | ({"quiet": True} if self._uploads.is_quiet else {})
+            wait_s = max(0.01, min(_TICK_S, again_s - now_s, self._health.due_s - now_s if self._link.connected else _TICK_S))
+        self._link_counts.count()
         try:
             self._uploads.close()
         except SpoolError as error:
@@ -270,11 +219,7 @@ class Control:
 
     def last_words(self) -> None:
         """A last health message on the way out; the link may not take it."""
-        try:
-            payload = codec.encode(self._vitals.health(self._spool.ledger()))
-        except SpoolError:
-            return
-        self._link.publish(HealthTopic(*self._names), payload)
+        self._health.last_words()
 
     def _next_events(self, wait_s: float) -> list[Any]:
         found: list[Any] = []
@@ -291,9 +236,9 @@ class Control:
         if isinstance(event, LinkUp):
             logger.info("connected to the broker")
             self.connections += 1
-            self._say_health(now_s)
+            self._health.say(now_s)
             self._tombstones.link_up(now_s)
-            self._held_bytes = 0
+            self._block_requests.link_up()
             if self._remote is not None:
                 self._remote.connected()
             if self.updates is not None:
@@ -313,14 +258,14 @@ class Control:
             self._outbox.put(f"fetch {answer.request.hex()}", FetchAnswerTopic(*self._names), codec.encode(answer))
         elif isinstance(event, ModelChanged):
             self._outbox.put("status", StatusTopic(*self._names), codec.encode(self._vitals.status()), retain=True)
-            self._say_health(now_s)
+            self._health.say(now_s)
         elif isinstance(event, Reconfigure):
             if (event.limits, event.metered) != (self._budget.total.limits, self._budget.metered.limits):
                 self._uploads.change_limits(event.limits, now_s, metered=event.metered)
-            self._health_every_s, self._idle_health_s = event.health_every_s, event.idle_health_s
-            self._say_health(now_s)
+            self._health.every_s, self._health.idle_s = event.health_every_s, event.idle_health_s
+            self._health.say(now_s)
         elif isinstance(event, AskForBlocks):
-            self._ask_for_blocks(event.request, now_s)
+            self._block_requests.ask(event.request, now_s, self.updates)
         elif isinstance(event, MessageIn):
             self._message(event)
 
@@ -329,10 +274,10 @@ class Control:
             if isinstance(event.topic, DesiredTopic):
                 desired = codec.decode(Desired, event.payload)
                 if self._erasing is not None and self._erasing.obey(desired.erase):
-                    self._say_health(time.monotonic())
+                    self._health.say(time.monotonic())
                 if self._vitals.inference.set_desired(desired.version, desired.frames_total):
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
-                    self._say_health(time.monotonic() + 0.2)
+                    self._health.say(time.monotonic() + 0.2)
                 self._vitals.inference.set_enough(desired.enough)
                 if self._remote is not None:
                     self._remote.desired(desired)
@@ -379,76 +324,3 @@ class Control:
         reported = None if self._remote is None or not self._link.connected else self._remote.due(now_s)
         if reported is not None:
             self._outbox.put("reported", ReportedTopic(*self._names), codec.encode(reported), retain=True)
-
-    def _say_health(self, at_s: float) -> None:
-        """Whatever it says then, it is news."""
-        self._health_due_s, self._health_news = at_s, None
-
-    def _send_health(self, now_s: float) -> None:
-        try:
-            ledger = self._spool.ledger()
-        except SpoolError as error:
-            logger.debug("health waits, the spool cannot be read: %s", error)
-            self._health_due_s = now_s + _TICK_S
-            return
-        health = self._vitals.health(ledger)
-        news = news_of(health)
-        if news == self._health_news and now_s < self._health_sent_s + self._idle_health_s:
-            self._health_due_s = min(now_s + self._health_every_s, self._health_sent_s + self._idle_health_s)
-            return
-        topic, payload = HealthTopic(*self._names), codec.encode(health)
-        size = packet_bytes(topic, len(payload))
-        is_seldom = now_s - self._health_sent_s >= _SELDOM_HEALTH_S
-        wait_s = self._budget.cap_wait_s(now_s, size, is_control=is_seldom)
-        if wait_s > 0.0:
-            self._health_due_s = now_s + min(_SELDOM_HEALTH_S / 10, wait_s)
-        elif self._link.publish(topic, payload):
-            self._health_due_s, self._health_sent_s, self._health_news = now_s + self._health_every_s, now_s, news
-        else:
-            self._health_due_s = now_s + _TICK_S
-
-    def _ask_for_blocks(self, request: BlockRequest, now_s: float) -> None:
-        """Ask the server, if the budget has room for the answer; if not, the link is down as far as the updater knows."""
-        size = request.blocks * (request.block_bytes + _BLOCK_BESIDE_BYTES)
-        # A trial is proved by the repository's small metadata: that is control, and never held back.
-        if not request.path.startswith("metadata/") and not self._uploads.may_ask_for(size, now_s):
-            if not self._held_bytes and self.updates is not None:
-                logger.info("the download of %s waits for the byte budget or for the end of quiet hours", request.path)
-                self.updates.link_down()
-            self._held_bytes = size
-            return
-        if self._link.publish(BlockRequestTopic(*self._names), codec.encode(request), qos=0):
-            self._uploads.asked_for(size, now_s)
-
-    def _let_go(self, now_s: float) -> None:
-        """A download that was held back goes on when there is room for it again."""
-        if self._held_bytes and self._link.connected and self._uploads.may_ask_for(self._held_bytes, now_s):
-            self._held_bytes = 0
-            if self.updates is not None:
-                self.updates.link_up()
-
-    def _uplink(self, now_s: float) -> Mapping[str, object]:
-        found: dict[str, object] = {}
-        for name, bucket, is_told in (
-            ("total", self._budget.total, True),
-            ("metered", self._budget.metered, self._budget.is_metered),
-        ):
-            limits = bucket.limits
-            if is_told and (limits.bytes_per_day, limits.bytes_per_month) != (None, None):
-                spent = (bucket.spent_today_bytes(now_s), bucket.spent_month_bytes(now_s))
-                found[name] = [spent[0], limits.bytes_per_day, spent[1], limits.bytes_per_month]
-        if self._uploads.is_quiet:
-            found["quiet"] = True
-        return found
-
-    def _count_bytes(self) -> None:
-        for kind, total in self._link.spending.by_kind(self._link.bytes_sent + self._link.bytes_received).items():
-            before = self._counted_kinds.get(kind, 0)
-            if total > before:
-                self._vitals.counters.add(names.spent_on(kind), total - before)
-                self._counted_kinds[kind] = total
-        sent, received = self._link.bytes_sent, self._link.bytes_received
-        for name, place, total in ((names.BYTES_SENT, 0, sent), (names.BYTES_RECEIVED, 1, received)):
-            if total > self._counted[place]:
-                self._vitals.counters.add(name, total - self._counted[place])
-                self._counted[place] = total

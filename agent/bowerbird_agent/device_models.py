@@ -9,8 +9,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.errors import AgentError, NoModelError
-from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.inference import Inference
 from bowerbird_agent.memory import give_back
 from bowerbird_agent.model_tuning import ModelTuning
 from bowerbird_models.errors import ModelError
@@ -105,7 +106,7 @@ class DeviceModels:
             beat=self._pulse.beat,
         )
         self._control.updates = updates
-        self._inference.observer = updates
+        self._inference.detecting.observer = updates
         return updates
 
     def _load(self, slot: ModelSlot) -> None:

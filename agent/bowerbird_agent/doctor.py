@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING
 
 from bowerbird_agent.autotune import REFERENCE_RUNTIME
 from bowerbird_agent.capture import kind_of, open_camera
-from bowerbird_agent.config import check_files
+from bowerbird_agent.clock import CLOCK_OK_FROM_S
+from bowerbird_agent.config_files import check_files
 from bowerbird_agent.doctor_link import examine_link
 from bowerbird_agent.errors import AgentError, ConfigError
 from bowerbird_agent.findings import ABSENT, FAIL, OK, WARN, Finding
+from bowerbird_agent.identity import filesystem_of
 from bowerbird_agent.model_config import AUTO
 from bowerbird_models.errors import ModelError
 from bowerbird_models.runtimes import available
@@ -32,8 +34,6 @@ if TYPE_CHECKING:
     from bowerbird_models.runtimes import RuntimeFound
 
 _CAMERA_TIMEOUT_S = 15.0
-# This release was made after that moment; an earlier clock is wrong.
-_NOT_BEFORE_S = 1_767_225_600
 _SLOW_FSYNC_S = 0.5
 
 
@@ -125,7 +125,7 @@ def _disk(config: AgentConfig) -> Finding:
     found = f"{free // 10**6} MB free at {folder}, a safe write takes {took_s * 1000:.0f} ms"
     if free < config.spool.min_free_bytes:
         return Finding("disk", FAIL, found, f"free some space: below {config.spool.min_free_bytes // 10**6} MB nothing is kept")
-    if _filesystem(folder) in {"tmpfs", "ramfs"}:
+    if filesystem_of(folder) in {"tmpfs", "ramfs"}:
         return Finding(
             "disk", WARN, found, "this folder is in memory and does not survive a power cut; choose another state_dir"
         )
@@ -134,21 +134,10 @@ def _disk(config: AgentConfig) -> Finding:
     return Finding("disk", OK, found)
 
 
-def _filesystem(folder: Path) -> str:
-    """The type of the file system that holds a folder, "" when it cannot be told."""
-    try:
-        mounts = [line.split() for line in Path("/proc/mounts").read_text("utf-8").splitlines()]
-    except OSError:
-        return ""
-    path = str(folder.resolve())
-    holding = [fields for fields in mounts if path == fields[1] or path.startswith(fields[1].rstrip("/") + "/")]
-    return max(holding, key=lambda fields: len(fields[1]))[2] if holding else ""
-
-
 def _clock() -> Finding:
     now_s = time.time()
     found = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now_s))
-    if now_s < _NOT_BEFORE_S:
+    if now_s < CLOCK_OK_FROM_S:
         return Finding("clock", FAIL, found, "the clock is in the past; set it (NTP), or model updates are refused")
     return Finding("clock", OK, f"{found} (UTC)")
 

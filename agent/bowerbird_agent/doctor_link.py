@@ -22,11 +22,11 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bowerbird_agent.broker_tls import date_fault, make_context
-from bowerbird_agent.config import read_password
 from bowerbird_agent.enrolment import pin_of
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.findings import FAIL, OK, WARN, Finding
 from bowerbird_agent.identity import FOLDER, leaf_of, load_identity
+from bowerbird_agent.link_config import read_password
 from bowerbird_agent.renewal import due_at
 from bowerbird_wire.tls_faults import explain_tls
 from bowerbird_wire.topics import EchoTopic

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bowerbird_agent.capture import Frame
-    from bowerbird_agent.config import ImageConfig
     from bowerbird_agent.redaction import RedactedRegion, Redactor
     from bowerbird_agent.select import Judgement
+    from bowerbird_agent.storing_config import ImageConfig
     from bowerbird_models.detections import Detections
 
 # What the server gets as pre-labels and for its own re-scoring; the long tail below would only cost bytes.

@@ -1,8 +1,8 @@
 """The inference thread: it owns the model and the selector, and waits for neither disk nor network.
 
-In: frames from the exchange, models and limits from the control thread. Out: encoded frames and decisions for the spool thread.
-A model is swapped between two frames. A detector that fails is reported to the updater and never ends the process; without
-detections the selector still takes its random share. It writes nothing.
+In: frames from the exchange; models, policies and limits from other threads. Out: decisions, and frames for the spool thread
+(`keeping.py`). A model is swapped between two frames (`detecting.py` runs it), a policy between two windows (`selection_window.py`).
+Without detections the selector still takes its random share. It writes nothing.
 """
 
 from __future__ import annotations
@@ -11,25 +11,23 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
-
-import numpy as np
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from bowerbird_agent import counters as names
-from bowerbird_agent.campaign import ARM, REASON
 from bowerbird_agent.decisions import Decision
-from bowerbird_agent.errors import AgentError, RedactionError
+from bowerbird_agent.detecting import RECENT, Audience, Detecting, LoadedModel, Observer
+from bowerbird_agent.errors import AgentError
 from bowerbird_agent.fleet_novelty import fleet_novelty
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
-from bowerbird_agent.pace import Pace, close_window
+from bowerbird_agent.keeping import Keeping
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
-from bowerbird_agent.storing import HOLD_AT, CountBytes, PictureAround, Promote, StoreFrame
-from bowerbird_agent.telemetry import count_frame
+from bowerbird_agent.selection_window import SelectionWindow
+from bowerbird_agent.storing import HOLD_AT, CountBytes, Promote
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
 
     from bowerbird_agent.campaign_book import CampaignBook
     from bowerbird_agent.capture import Frame
@@ -43,47 +41,11 @@ if TYPE_CHECKING:
     from bowerbird_agent.select import Judgement
     from bowerbird_agent.storing import StoringThread
     from bowerbird_models.detections import Detections
-    from bowerbird_models.detector import Detector
-    from bowerbird_wire.messages import FrameHeader
 
 logger = logging.getLogger(__name__)
 
 _SWAP_TIMEOUT_S = 60.0
-_RECENT = 256  # frames over which speed and latency are told
 _STALE_ROUND = "round_over"
-_NO_DETECTIONS_PAUSE_S = 0.05
-# What `select.py` refuses for a reason that holds for campaigns too.
-_NOT_FOR_CAMPAIGNS = frozenset({"already_chosen", "switched_off", "scoring_failed"})
-_MOST_SOURCES_HELD = 4  # tasks that wait from which on whole pictures are not held for more than is sent
-
-
-class Observer(Protocol):
-    """Who wants to know how the running model does: the updater, for a model on trial."""
-
-    def observe(self, ok: bool, inference_ms: float, detections: int) -> None: ...
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A detector ready to run. `digest` is the package's (of a bare ONNX file: the file's), what reports and headers carry;
-    `runs_with` says in plain values on which file and runtime, for health messages."""
-
-    detector: Detector
-    digest: str
-    runs_with: Mapping[str, object] = field(default_factory=dict)
-
-
-class _Idle:
-    """Nobody watches the model."""
-
-    def observe(self, ok: bool, inference_ms: float, detections: int) -> None:
-        del ok, inference_ms, detections
-
-
-class Audience(Protocol):
-    """Who wants every frame's detections: `publish.LocalPublisher`. Must not block."""
-
-    def offer(self, frame: Frame, detections: Detections, class_names: Sequence[str], model_digest: str) -> bool: ...
 
 
 class Inference:
@@ -135,22 +97,28 @@ class Inference:
         self._histograms = histograms
         self.dry_run: DryRun | None = None  # replaced whole, by the main thread
         self._pulse = pulse or no_pulse()
-        self._campaigns = campaigns
         # Allowed share of the frame rate, in (0, 1]: set by the guard.
         self.share = 1.0
         self._rest_until_s = 0.0
         self._is_resting = False
         self._exchange, self._storing, self._selector = exchange, storing, selector
-        self._encoder, self._counters, self._seen = encoder, counters, seen
-        self._decode_confidence = decode_confidence
+        self._counters, self._seen = counters, seen
         self.encode_everything = encode_everything
-        self._bytes_left, self._even_bytes_per_s, self._sources_done = bytes_left, even_bytes_per_s, sources_done
-        self._pace = Pace()
-        self.observer: Observer = observer or _Idle()
-        self.audience = audience
+        self._sources_done = sources_done
+        self._stop = threading.Event()
+        self.detecting = Detecting(
+            counters,
+            lambda: encoder.redactors,
+            decode_confidence=decode_confidence,
+            pause=self._stop.wait,
+            observer=observer,
+            audience=audience,
+        )
+        self._keeping = Keeping(storing, encoder, counters, bytes_left=bytes_left, campaigns=campaigns)
+        self._window = SelectionWindow(
+            storing, counters, bytes_left=bytes_left, even_bytes_per_s=even_bytes_per_s, on_promoted=on_promoted
+        )
         self.witness = witness
-        self.on_promoted = on_promoted
-        storing.on_promoted = self._settle
         self._lock = threading.Lock()
         self._model: LoadedModel | None = None
         self._next_model: tuple[LoadedModel | None, threading.Event] | None = None
@@ -158,16 +126,10 @@ class Inference:
         self._round = counters.round
         self._enough, self._enough_is_news = b"", False
         self._next_selector: Callable[[bytes], Selector] | None = None
-        self._stop = threading.Event()
-        self._reserved = 0
-        self._window_frames = 0
         self._is_flushed = False
-        self._is_failing = False
-        self._unredacted: dict[str, str] = {}  # camera -> why its last frame could not be redacted
-        self._latencies_ms: deque[float] = deque(maxlen=_RECENT)
-        self._frame_times_s: deque[float] = deque(maxlen=_RECENT)
+        self._frame_times_s: deque[float] = deque(maxlen=RECENT)
         self._said_no_model = False
-        selector.expect(self._frames_left())
+        selector.expect(self._window.frames_left)
 
     # --- other threads -------------------------------------------------------------------------------------------------
 
@@ -188,14 +150,8 @@ class Inference:
 
         `frames_total`: frames that may have been sent since the device was made, None for no limit.
         """
-        if version <= self._counters.value(names.DESIRED_VERSION):
+        if not self._window.set_desired(version, frames_total):
             return False
-        frames = 0 if frames_total is None else frames_total + 1
-        # The new version with the old round's counters would tell the server that the new round is over, after a kill as well.
-        before = self._counters.value(names.CAMPAIGN_FRAMES)
-        self._counters.begin_round(
-            {names.DESIRED_VERSION: version, names.DESIRED_FRAMES: frames, names.CAMPAIGN_FRAMES_BEFORE: before}
-        )
         with self._lock:
             self._restart_why = f"desired version {version}"
         return True
@@ -217,7 +173,7 @@ class Inference:
     @property
     def frames_left(self) -> int | None:
         """Frames that the server still wants, None for no limit."""
-        return self._frames_left()
+        return self._window.frames_left
 
     @property
     def is_resting(self) -> bool:
@@ -244,8 +200,7 @@ class Inference:
     @property
     def inference_ms(self) -> float:
         """Median time of one detection over the last frames, 0 before the first."""
-        recent = list(self._latencies_ms)
-        return float(np.median(recent)) if recent else 0.0
+        return self.detecting.inference_ms
 
     @property
     def fps(self) -> float:
@@ -258,12 +213,12 @@ class Inference:
     @property
     def redaction_trouble(self) -> list[str]:
         """Why frames of a camera are not kept: they cannot be redacted. One line each camera, until one can be again."""
-        return list(self._unredacted.values())
+        return self._keeping.redaction_trouble
 
     @property
     def window_frames(self) -> int:
         """Frames judged since the last window was closed."""
-        return self._window_frames
+        return self._window.frames
 
     @property
     def is_flushed(self) -> bool:
@@ -326,24 +281,27 @@ class Inference:
         if is_new:
             self._counters.add(names.FRAMES_SEEN)
             self._counters.add(names.ROUND_FRAMES_SEEN)
-        seen_low = self._detect(model, frame)
-        detections = None if seen_low is None else self._for_selection(frame.camera, seen_low)
-        self._keep_around(model, frame, seen_low)
+        seen_low = self.detecting.detect(model, frame)
+        detections = None if seen_low is None else self.detecting.for_selection(frame.camera, seen_low)
+        self._keeping.around(model, frame, seen_low)
         if self._histograms is not None and is_new and detections is not None:
-            self._histograms.note(frame, detections, model_digest=model.digest, decode_confidence=self._decode_confidence)
+            self._histograms.note(
+                frame, detections, model_digest=model.digest, decode_confidence=self.detecting.decode_confidence
+            )
         judgement = self._judge(frame, detections)
         if self.dry_run is not None:
             self.dry_run.look(frame, detections, model_digest=model.digest)
-        self._window_frames += 1
+        self._window.frames += 1
         self._frame_times_s.append(time.monotonic())
         would_send = is_new and detections is not None and rule_would_send(detections)
         if would_send:
             self._counters.add(names.RULE_FRAMES)
         counts = is_new and self.encode_everything
         frame_id = ""
-        sent = self._for_campaign(model, frame, seen_low, detections, judgement)
+        sent = self._keeping.for_campaign(model, frame, seen_low, detections, judgement)
         if sent is not None:
             judgement, frame_id, size_bytes = sent
+            self._selector.sent_otherwise(frame.camera, frame.captured_at_ms)
             if counts:
                 self._storing.count(size_bytes, rule_would_send=would_send)
         elif judgement is not None and judgement.admit:
@@ -368,132 +326,18 @@ class Inference:
                 )
             )
 
-    def _for_campaign(
-        self,
-        model: LoadedModel,
-        frame: Frame,
-        seen_low: Detections | None,
-        detections: Detections | None,
-        judgement: Judgement | None,
-    ) -> tuple[Judgement, str, int] | None:
-        """Send a frame that a campaign looks for, whatever the policy thinks of it.
-
-        Not what chance took (the audit must stay whole), what was sent before, or anything while sending is switched off; and inside
-        the campaign's share and the byte budget. None: the frame goes its usual way. `seen_low` is what a redactor needs to see.
-
-        Returns:
-            The judgement as it is recorded, the frame's id and the size of its JPEG.
-        """
-        campaigns = self._campaigns
-        if campaigns is None or campaigns.is_empty or detections is None or judgement is None or frame.repeat:
-            return None
-        if judgement.arm == "explore" or judgement.refused in _NOT_FOR_CAMPAIGNS:
-            return None
-        name = campaigns.match(frame.camera, frame.captured_at_ms, detections, model.detector.class_names)
-        if not name:
-            return None
-        reasons = (REASON + name, *judgement.reasons)
-        judgement = replace(judgement, admit=True, arm=ARM, reasons=reasons, refused="", bar=None)
-        made = self._encode(model, frame, seen_low, judgement)
-        if made is None:
-            return None
-        header, jpeg = made
-        bytes_left = self._bytes_left()
-        if (bytes_left is not None and len(jpeg) > bytes_left) or not campaigns.claim(name, len(jpeg)):
-            return None
-        if not self._storing.submit(StoreFrame(header, jpeg, name)):
-            campaigns.give_back(name, len(jpeg))
-            return None
-        self._selector.sent_otherwise(frame.camera, frame.captured_at_ms)
-        return judgement, header.frame_id, len(jpeg)
-
     def _keep(self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement) -> tuple[str, int]:
-        """Make an admitted frame a candidate; returns its id and the size of its JPEG.
-
-        The id is "" when the disk was behind, or when the frame could not be redacted and is therefore not kept.
-        """
-        made = self._encode(model, frame, detections, judgement)
-        if made is None:
-            return "", 0
-        header, jpeg = made
-        source = None
-        if self._storing.fetching is not None and self._storing.backlog < _MOST_SOURCES_HELD:
-            source = self._encoder.covered(frame, detections, model.detector.class_names).frame
-        if not self._storing.submit(StoreFrame(header, jpeg, source=source)):
-            self._counters.count_dropped(frame.camera)
-            return "", len(jpeg)
-        self._pace.note_size(len(jpeg))
+        """Make an admitted frame a candidate; returns as `Keeping.candidate`."""
+        frame_id, size_bytes = self._keeping.candidate(model, frame, detections, judgement)
+        if not frame_id:
+            return "", size_bytes
+        self._window.pace.note_size(size_bytes)
         if self.dry_run is not None:
-            self.dry_run.encoded(header.frame_id, frame.camera, frame.captured_at_ms, len(jpeg))
-        dropped = self._selector.add(Candidate(header.frame_id, frame.camera, frame.captured_at_ms, judgement, len(jpeg)))
+            self.dry_run.encoded(frame_id, frame.camera, frame.captured_at_ms, size_bytes)
+        dropped = self._selector.add(Candidate(frame_id, frame.camera, frame.captured_at_ms, judgement, size_bytes))
         if dropped:
             self._storing.submit(Promote((), dropped, closes_window=False))
-        return header.frame_id, len(jpeg)
-
-    def _for_selection(self, camera: str, detections: Detections) -> Detections:
-        """Redaction may ask the model for more than the policy wants to see; selection shall not change because of it."""
-        redactor = self._encoder.redactors.get(camera)
-        if redactor is None or redactor.config.confidence >= self._decode_confidence:
-            return detections
-        return detections.above(self._decode_confidence)
-
-    def _encode(
-        self, model: LoadedModel, frame: Frame, seen_low: Detections | None, judgement: Judgement
-    ) -> tuple[FrameHeader, bytes] | None:
-        """Header and JPEG of a frame, None when it could not be redacted and must not be kept."""
-        try:
-            made = self._encoder.frame(
-                frame, judgement, seen_low, class_names=model.detector.class_names, model_digest=model.digest
-            )
-        except RedactionError as error:
-            self._not_redacted(frame.camera, error)
-            return None
-        if frame.camera in self._unredacted:  # replaced whole: health reads it from another thread
-            self._unredacted = {name: why for name, why in self._unredacted.items() if name != frame.camera}
-        return made
-
-    def _keep_around(self, model: LoadedModel, frame: Frame, seen_low: Detections | None) -> None:
-        """Give the surroundings of its camera a picture, covered like every other."""
-        more = self._storing.fetching
-        if more is None or self._storing.backlog >= _MOST_SOURCES_HELD or not more.wants(frame):
-            return
-        try:
-            self._storing.submit(PictureAround(self._encoder.covered(frame, seen_low, model.detector.class_names)))
-        except RedactionError as error:
-            self._not_redacted(frame.camera, error)
-
-    def _not_redacted(self, camera: str, error: RedactionError) -> None:
-        self._counters.add(names.REDACTION_FAILURES)
-        self._counters.count_dropped(camera)
-        level = logging.DEBUG if camera in self._unredacted else logging.ERROR
-        self._unredacted = {**self._unredacted, camera: str(error)}
-        logger.log(level, "%s", error)
-
-    def _detect(self, model: LoadedModel, frame: Frame) -> Detections | None:
-        """Detections, or None when the model failed; either is told to the observer."""
-        started_s = time.perf_counter()
-        confidence, redactor = self._decode_confidence, self._encoder.redactors.get(frame.camera)
-        if redactor is not None:
-            confidence = min(confidence, redactor.config.confidence)
-        try:
-            detections = model.detector.detect(frame.image_bgr, confidence=confidence)
-        except Exception as error:  # whatever a model does, cameras and updates must go on
-            self._counters.add(names.DETECTOR_FAILURES)
-            level = logging.DEBUG if self._is_failing else logging.WARNING
-            self._is_failing = True
-            logger.log(level, "model %s failed on frame %d of %s: %s", model.digest[:12], frame.sequence, frame.camera, error)
-            self.observer.observe(False, (time.perf_counter() - started_s) * 1000, 0)
-            self._stop.wait(_NO_DETECTIONS_PAUSE_S)
-            return None
-        took_ms = (time.perf_counter() - started_s) * 1000
-        self._is_failing = False
-        self._latencies_ms.append(took_ms)
-        chosen = self._for_selection(frame.camera, detections)
-        count_frame(self._counters, took_ms, float(chosen.scores.max()) if len(chosen) else 0.0)
-        if self.audience is not None:
-            self.audience.offer(frame, chosen, model.detector.class_names, model.digest)
-        self.observer.observe(True, took_ms, len(chosen))
-        return detections
+        return frame_id, size_bytes
 
     def _judge(self, frame: Frame, detections: Detections | None) -> Judgement | None:
         """The selector's word; with a failing score only its random share, and None when even that fails."""
@@ -524,28 +368,7 @@ class Inference:
     # --- windows -------------------------------------------------------------------------------------------------------
 
     def _close_window(self, *, is_last: bool = False) -> None:
-        frames_left, bytes_left = self._frames_left(), self._bytes_left()
-        rate = None if is_last else self._even_bytes_per_s()  # nothing comes after the last window that bytes could be kept for
-        result = close_window(self._selector, self._pace, frames_left=frames_left, bytes_left=bytes_left, even_bytes_per_s=rate)
-        with self._lock:
-            self._reserved += len(result.chosen)
-        state = self._selector.to_state()
-        self._storing.submit(
-            Promote(
-                result.chosen,
-                result.dropped,
-                round_number=self._round,
-                selector_state=state,
-                frames_left=frames_left,
-                bytes_left=bytes_left,
-                explore_share=result.explore_share,
-            )
-        )
-        if self.dry_run is not None:
-            self.dry_run.sent(result.chosen)
-        if result.chosen:
-            logger.info("window of %d frames closed: %d chosen", self._window_frames, len(result.chosen))
-        self._window_frames = 0
+        self._window.close(self._selector, self.dry_run, round_number=self._round, is_last=is_last)
 
     def _flush_if_done(self) -> None:
         """Once no frame can come any more, the last window ends before it is full."""
@@ -553,22 +376,6 @@ class Inference:
             return
         self._close_window(is_last=True)
         self._is_flushed = True
-
-    def _frames_left(self) -> int | None:
-        limit = self._counters.value(names.DESIRED_FRAMES)
-        if limit == 0:
-            return None
-        with self._lock:
-            # What campaigns took since then is not of this wish.
-            apart = self._counters.value(names.CAMPAIGN_FRAMES) - self._counters.value(names.CAMPAIGN_FRAMES_BEFORE)
-            return max(0, limit - 1 - (self._counters.value(names.FRAMES_SELECTED) - apart) - self._reserved)
-
-    def _settle(self, wanted: int) -> None:
-        """The spool thread has promoted a window's frames and counted those that were really there."""
-        with self._lock:
-            self._reserved -= wanted
-        if wanted:
-            self.on_promoted()
 
     # --- models and rounds ---------------------------------------------------------------------------------------------
 
@@ -580,8 +387,8 @@ class Inference:
         model, taken = offered
         before, self._model = self._model, model
         self._enough_is_news = True  # it says nothing about another model
-        self._said_no_model = self._is_failing = False
-        self._latencies_ms.clear()
+        self._said_no_model = False
+        self.detecting.begin()
         if model is not None:
             logger.info("model %s runs now", model.digest[:12])
         if before is not None:
@@ -599,15 +406,15 @@ class Inference:
             make, self._next_selector = self._next_selector, None
         if make is None:
             return
-        if self._window_frames:
+        if self._window.frames:
             self._close_window()
         carried = self._selector.candidates
         if carried:
             self._storing.submit(Promote((), dict.fromkeys(carried, _STALE_ROUND), closes_window=False))
         self._selector = make(self._selector.to_state())
         self._enough_is_news = bool(self._enough)
-        self._decode_confidence = self._selector.policy.decode_confidence
-        self._selector.expect(self._frames_left())
+        self.detecting.decode_confidence = self._selector.policy.decode_confidence
+        self._selector.expect(self._window.frames_left)
         logger.info("the selection goes on with the new configuration")
 
     def _take_enough(self) -> None:
@@ -620,10 +427,10 @@ class Inference:
     def _start_round(self, why: str, *, new_model: bool = False) -> None:
         """Ranks, candidates and the round's counters begin again."""
         dropped = self._selector.restart(why, new_model=new_model)
-        self._selector.expect(self._frames_left())
+        self._selector.expect(self._window.frames_left)
         if self.dry_run is not None:
             self.dry_run.restart(why, new_model=new_model)
-        self._window_frames = 0
+        self._window.frames = 0
         self._is_flushed = False
         self._round = self._counters.begin_round()
         if dropped:

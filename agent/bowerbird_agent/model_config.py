@@ -8,14 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bowerbird_agent.structuring import require
 from bowerbird_models.runtime_options import PRECISIONS, RUNTIMES
 
 AUTO = "auto"
-
-
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -46,20 +42,20 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         known = (AUTO, *RUNTIMES)
-        _require(self.runtime in known, f"runtime is {self.runtime!r}; it must be one of {', '.join(map(repr, known))}")
+        require(self.runtime in known, f"runtime is {self.runtime!r}; it must be one of {', '.join(map(repr, known))}")
         if self.precision is not None:
-            _require(self.is_pinned, 'precision is for a runtime that is named; set model.runtime, or leave it out with "auto"')
+            require(self.is_pinned, 'precision is for a runtime that is named; set model.runtime, or leave it out with "auto"')
             can = PRECISIONS.get(self.runtime, ())
-            _require(
+            require(
                 self.precision in can or not self.is_pinned,
                 f"precision is {self.precision!r}; {self.runtime} computes in {', '.join(map(repr, can))}",
             )
-        _require(self.threads is None or 1 <= self.threads <= 64, f"threads is {self.threads}; it must be 1 to 64")
-        _require(
+        require(self.threads is None or 1 <= self.threads <= 64, f"threads is {self.threads}; it must be 1 to 64")
+        require(
             self.memory_limit_mb is None or self.memory_limit_mb >= 16,
             f"memory_limit_mb is {self.memory_limit_mb}; it must be at least 16",
         )
-        _require(
+        require(
             0 <= self.accuracy_loss_points <= 100,
             f"accuracy_loss_points is {self.accuracy_loss_points}; it must be 0 to 100",
         )

@@ -38,12 +38,12 @@ class ModelSlot:
     @property
     def onnx(self) -> Path:
         """The float file: what runs unless something else was chosen."""
-        return self.dir / self.manifest.files[self.manifest.reference_role].name
+        return self.dir / self.manifest.reference_file.name
 
     @property
     def file_digest(self) -> str:
         """SHA-256 of that file."""
-        return self.manifest.files[self.manifest.reference_role].sha256
+        return self.manifest.reference_file.sha256
 
 
 class ModelStore:

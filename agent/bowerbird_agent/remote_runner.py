@@ -16,7 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bowerbird_agent.config import check_files, parse_config, parse_wished, read_text
+from bowerbird_agent.config import parse_config, parse_wished, read_text
+from bowerbird_agent.config_files import check_files
 from bowerbird_agent.errors import ConfigError
 from bowerbird_agent.remote_config import MAX_DOCUMENT_BYTES
 from bowerbird_agent.remote_wish import (

@@ -18,15 +18,17 @@ import numpy as np
 
 from bowerbird_agent.budget import DAY_S, ByteLimits, TokenBucket
 from bowerbird_agent.campaign_book import CampaignBook
-from bowerbird_agent.config import BudgetConfig, ImageConfig
 from bowerbird_agent.counters import DESIRED_FRAMES, Counters
+from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import SourceError
 from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.inference import Inference
+from bowerbird_agent.link_config import BudgetConfig
 from bowerbird_agent.pace import room_bytes
 from bowerbird_agent.select import Selector
 from bowerbird_agent.storing import StoringThread
+from bowerbird_agent.storing_config import ImageConfig
 from bowerbird_agent.uncertainty import pairwise_iou
 from bowerbird_models.errors import ModelOutputError
 from bowerbird_wire import codec

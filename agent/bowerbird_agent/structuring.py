@@ -28,6 +28,16 @@ class Faults:
         self.found.append((path, message))
 
 
+def require(holds: bool, message: str) -> None:
+    """One check of a dataclass that a table becomes.
+
+    Raises:
+        ValueError: it does not hold; the message says what to write instead.
+    """
+    if not holds:
+        raise ValueError(message)
+
+
 def structure(plain: Any, kind: type[T], path: str, faults: Faults) -> T | None:
     """A table as a dataclass, or None when something in it is wrong; everything wrong is in `faults`."""
     if not isinstance(plain, dict):

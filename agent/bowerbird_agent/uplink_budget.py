@@ -68,6 +68,20 @@ class UplinkBudget:
         rates = [bucket.limits.even_bytes_per_s for bucket in self._active]
         return min((rate for rate in rates if rate is not None), default=None)
 
+    def spent_of_caps(self, now_s: float) -> dict[str, object]:
+        """What day and month have cost of their caps, for health: `total`, and `metered` while the uplink is a metered one.
+
+        Returns:
+            [bytes today, cap of a day, bytes this month, cap of a month] each; a bucket without such caps is left out.
+        """
+        found: dict[str, object] = {}
+        for name, bucket in zip(("total", "metered"), self._active, strict=False):
+            limits = bucket.limits
+            if (limits.bytes_per_day, limits.bytes_per_month) != (None, None):
+                today, month = bucket.spent_today_bytes(now_s), bucket.spent_month_bytes(now_s)
+                found[name] = [today, limits.bytes_per_day, month, limits.bytes_per_month]
+        return found
+
     def has_room_beside(self, now_s: float, size_bytes: int, waiting_bytes: int) -> bool:
         """Whether `size_bytes` may go that no frame pays for: half of each cap and the bytes of a waiting frame are left alone."""
         return all(_has_room_beside(bucket, now_s, size_bytes, waiting_bytes) for bucket in self._active)

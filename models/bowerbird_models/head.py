@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from bowerbird_models.decode import Candidates, HeadLayout, decode_end_to_end, decode_raw, not_finite, shown
+from bowerbird_models.detections import Detections
 from bowerbird_models.errors import ModelOutputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from bowerbird_models.detections import Detections
     from bowerbird_models.letterbox import Letterbox
+    from bowerbird_models.masks import PrototypeMasks
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,37 @@ def kept_boxes(
         return candidates.take(suppress(candidates, iou))
     candidates = decode_end_to_end(output, class_count, confidence, extra_count=extra_count)
     return candidates.take(np.arange(min(len(candidates.scores), MAX_DETECTIONS)))
+
+
+def detections_of(
+    kept: Candidates,
+    outputs: NetworkOutputs,
+    boxes_xyxy: NDArray[np.float32],
+    *,
+    masks: PrototypeMasks | None = None,
+    keypoints: NDArray[np.float32] | None = None,
+    rotated_xywhr: NDArray[np.float32] | None = None,
+) -> Detections:
+    """What stays of one frame, with what the model says of each box and of the whole frame.
+
+    Args:
+        boxes_xyxy: (n, 4) of `kept`, in source pixels.
+        masks, keypoints, rotated_xywhr: as `Detections`.
+
+    Raises:
+        ModelOutputError: NaN or infinity in the curation outputs, or a shape that does not fit the head's.
+    """
+    return Detections(
+        boxes_xyxy,
+        kept.scores,
+        kept.class_ids,
+        class_scores=kept.class_scores,
+        loc_entropy=outputs.loc_entropy_at(kept.anchors),
+        embedding=outputs.frame_embedding(),
+        masks=masks,
+        keypoints=keypoints,
+        rotated_xywhr=rotated_xywhr,
+    )
 
 
 def finite(values: NDArray[np.float32]) -> NDArray[np.float32]:

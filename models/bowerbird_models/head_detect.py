@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bowerbird_models.detections import Detections
-from bowerbird_models.head import NetworkOutputs, kept_boxes
+from bowerbird_models.head import NetworkOutputs, detections_of, kept_boxes
 
 if TYPE_CHECKING:
     from bowerbird_models.decode import HeadLayout
@@ -28,11 +28,4 @@ class DetectHead:
     def read(self, outputs: NetworkOutputs, letterbox: Letterbox, *, confidence: float, iou: float) -> Detections:
         """As `Head.read`."""
         kept = kept_boxes(outputs.head[0], self.layout, self.class_count, extra_count=0, confidence=confidence, iou=iou)
-        return Detections(
-            letterbox.to_source(kept.boxes),
-            kept.scores,
-            kept.class_ids,
-            class_scores=kept.class_scores,
-            loc_entropy=outputs.loc_entropy_at(kept.anchors),
-            embedding=outputs.frame_embedding(),
-        )
+        return detections_of(kept, outputs, letterbox.to_source(kept.boxes))

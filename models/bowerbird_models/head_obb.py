@@ -14,7 +14,7 @@ import numpy as np
 
 from bowerbird_models.decode import Candidates, HeadLayout, decode_end_to_end, decode_raw
 from bowerbird_models.detections import Detections
-from bowerbird_models.head import NetworkOutputs
+from bowerbird_models.head import NetworkOutputs, detections_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,15 +37,7 @@ class ObbHead:
 
         kept = self._kept(outputs.head[0], confidence, iou)
         boxes_xywhr = letterbox.rotated_to_source(_with_angle(kept))
-        return Detections(
-            letterbox.clip(enclosing_boxes(boxes_xywhr)),
-            kept.scores,
-            kept.class_ids,
-            class_scores=kept.class_scores,
-            loc_entropy=outputs.loc_entropy_at(kept.anchors),
-            embedding=outputs.frame_embedding(),
-            rotated_xywhr=boxes_xywhr,
-        )
+        return detections_of(kept, outputs, letterbox.clip(enclosing_boxes(boxes_xywhr)), rotated_xywhr=boxes_xywhr)
 
     def _kept(self, output: NDArray[Any], confidence: float, iou: float) -> Candidates:
         from bowerbird_models.nms import MAX_DETECTIONS

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bowerbird_models.detections import Detections
-from bowerbird_models.head import NetworkOutputs, kept_boxes
+from bowerbird_models.head import NetworkOutputs, detections_of, kept_boxes
 
 if TYPE_CHECKING:
     from bowerbird_models.decode import HeadLayout
@@ -40,12 +40,4 @@ class PoseHead:
         keypoints[..., :2] = letterbox.points_to_source(emitted[..., :2])
         if values == 3:
             np.clip(emitted[..., 2], 0.0, 1.0, out=keypoints[..., 2])
-        return Detections(
-            letterbox.to_source(kept.boxes),
-            kept.scores,
-            kept.class_ids,
-            class_scores=kept.class_scores,
-            loc_entropy=outputs.loc_entropy_at(kept.anchors),
-            embedding=outputs.frame_embedding(),
-            keypoints=keypoints,
-        )
+        return detections_of(kept, outputs, letterbox.to_source(kept.boxes), keypoints=keypoints)

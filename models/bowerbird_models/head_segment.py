@@ -14,7 +14,7 @@ import numpy as np
 from bowerbird_models.decode import shown
 from bowerbird_models.detections import Detections
 from bowerbird_models.errors import ModelOutputError
-from bowerbird_models.head import NetworkOutputs, finite, kept_boxes
+from bowerbird_models.head import NetworkOutputs, detections_of, finite, kept_boxes
 from bowerbird_models.masks import PrototypeMasks
 
 if TYPE_CHECKING:
@@ -47,12 +47,4 @@ class SegmentHead:
         visible = np.flatnonzero(masks.has_pixels())
         if len(visible) < len(masks):
             kept, masks = kept.take(visible), masks.take(visible)
-        return Detections(
-            letterbox.to_source(kept.boxes),
-            kept.scores,
-            kept.class_ids,
-            class_scores=kept.class_scores,
-            loc_entropy=outputs.loc_entropy_at(kept.anchors),
-            embedding=outputs.frame_embedding(),
-            masks=masks,
-        )
+        return detections_of(kept, outputs, letterbox.to_source(kept.boxes), masks=masks)

@@ -113,6 +113,11 @@ class ModelManifest:
         return next(role for role in REFERENCE_ROLES if role in self.files)
 
     @property
+    def reference_file(self) -> PackageFile:
+        """That file: what runs unless something else was chosen."""
+        return self.files[self.reference_role]
+
+    @property
     def total_bytes(self) -> int:
         """Length of all files together, the manifest apart."""
         return sum(file.bytes for file in self.files.values())

@@ -96,12 +96,12 @@ class PackageOnDisk:
     @property
     def onnx(self) -> Path:
         """The full-precision model file."""
-        return self.dir / self.manifest.files[self.manifest.reference_role].name
+        return self.dir / self.manifest.reference_file.name
 
     @property
     def file_digest(self) -> str:
         """SHA-256 of the reference file."""
-        return self.manifest.files[self.manifest.reference_role].sha256
+        return self.manifest.reference_file.sha256
 
     def variants(self) -> Mapping[str, Path]:
         """Every model file by its role, the reference file among them; roles that this release does not know are left out."""

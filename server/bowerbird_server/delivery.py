@@ -1,9 +1,8 @@
 """The server's conversation with its devices, frames apart: presence, health and reports in; wishes, jobs and blocks out.
 
-In: Status, Health, Report and BlockRequest messages; the catalogue's wishes; the disk's free space. Out: rows; retained Desired, Job
-and Credit messages, published again on every connect since the broker keeps nothing; blocks. A reply goes to the topics of the device
-that the request's topic names, which the broker's rules tie to its login. It decides no rollout (`rollout.py`) and stores no frame
-(`ingest.py`).
+In: Status, Health, Report and BlockRequest messages; the disk's free space. Out: rows; blocks; and what `wishes.py` publishes, in its
+turn. A reply goes to the topics of the device that the request's topic names, which the broker's rules tie to its login. It decides no
+rollout (`rollout.py`) and stores no frame (`ingest.py`).
 """
 
 from __future__ import annotations
@@ -14,22 +13,19 @@ import shutil
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.catalogue import (
     campaigns,
     config_changes,
-    device_config,
     drift_rows,
     erasures,
     fetches,
     fleet,
-    fleet_sketches,
     rollouts,
     unsent,
 )
@@ -44,13 +40,12 @@ from bowerbird_server.layout import DataFolder
 from bowerbird_server.mqtt_session import Arrived, Connected, Event, MqttSession
 from bowerbird_server.offers import BlockQueue
 from bowerbird_server.repository import Repository
+from bowerbird_server.wishes import Publisher, Wishes
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.histograms import Histograms
 from bowerbird_wire.messages import (
     BlockRequest,
-    Credit,
-    Desired,
     FetchAnswer,
     Health,
     Job,
@@ -61,17 +56,13 @@ from bowerbird_wire.messages import (
     Tombstones,
 )
 from bowerbird_wire.topics import (
-    AgentJobTopic,
     AgentReportTopic,
     BlockRequestTopic,
     BlocksTopic,
-    CreditTopic,
-    DesiredTopic,
     DeviceTopic,
     FetchAnswerTopic,
     HealthTopic,
     HistogramsTopic,
-    JobTopic,
     ReceiptTopic,
     ReportedTopic,
     ReportTopic,
@@ -96,22 +87,9 @@ UP_TOPICS: tuple[type[DeviceTopic], ...] = (
 )
 WISHES_EVERY_S = 0.5
 UPKEEP_EVERY_S = 600.0
-DESIRED_AT_ONCE = 100
 _LOOK_SHARE = 10.0  # time between two looks at the wishes, in times of what one takes
-# How often devices that found nothing for a campaign are given some of its quota again.
-CAMPAIGN_TURN_EVERY_S = 600.0
-# A wish that was said and not answered is said again after so long, and at once to a device that comes back.
-FETCH_AGAIN_S = 300.0
-_FETCHES_A_MESSAGE = 50
 # Every device that is there has a retained status, and retained messages follow the subscription at once.
 PRESENCE_AFTER_S = 5.0
-
-
-class Publisher(Protocol):
-    """What delivery needs to send."""
-
-    def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
-        """Hand over a message; False without a connection."""
 
 
 class Delivery:
@@ -139,25 +117,16 @@ class Delivery:
         self._drift = DriftWatch(cat, drift)
         self._blocks = blocks
         self._publisher = publisher
-        self._sign = sign
         self._watch = CloneWatch(cat, on_suspended)
-        self._desired: dict[str, Desired] = {}  # as last published on this connection
-        self._jobs: dict[tuple[str, bool], Job] = {}  # by device, and whether it is of the agent
-        self._credits: dict[str, int] = {}  # by site
         self._reported_at_ms: dict[str, int] = {}  # newest report of each device, by the device's own clock
         self._present: set[str] = set()  # devices whose status came on this connection
-        self._turn_at_s = time.monotonic() + CAMPAIGN_TURN_EVERY_S
-        self._complained = False
-        self._fetches_said: dict[bytes, float] = {}  # request -> when it was said last, monotonic seconds
+        self.wishes = Wishes(cat, publisher, sign, self._present)
 
     def connected(self) -> None:
         """The broker may have lost all that it retained."""
-        self._desired.clear()
-        self._jobs.clear()
-        self._credits.clear()
         self._present.clear()
-        self._fetches_said.clear()
-        self.publish_wishes()
+        self.wishes.forget_published()
+        self.wishes.publish()
 
     def received(self, topic_text: str, payload: bytes) -> None:
         """Apply one message. What is not a message, or of no device of ours, is logged and dropped: nothing waits for an answer."""
@@ -200,7 +169,7 @@ class Delivery:
         self._present.add(topic.device)
         if status.state == "online":
             rollouts.record_agent_version(self._cat, topic.device, status.agent_version)
-            self.publish_fetches(time.monotonic(), only=topic.device)
+            self.wishes.publish_fetches(time.monotonic(), only=topic.device)
         else:
             self._blocks.forget(topic.site, topic.device)
 
@@ -250,81 +219,6 @@ class Delivery:
                 "; ".join(reported.faults)[:500],
             )
 
-    def publish_wishes(self) -> None:
-        """Advance rollouts, changes and campaigns, and publish each Desired and Job that differs from what is published already.
-
-        At most `DESIRED_AT_ONCE` wishes go out at a time, so that a change for a large fleet is no burst.
-        """
-        for rollout in rollouts.advance(self._cat):
-            log.info("rollout %s moved on", rollout)
-        for change in config_changes.advance(self._cat):
-            log.info("configuration change %s moved on", change)
-        campaigns.advance(self._cat, turn=self._is_turn())
-        sites = fleet.active_devices(self._cat)
-        published = 0
-        for device, desired in wanted_of(self._cat, sites).items():
-            if self._desired.get(device) == desired:
-                continue
-            if published >= DESIRED_AT_ONCE:
-                break
-            if self._publisher.publish(str(DesiredTopic(sites[device], device)), encode(desired), retain=True):
-                self._desired[device] = desired
-                published += 1
-        for wanted in rollouts.jobs(self._cat):
-            key = (wanted.device, wanted.is_agent)
-            if self._jobs.get(key) == wanted.job:
-                continue
-            try:
-                signed = self._sign(wanted.job, wanted.device)
-            except ServerError as error:
-                log.log(logging.DEBUG if self._complained else logging.ERROR, "jobs wait for a signature: %s", error)
-                self._complained = True
-                return
-            self._complained = False
-            kind = AgentJobTopic if wanted.is_agent else JobTopic
-            if self._publisher.publish(str(kind(wanted.site, wanted.device)), encode(signed), retain=True):
-                self._jobs[key] = wanted.job
-                what = "agent" if wanted.is_agent else "model"
-                log.info("device %s: %s %s %s", wanted.device, wanted.job.action, what, wanted.job.model_digest[:12])
-
-    def _is_turn(self) -> bool:
-        now_s = time.monotonic()
-        if now_s < self._turn_at_s:
-            return False
-        self._turn_at_s = now_s + CAMPAIGN_TURN_EVERY_S
-        return True
-
-    def publish_fetches(self, now_s: float, *, only: str | None = None) -> None:
-        """Say what people have asked for and devices have not answered; `only` to one that has just come, whatever was said."""
-        sites = fleet.active_devices(self._cat)
-        wishes = fetches.open_wishes(self._cat)
-        open_now = {fetch.request for asked in wishes.values() for fetch in asked}
-        self._fetches_said = {request: at_s for request, at_s in self._fetches_said.items() if request in open_now}
-        for device, asked in wishes.items():
-            if device not in self._present or (only is not None and device != only):
-                continue
-            due = [
-                fetch
-                for fetch in asked
-                if only is not None or now_s - self._fetches_said.get(fetch.request, -FETCH_AGAIN_S) >= FETCH_AGAIN_S
-            ][:_FETCHES_A_MESSAGE]
-            topic = str(ReceiptTopic(sites[device], device))
-            if due and self._publisher.publish(topic, encode(Receipt(fetch=tuple(due)))):
-                self._fetches_said.update({fetch.request: now_s for fetch in due})
-
-    def publish_credit(self, bytes_in_flight: int) -> None:
-        """Tell each site how much its devices may have on their way, when it differs from what is published already."""
-        for site in sorted(set(fleet.active_devices(self._cat).values())):
-            if self._credits.get(site) == bytes_in_flight:
-                continue
-            credit = encode(Credit(bytes_in_flight, int(time.time() * 1000)))
-            if self._publisher.publish(str(CreditTopic(site)), credit, retain=True):
-                if bytes_in_flight == 0 or self._credits.get(site) == 0:
-                    log.warning(
-                        "the devices of site %s are told to %s", site, "go on" if bytes_in_flight else "keep their frames"
-                    )
-                self._credits[site] = bytes_in_flight
-
     def note_absent(self) -> None:
         """A while after connecting: a device whose will was lost with a broker is not online because it once was."""
         for device in fleet.mark_absent(self._cat, self._present):
@@ -334,30 +228,6 @@ class Delivery:
         """Publish the blocks that are due."""
         for due in self._blocks.due(now_s):
             self._publisher.publish(str(BlocksTopic(due.site, due.device)), encode(due.block), qos=0)
-
-
-def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
-    """What each active device should hold: frames, configuration and campaigns in one message. Devices that nobody has asked for
-    anything are left out."""
-    totals, wishes, shares = fleet.desired(cat), device_config.wishes(cat), campaigns.wished(cat)
-    boosts, were_boosted = drift_rows.boosts(cat, int(time.time() * 1000)), drift_rows.were_boosted(cat)
-    enough = fleet_sketches.wished(cat)
-    found = {}
-    for device in active:
-        total = totals.get(device, Desired(0))  # with what it shall erase
-        version, document, campaigns_version = wishes.get(device, (0, {}, 0))
-        wanted = replace(
-            total,
-            config_version=version,
-            config=document,
-            campaigns_version=campaigns_version,
-            campaigns=shares.get(device, ()),
-            boost=boosts.get(device),
-            enough=enough.get(device, b""),
-        )
-        if device in totals or version or campaigns_version or device in were_boosted or wanted.enough:
-            found[device] = wanted
-    return found
 
 
 def _shown(text: str) -> str:
@@ -432,9 +302,9 @@ class _Conversation:
                     presence_at_s = None
                 self.delivery.publish_blocks(now_s)
                 if now_s >= wishes_at_s:
-                    self.delivery.publish_wishes()
-                    self.delivery.publish_fetches(now_s)
-                    self.delivery.publish_credit(self.gauge.read(shutil.disk_usage(self.disk).free))
+                    self.delivery.wishes.publish()
+                    self.delivery.wishes.publish_fetches(now_s)
+                    self.delivery.wishes.publish_credit(self.gauge.read(shutil.disk_usage(self.disk).free))
                     # In a fleet of thousands a look takes a tenth of a second: not twice in each.
                     wishes_at_s = now_s + max(WISHES_EVERY_S, _LOOK_SHARE * (time.monotonic() - now_s))
                 if now_s >= upkeep_at_s:

@@ -9,7 +9,9 @@ failures, one sign of an attack, or a wave that ends without enough successes pa
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -101,6 +103,16 @@ class Settings:
             raise ValueError("success_share must lie in (0, 1] and failure_share in [0, 1)")
         if self.minimum_executed < 1 or self.max_parallel < 1 or self.silent_s <= 0:
             raise ValueError("minimum_executed and max_parallel must be at least 1, silent_s more than 0")
+
+    def to_json(self) -> str:
+        """As a row of the catalogue holds it."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """What `to_json` has written."""
+        plain = json.loads(text)
+        return cls(**{**plain, "wave_shares": tuple(plain["wave_shares"])})
 
 
 @dataclass(frozen=True)

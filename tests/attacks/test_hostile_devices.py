@@ -136,7 +136,7 @@ def test_no_message_of_one_device_stops_the_others(
     for kind, payload in hostile_messages():
         delivery.received(str(kind("demo", "cam-01")), payload)
         delivery.publish_blocks(1.0)
-    delivery.publish_wishes()
+    delivery.wishes.publish()
     delivery.received(str(HealthTopic("demo", "cam-02")), encode(Health("b", 1, frames_seen=7)))
     assert '"frames_seen": 7' in str(cat.value("SELECT health FROM device WHERE id = 'cam-02'"))
     assert fleet.desired(cat)["cam-01"].version == 1

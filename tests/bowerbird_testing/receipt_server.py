@@ -7,13 +7,12 @@ silent or to refuse. It verifies every message as the real ingest does and keeps
 from __future__ import annotations
 
 import ssl
-import threading
 from collections import Counter
 from types import TracebackType
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
 
+from bowerbird_testing.broker_client import BrokerClient
 from bowerbird_testing.parts import Parts
 from bowerbird_wire.codec import decode, decode_frame, encode
 from bowerbird_wire.messages import Credit, Offer, Receipt, Refusal
@@ -45,34 +44,27 @@ class ReceiptServer:
         self.refuse: set[str] = set()
         self.refuse_offers: set[str] = set()
         self.parts = Parts()
-        self.ready = threading.Event()
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="receipt-server", protocol=mqtt.MQTTv5)
-        if username:
-            self._client.username_pw_set(username, password)
-        if tls is not None:
-            self._client.tls_set_context(tls)
-        self._client.reconnect_delay_set(1, 1)
-        self._client.on_connect = lambda client, *_: client.subscribe(
-            [(kind.filter(site), 1) for kind in (FrameTopic, ChunkTopic, OfferTopic)]
+        self._client = BrokerClient(
+            "receipt-server",
+            host,
+            port,
+            [kind.filter(site) for kind in (FrameTopic, ChunkTopic, OfferTopic)],
+            self._on_message,
+            username=username,
+            password=password,
+            tls=tls,
         )
-        self._client.on_subscribe = lambda *_: self.ready.set()
-        self._client.on_message = self._on_message
-        self._address = (host, port)
 
     def __enter__(self) -> ReceiptServer:
-        self._client.connect(*self._address)
-        self._client.loop_start()
-        if not self.ready.wait(15):
-            raise TimeoutError("the broker did not answer the receipt server")
+        self._client.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._client.stop()
 
     def credit(self, bytes_in_flight: int) -> None:
         """Say how much may be on its way."""
-        self._client.publish(str(CreditTopic(self.site)), encode(Credit(bytes_in_flight)), qos=1, retain=True)
+        self._client.publish(str(CreditTopic(self.site)), encode(Credit(bytes_in_flight)), retain=True)
 
     def _on_message(self, client: mqtt.Client, _userdata: object, message: mqtt.MQTTMessage) -> None:
         try:

@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 import paho.mqtt.client as mqtt
-from paho.mqtt.enums import CallbackAPIVersion
 
+from bowerbird_testing.broker_client import BrokerClient
 from bowerbird_testing.parts import Parts
 from bowerbird_wire.codec import decode, decode_frame, encode
 from bowerbird_wire.messages import (
@@ -80,33 +80,28 @@ class SiteServer:
         self.reports: list[Report] = []
         self.reported: list[Reported] = []
         self._changed = threading.Condition()
-        self._ready = threading.Event()
         self._updates = updates
         self._parts = Parts()
         self._block_device = ""
         if updates is not None:
             updates.connect(self._send_block)
-        self._client = mqtt.Client(CallbackAPIVersion.VERSION2, client_id="site-server", protocol=mqtt.MQTTv5)
-        if username:
-            self._client.username_pw_set(username, password)
-        if tls is not None:
-            self._client.tls_set_context(tls)
-        self._client.reconnect_delay_set(1, 1)
-        self._client.on_connect = lambda client, *_: client.subscribe(f"bowerbird/v1/{site}/up/+/+", qos=1)
-        self._client.on_subscribe = lambda *_: self._ready.set()
-        self._client.on_message = self._on_message
-        self._address = (host, port)
+        self._client = BrokerClient(
+            "site-server",
+            host,
+            port,
+            [f"bowerbird/v1/{site}/up/+/+"],
+            self._on_message,
+            username=username,
+            password=password,
+            tls=tls,
+        )
 
     def __enter__(self) -> SiteServer:
-        self._client.connect(*self._address)
-        self._client.loop_start()
-        if not self._ready.wait(15):
-            raise TimeoutError("the broker did not answer the site server")
+        self._client.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
+        self._client.stop()
 
     def desire(self, device: str, version: int, frames_total: int | None, *, erase: tuple[EraseWish, ...] = ()) -> None:
         """Say how many frames are wanted of a device in all, and which it must forget."""
@@ -130,7 +125,7 @@ class SiteServer:
                 self._changed.wait(min(left, 0.2))
 
     def _retain(self, topic: DeviceTopic, payload: bytes) -> None:
-        self._client.publish(str(topic), payload, qos=1, retain=True)
+        self._client.publish(str(topic), payload, retain=True)
 
     def _send_block(self, block: Block) -> None:
         self._client.publish(str(BlocksTopic(self.site, self._block_device)), encode(block), qos=0)

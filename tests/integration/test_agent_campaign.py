@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from bowerbird_agent import counters as names
 from bowerbird_agent.campaign_book import CampaignBook, counter_names
 from bowerbird_agent.capture import Frame, Source, open_camera
-from bowerbird_agent.config import ImageConfig
 from bowerbird_agent.counters import Counters
 from bowerbird_agent.decision_log import DecisionLog
+from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.explain import explain
-from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.inference import Inference
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.replay import Setting, replay
 from bowerbird_agent.select import Selector
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.storing import StoringThread
+from bowerbird_agent.storing_config import ImageConfig
 from bowerbird_models.detections import Detections
 from bowerbird_models.scenes import SceneStream
 from bowerbird_wire.messages import Campaign

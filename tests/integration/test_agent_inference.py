@@ -14,17 +14,19 @@ from numpy.typing import NDArray
 from bowerbird_agent import counters as names
 from bowerbird_agent.camera_config import CameraConfig
 from bowerbird_agent.capture import Frame
-from bowerbird_agent.config import ImageConfig, read_config
+from bowerbird_agent.config import read_config
 from bowerbird_agent.counters import Counters, SeenFrames
+from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.device import Device
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import StageDied
 from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.inference import Inference
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.select import Selector
 from bowerbird_agent.spool import Spool
 from bowerbird_agent.storing import MAX_WAITING, StoringThread
+from bowerbird_agent.storing_config import ImageConfig
 from bowerbird_models.detections import Detections
 from bowerbird_models.errors import ModelOutputError
 from bowerbird_models.scenes import SceneStream

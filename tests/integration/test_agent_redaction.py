@@ -15,20 +15,21 @@ from numpy.typing import NDArray
 from bowerbird_agent import counters as names
 from bowerbird_agent.camera_config import RedactConfig
 from bowerbird_agent.capture import Frame
-from bowerbird_agent.config import ImageConfig
 from bowerbird_agent.counters import Counters
 from bowerbird_agent.decision_log import DecisionLog
+from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.exchange import FrameExchange
 from bowerbird_agent.fetch_config import FetchConfig
 from bowerbird_agent.fetching import Fetching
-from bowerbird_agent.inference import Inference, LoadedModel
+from bowerbird_agent.inference import Inference
 from bowerbird_agent.originals import Originals
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.redaction import Redactor
 from bowerbird_agent.select import Selector
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.storing import StoringThread
+from bowerbird_agent.storing_config import ImageConfig
 from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.thumbnail import thumbnail
 from bowerbird_models.detections import Detections
@@ -221,7 +222,7 @@ def test_selection_is_not_told_what_only_the_redaction_asked_for(bench: Bench) -
             heard.append(len(detections))
             return True
 
-    bench.inference.audience = Audience()
+    bench.inference.detecting.audience = Audience()
     bench.load(SeesPeople())
     bench.show(0, 3)
     assert heard == [1, 1, 1]

@@ -21,7 +21,6 @@ from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.datasets import scene_splits
 from bowerbird_server.catalogue_verify import verify
 from bowerbird_server.config import LabellingConfig
-from bowerbird_server.delivery import wanted_of
 from bowerbird_server.errors import BadInput, Conflict
 from bowerbird_server.evaluation_routing import HELD_OUT
 from bowerbird_server.labelling.backend import Box, submit_label
@@ -31,6 +30,7 @@ from bowerbird_server.registry import register_model
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import read_manifest, take_snapshot
 from bowerbird_server.web.app import create_app
+from bowerbird_server.wishes import wanted_of
 from bowerbird_server.yields import judge_policy
 from bowerbird_testing.frame_messages import START_MS, frame_message
 from bowerbird_testing.lived_in_site import arrived, ingest_of, live_in

@@ -15,12 +15,13 @@ from typer.testing import CliRunner
 from bowerbird_server.catalogue import Catalogue, campaigns, config_changes, device_config, device_groups, fleet, identity
 from bowerbird_server.catalogue.campaigns import Condition
 from bowerbird_server.cli.app import app
-from bowerbird_server.delivery import DESIRED_AT_ONCE, Delivery, wanted_of
+from bowerbird_server.delivery import Delivery
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.identity.states import Happening
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.offers import BlockQueue
 from bowerbird_server.rollout import Event
+from bowerbird_server.wishes import DESIRED_AT_ONCE, wanted_of
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.messages import Desired, Reported
 from bowerbird_wire.topics import DesiredTopic, ReportedTopic
@@ -159,9 +160,9 @@ def test_wishes_for_a_large_fleet_go_out_a_hundred_at_a_time(cat: Catalogue, fol
     names = add(cat, DESIRED_AT_ONCE + 20)
     config_changes.change(cat, names, DEBUG, "anna", at_once=True)
     delivery, postbox = delivery_of(cat, folder)
-    delivery.publish_wishes()
+    delivery.wishes.publish()
     assert len(postbox.sent) == DESIRED_AT_ONCE
-    delivery.publish_wishes()
+    delivery.wishes.publish()
     assert len(postbox.sent) == len(names)
     desired = decode(Desired, postbox.sent[str(DesiredTopic("demo", names[0]))])
     assert (desired.version, desired.config_version, desired.config) == (0, 1, DEBUG["set"])

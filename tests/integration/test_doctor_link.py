@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.camera_config import CameraConfig
-from bowerbird_agent.config import AgentConfig, BrokerConfig, DeviceConfig, read_config
+from bowerbird_agent.config import AgentConfig, DeviceConfig, read_config
 from bowerbird_agent.doctor_link import examine_link
 from bowerbird_agent.enrolment import enrol
 from bowerbird_agent.findings import FAIL, OK, Finding
 from bowerbird_agent.identity import load_key
+from bowerbird_agent.link_config import BrokerConfig
 from bowerbird_agent.spool import Spool
 from bowerbird_server.broker import find_program
 from bowerbird_server.catalogue import identity as rows

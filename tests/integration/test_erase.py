@@ -353,7 +353,7 @@ def test_a_device_that_was_offline_is_asked_when_it_comes_back_and_its_spool_is_
     """End to end but for the wire: the wish is retained, the device obeys, answers, and the wish goes."""
     broker = Broker()
     delivery = delivery_of(site, broker)
-    delivery.publish_wishes()
+    delivery.wishes.publish()
     assert broker.desired("cam-01") is None
     spool = Spool(tmp_path / "spool", max_bytes=10_000_000)
     kept, doomed = message(1000), frame_message("cam-01", 1001, captured_at_ms=START_MS + 350)
@@ -362,7 +362,7 @@ def test_a_device_that_was_offline_is_asked_when_it_comes_back_and_its_spool_is_
     erasing = Erasing(spool, [spool])
 
     found = carried_out(site)
-    delivery.publish_wishes()
+    delivery.wishes.publish()
     assert [one["device"] for one in found["devices"]["waiting"]] == ["cam-01"]  # type: ignore[index]
     wished = broker.desired("cam-01")
     assert wished is not None
@@ -372,7 +372,7 @@ def test_a_device_that_was_offline_is_asked_when_it_comes_back_and_its_spool_is_
     erasing.obey(wished.erase)
     assert [path.stem for path in (tmp_path / "spool" / "frames").iterdir()] == [kept.header.frame_id]
     say_health(delivery, "cam-01", dict(erasing.done))
-    delivery.publish_wishes()
+    delivery.wishes.publish()
     assert broker.desired("cam-01") == Desired(0)
     row = erasures.get(site.catalogue, str(found["erasure"]))
     assert row is not None

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.broker_tls import NoTls, date_fault, make_context
-from bowerbird_agent.config import BrokerConfig
 from bowerbird_agent.identity import FOLDER
+from bowerbird_agent.link_config import BrokerConfig
 from bowerbird_agent.mqtt_link import DENIED, LinkDown
 from bowerbird_server.broker import find_program
 from bowerbird_server.broker_address import BrokerAddress

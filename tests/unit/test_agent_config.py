@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.camera_config import Region
-from bowerbird_agent.config import check_files, parse_config, read_config, read_password, summary
+from bowerbird_agent.config import parse_config, read_config, summary
+from bowerbird_agent.config_files import check_files
 from bowerbird_agent.errors import ConfigError
+from bowerbird_agent.link_config import read_password
 
 GOOD = """\
 [device]

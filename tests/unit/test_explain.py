@@ -174,7 +174,7 @@ def test_every_reason_in_the_code_has_words() -> None:
     code = "".join(
         path.read_text("utf-8")
         for path in (Path(__file__).parents[2] / "agent" / "bowerbird_agent").glob("*.py")
-        if path.name in {"select.py", "choose.py", "pool.py", "inference.py"}
+        if path.name in {"select.py", "choose.py", "pool.py", "inference.py", "selection_window.py"}
     )
     for reason in (*REFUSALS, *DROPS):
         assert f'"{reason}"' in code

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from bowerbird_agent.camera_config import CameraConfig, RedactConfig
 from bowerbird_agent.capture import Frame
 from bowerbird_agent.choose import Judgement
-from bowerbird_agent.config import ImageConfig, parse_config
+from bowerbird_agent.config import parse_config
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import ConfigError, MaskError, RedactionError
 from bowerbird_agent.framing import FILL_GRAY, Framing
 from bowerbird_agent.novelty import HASH_BYTES, Fingerprint
 from bowerbird_agent.redaction import Redactor, cover, grown, redactors_after
+from bowerbird_agent.storing_config import ImageConfig
 from bowerbird_models.detections import Detections
 from bowerbird_wire import codec
 from bowerbird_wire.messages import FrameHeader, FrameMessage

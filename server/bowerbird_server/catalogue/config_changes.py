@@ -7,7 +7,6 @@ and refusals or devices that fell back pause it.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -74,7 +73,7 @@ def change(cat: Catalogue, devices: Sequence[str], patch: Mapping[str, Any], act
                 "at": now,
                 "actor": actor,
                 "patch": json.dumps(patch, sort_keys=True),
-                "settings": json.dumps(dataclasses.asdict(settings)),
+                "settings": settings.to_json(),
                 "state": State.RUNNING.value,
             },
         )
@@ -99,7 +98,7 @@ def advance(cat: Catalogue) -> list[str]:
     """Carry changes on by a step each; returns those that moved."""
     moved = []
     for row in cat.rows("SELECT * FROM config_change WHERE state = 'running' ORDER BY id"):
-        settings = Settings(**{**json.loads(row["settings"]), "wave_shares": tuple(json.loads(row["settings"])["wave_shares"])})
+        settings = Settings.from_json(row["settings"])
         members = cat.rows("SELECT * FROM config_change_device WHERE change = ? ORDER BY wave, device", row["id"])
         decision = decide([_execution(member) for member in members], settings)
         if not (decision.offer or decision.timed_out or decision.event):

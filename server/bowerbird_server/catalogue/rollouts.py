@@ -5,7 +5,6 @@ In: operators' wishes, devices' reports. Out: rows, and the jobs that devices sh
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -84,7 +83,7 @@ def start_rollout(
             transition(cat, older["id"], Event.ABORT, actor, {"reason": "superseded", "by": rollout})
         content = {"agent": model_digest, "agent_version": agent_version} if agent_version else {"model": model_digest}
         values = {"id": rollout, "created_at": now, **content, "release": release, "state": State.DRAFT.value}
-        cat.insert("rollout", {**values, "settings": json.dumps(dataclasses.asdict(settings), sort_keys=True)})
+        cat.insert("rollout", {**values, "settings": settings.to_json()})
         for device, wave in sorted(assign_waves(rollout, devices, settings.wave_shares).items()):
             known = cat.value("SELECT state FROM device WHERE id = ?", device)
             if known == "pending":
@@ -310,8 +309,7 @@ def _advance_one(cat: Catalogue, rollout: Row) -> bool:
         Execution(row["device"], row["wave"], row["state"], _age_s(row["updated_at"]), row["code"])
         for row in cat.rows("SELECT * FROM execution WHERE rollout = ? ORDER BY device", identity)
     ]
-    plain = json.loads(rollout["settings"])
-    decision = decide(parts, Settings(**{**plain, "wave_shares": tuple(plain["wave_shares"])}))
+    decision = decide(parts, Settings.from_json(rollout["settings"]))
     for device in decision.timed_out:
         _move(cat, identity, device, TIMED_OUT, ACTOR, detail="the device stayed silent")
     for device in decision.offer:

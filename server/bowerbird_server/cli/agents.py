@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from bowerbird_models.agent_release import describe_release
-from bowerbird_models.signing import sign_file
 from bowerbird_server import agent_releases
 from bowerbird_server.agent_archive import pack
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
-from bowerbird_server.errors import BadInput
+from bowerbird_server.cli.signing import OnlyFile, signs_only_a_file
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -116,9 +115,7 @@ def sign_(
     key: Annotated[
         Path | None, typer.Option(help="The agents key; left out, what was signed elsewhere and brought back is published.")
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="Only sign this file, on a machine that holds the key and no data folder.")
-    ] = None,
+    file: OnlyFile = None,
     data: Data = DATA,
     config: Config = None,
 ) -> None:
@@ -127,11 +124,7 @@ def sign_(
     On another machine: copy repository/pending/agents.json there, bowerbird agents sign --key agents.pem --file agents.json, copy it
     back to its place and run bowerbird agents sign without a key.
     """
-    if file is not None:
-        if key is None:
-            raise BadInput("--file needs --key: the key that is to sign it")
-        sign_file(file, key)
-        say(f"{file} is signed; copy it back to repository/pending/ of the server and run `bowerbird agents sign` there")
+    if signs_only_a_file(file, key, "bowerbird agents sign"):
         return
     with open_site(data, config) as site:
         signed = agent_releases.finish_signing(site, key, actor())

@@ -11,7 +11,6 @@ import typer
 from rich.progress import Progress, TaskID
 
 from bowerbird_models.manifest import DETECT
-from bowerbird_models.signing import sign_file
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import overview
 from bowerbird_server.catalogue.classes import add_classes
@@ -29,6 +28,7 @@ from bowerbird_server.cli.common import (
     show_json,
     show_rows,
 )
+from bowerbird_server.cli.signing import OnlyFile, signs_only_a_file
 from bowerbird_server.errors import BadInput
 from bowerbird_server.registry import finish_signing, import_model, publish, with_variants
 from bowerbird_server.training_runs import evaluate_on
@@ -210,9 +210,7 @@ def sign_(
     key: Annotated[
         Path | None, typer.Option(help="The models key; left out, what was signed elsewhere and brought back is published.")
     ] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="Only sign this file, on a machine that holds the key and no data folder.")
-    ] = None,
+    file: OnlyFile = None,
     data: Data = DATA,
     config: Config = None,
 ) -> None:
@@ -221,11 +219,7 @@ def sign_(
     On another machine: copy repository/pending/models.json there, bowerbird models sign --key models.pem --file models.json, copy it
     back to its place and run bowerbird models sign without a key.
     """
-    if file is not None:
-        if key is None:
-            raise BadInput("--file needs --key: the key that is to sign it")
-        sign_file(file, key)
-        say(f"{file} is signed; copy it back to repository/pending/ of the server and run `bowerbird models sign` there")
+    if signs_only_a_file(file, key, "bowerbird models sign"):
         return
     with open_site(data, config) as site:
         signed = finish_signing(site, key, actor())

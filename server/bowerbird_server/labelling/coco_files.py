@@ -24,6 +24,7 @@ from bowerbird_server.labelling.file_faults import (
     ImportResult,
     apply_labels,
     frames_to_export,
+    must_be_new,
     write_images,
 )
 
@@ -47,8 +48,7 @@ def export_coco(cat: Catalogue, blobs: BlobStore, out_dir: Path, which: Sequence
         NotFound: there is no such frame or batch.
         EnvironmentFault: a file cannot be written.
     """
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise BadInput(f"{out_dir} is not empty; name a new folder, so that no old label stays among the new ones")
+    must_be_new(out_dir)
     names = class_names(cat)
     category = {name: i + 1 for i, name in enumerate(names)}
     chosen = [(row, boxes) for row, boxes in frames_to_export(cat, which) if boxes is not None]

@@ -146,6 +146,12 @@ def frames_to_export(cat: Catalogue, which: Sequence[str] | str | None) -> list[
     return chosen
 
 
+def must_be_new(folder: Path) -> None:
+    """Raises BadInput for a folder with something in it, where old labels would stay among the new ones."""
+    if folder.exists() and any(folder.iterdir()):
+        raise BadInput(f"{folder} is not empty; name a new folder, so that no old label stays among the new ones")
+
+
 def write_images(blobs: BlobStore, rows: Iterable[Row], folder: Path) -> Mapping[str, str]:
     """Write the frames' images as `<frame id>.<suffix>`; returns frame id -> file name."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -25,6 +25,7 @@ from bowerbird_server.labelling.file_faults import (
     ImportResult,
     apply_labels,
     frames_to_export,
+    must_be_new,
     numbers,
     write_images,
 )
@@ -50,8 +51,7 @@ def export_yolo(cat: Catalogue, blobs: BlobStore, out_dir: Path, which: Sequence
         NotFound: there is no such frame or batch.
         EnvironmentFault: a file cannot be written.
     """
-    if out_dir.exists() and any(out_dir.iterdir()):
-        raise BadInput(f"{out_dir} is not empty; name a new folder, so that no old label stays among the new ones")
+    must_be_new(out_dir)
     names = class_names(cat)
     class_id = {name: i for i, name in enumerate(names)}
     chosen = frames_to_export(cat, which)
