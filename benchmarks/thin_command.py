@@ -2,12 +2,13 @@
 
     python benchmarks/thin_command.py [--quick] [--commands N]
 
-In: nothing; it starts the server's own broker, an ingest and a link of its own (`bowerbird_testing/thin_link.py`). Out: seconds from the server's
-publish (its PUBACK, without the link) to the device's event for each command, and as a last line of JSON the longest (goal: at most
-20 s). Frames of 40 kB go up all the time, over TLS 1.3 with a certificate each; the keep-alive is 30 s, a tenth of the product's. A
-connection that ends, or cannot be made, spoils the figure.
+In: nothing; it starts the server's own broker, an ingest and a link (`bowerbird_testing/thin_link.py`). Out: seconds from the
+server's publish (its PUBACK, without the link) to the device's event for each command, and as a last line of JSON the longest
+(goal: at most 20 s). Frames of 40 kB go up all the time, over TLS 1.3 with a certificate each; the keep-alive is 30 s, a tenth of
+the product's. A connection that ends, or cannot be made, spoils the figure.
 
-The link shares nothing between its two directions, so what a command waits for is the device's own window and the acknowledgements.
+The link shares nothing between its two directions, so what a command waits for is the device's own window and the
+acknowledgements.
 """
 
 from __future__ import annotations
