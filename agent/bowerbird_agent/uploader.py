@@ -2,9 +2,9 @@
 
 In: events (the link, receipts, frames that the spool offers) and monotonic time. Out: one decision at a time: publish a frame, some of
 its blocks or a question about it, wait until something happens, or `Stuck` with what is wrong. What has been sent without a receipt is
-bounded in frames and bytes, what is on the link by `link_window.py`; the byte budget is asked before every publish, resends included;
-what is in doubt is asked about and never sent again blindly; only a receipt makes a frame go away. It reads no file and holds no image;
-`upload_runner.py` joins it to the spool and the link.
+bounded in frames and bytes, what has no PUBACK by `link_window.py` and the broker's Receive Maximum; the byte budget is asked before
+every publish, resends included; what is in doubt is asked about and never sent again blindly; only a receipt makes a frame go away. It
+reads no file and holds no image; `upload_runner.py` joins it to the spool and the link.
 """
 
 from __future__ import annotations
@@ -107,6 +107,8 @@ class Uploader:
         Returns:
             The frames that it has put in doubt, for the spool to note.
         """
+        if now_s >= self._held_until_s:
+            self._held_until_s = -math.inf  # before anybody asks whether a frame is wanted
         if isinstance(event, Up | Down):
             return self._link_changed(event, now_s)
         if isinstance(event, FrameReady):
@@ -253,7 +255,7 @@ class Uploader:
             or any(entry.flight is Flight.READY for entry in self._entries.values())
         ):
             return False
-        return self._outstanding() < self._max_frames() and self._outstanding_bytes() < self._max_bytes()
+        return self._outstanding() < self.limits.max_frames and self._outstanding_bytes() < self._max_bytes()
 
     @property
     def _is_held(self) -> bool:
@@ -376,7 +378,8 @@ class Uploader:
     def _may_begin(self, entry: _Entry) -> bool:
         if self._outstanding() == 0:
             return True
-        return self._outstanding() < self._max_frames() and self._outstanding_bytes() + entry.message_bytes <= self._max_bytes()
+        has_room = self._outstanding_bytes() + entry.message_bytes <= self._max_bytes()
+        return has_room and self._outstanding() < self.limits.max_frames
 
     def _park(self, frame_id: str, why: str) -> None:
         size = self._entries[frame_id].message_bytes
@@ -393,11 +396,8 @@ class Uploader:
         return Wait(until_s)
 
     def _max_packets(self) -> int:
-        # Two packets are left for control: health and reports do not queue behind frames.
+        # Of packets without a PUBACK only. Two are left for control: health and reports do not queue behind frames.
         return max(1, self._up.receive_maximum - 2) if self._up is not None else 1
-
-    def _max_frames(self) -> int:
-        return max(1, min(self.limits.max_frames, self._max_packets()))
 
     def _max_bytes(self) -> int:
         return self.limits.max_bytes if self._credit is None else min(self.limits.max_bytes, self._credit)

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -66,9 +66,13 @@ class AgentProcess:
         config: agent.toml; the log goes beside it.
         arguments: behind `run --config FILE`.
         environment: variables beside this process's own.
+        prefix: what stands before the command, e.g. that of a network namespace.
     """
 
-    def __init__(self, config: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, config: Path, *arguments: str, environment: Mapping[str, str] | None = None, prefix: Sequence[str] = ()
+    ) -> None:
+        self._prefix = list(prefix)
         self._environment = dict(environment or {})
         self.config = config
         self.log_path = config.parent / "agent.log"
@@ -84,7 +88,7 @@ class AgentProcess:
 
     def start(self) -> AgentProcess:
         """Start it; returns at once."""
-        argv = [sys.executable, "-m", "bowerbird_agent", "run", "--config", str(self.config), *self._arguments]
+        argv = [*self._prefix, sys.executable, "-m", "bowerbird_agent", "run", "--config", str(self.config), *self._arguments]
         with self.log_path.open("ab") as log:
             env = {**os.environ, "OMP_NUM_THREADS": "1", **self._environment}
             self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)

@@ -26,7 +26,10 @@ from bowerbird_testing import account_checker, fault_processes
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.fault_device import Promises, Work, captured, work
 from bowerbird_testing.mqtt_device import wait_for_ingest
+from bowerbird_testing.tls_broker import TlsBroker
 from bowerbird_testing.uploading_device import UploadingDevice, uploading
+
+SERVER_CLIENTS = ("probe", "server")  # beside ingest; tests speak as them
 
 
 class Discrepancy(AssertionError):
@@ -56,11 +59,11 @@ class FaultSite:
 
     Args:
         root: for all its folders.
-        broker: where everybody meets.
+        broker: where everybody meets; one with TLS knows `SERVER_CLIENTS`.
         devices: their names.
     """
 
-    def __init__(self, root: Path, broker: Mosquitto, devices: Sequence[str] = ("cam-01",)) -> None:
+    def __init__(self, root: Path, broker: Mosquitto | TlsBroker, devices: Sequence[str] = ("cam-01",)) -> None:
         self.root, self.broker, self.devices = root, broker, list(devices)
         self.folder = DataFolder(root / "data").make()
         self.spools = {device: root / "spools" / device for device in devices}
@@ -72,7 +75,9 @@ class FaultSite:
 
     @property
     def address(self) -> BrokerAddress:
-        """The broker's."""
+        """The broker's, for processes of the server."""
+        if isinstance(self.broker, TlsBroker):
+            return self.broker.server
         return BrokerAddress(self.broker.host, self.broker.port)
 
     def promises(self, device: str = "cam-01") -> Path:
@@ -99,6 +104,9 @@ class FaultSite:
     @contextmanager
     def device(self, device: str = "cam-01", *, host: str = "", port: int = 0, **settings: Any) -> Iterator[UploadingDevice]:
         """A device in this process, connected to the broker or to a link in front of it."""
+        if isinstance(self.broker, TlsBroker):
+            own = self.broker.address(device)
+            settings.setdefault("tls", lambda: own.tls_context(device))
         with uploading(
             self.spools[device], host or self.broker.host, port or self.broker.port, device=device, **settings
         ) as running:

@@ -12,6 +12,8 @@ import subprocess
 from pathlib import Path
 from types import TracebackType
 
+_ETHERNET_BYTES = 14
+
 
 class NoNamespace(RuntimeError):
     """This user, or this kernel, makes none; the text says why."""
@@ -64,6 +66,14 @@ class Namespace:
         folder = f"/sys/class/net/{self._inner}/statistics"
         sent, received = _run(*self.prefix, "cat", f"{folder}/tx_bytes", f"{folder}/rx_bytes").split()
         return int(sent), int(received)
+
+    def ip_counters(self) -> tuple[int, int]:
+        """Bytes of IP packets, and packets, both ways together; cheap enough to be asked fifty times a second."""
+        folder = Path(f"/sys/class/net/{self._outer}/statistics")
+        octets, packets = (
+            sum(int((folder / f"{way}_{what}").read_text()) for way in ("rx", "tx")) for what in ("bytes", "packets")
+        )
+        return octets - packets * _ETHERNET_BYTES, packets
 
     def _make(self) -> None:
         _run("ip", "netns", "add", self.name)

@@ -67,6 +67,16 @@ class TlsBroker:
         self.kill()
 
     @property
+    def host(self) -> str:
+        """Where it is reached."""
+        return self.server.host
+
+    @property
+    def port(self) -> int:
+        """The same over restarts."""
+        return self.server.port
+
+    @property
     def log_path(self) -> Path:
         """What the broker wrote."""
         return self.folder / "broker.log"

@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -14,12 +16,53 @@ import pytest
 from bowerbird_testing.broker import Mosquitto, free_port
 from bowerbird_testing.network_namespace import Namespace, NoNamespace
 from bowerbird_testing.receipt_server import ReceiptServer
+from bowerbird_testing.tls_broker import TlsBroker
 
 pytestmark = pytest.mark.broker
 
 MOST_ABOVE = 1.05
+SERVER = "receipt-server"
 
 
+@dataclass(frozen=True)
+class Broker:
+    """Where a device in the namespace finds its broker, who answers it there, and the files that TLS needs."""
+
+    port: int
+    receipts: ReceiptServer
+    files: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def plain(start_broker: Callable[..., Mosquitto]) -> Callable[[str], Broker]:
+    """A broker without TLS that also listens in the namespace."""
+
+    def start(host: str) -> Broker:
+        port = free_port()
+        broker = start_broker(settings=[f"listener {port} {host}"])
+        return Broker(port, ReceiptServer(broker.host, broker.port))
+
+    return start
+
+
+@pytest.fixture
+def tls(tmp_path: Path, authority: Path) -> Iterator[Callable[[str], Broker]]:
+    """The server's own broker, with a certificate for each end."""
+    with ExitStack() as running:
+
+        def start(host: str) -> Broker:
+            site = TlsBroker(tmp_path / "broker", {"cam-01": "demo"}, authority=authority, host=host, clients=(SERVER,))
+            running.enter_context(site)
+            server, device = site.server, site.address("cam-01")
+            context = server.tls_context(SERVER)
+            return Broker(
+                device.port, ReceiptServer(host, server.port, tls=context), [str(device.ca_file), str(device.certificate)]
+            )
+
+        yield start
+
+
+@pytest.mark.parametrize("speaking", ["plain", "tls"])
 @pytest.mark.parametrize(
     ("rate_kbit", "frames", "image_bytes", "idle_s"),
     [
@@ -30,15 +73,20 @@ MOST_ABOVE = 1.05
     ],
 )
 def test_our_count_is_never_below_the_interface_s_and_at_most_five_percent_above(
-    tmp_path: Path, start_broker: Callable[..., Mosquitto], rate_kbit: int | None, frames: int, image_bytes: int, idle_s: int
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    rate_kbit: int | None,
+    frames: int,
+    image_bytes: int,
+    idle_s: int,
+    speaking: str,
 ) -> None:
-    port = free_port()
     try:
         with Namespace(1, rate_kbit=rate_kbit) as namespace:
-            broker = start_broker(settings=[f"listener {port} {namespace.host}"])
-            with ReceiptServer(broker.host, broker.port) as server:
-                script = ["-m", "bowerbird_testing.counting_device", str(tmp_path / "spool"), namespace.host, str(port)]
-                argv = [*namespace.prefix, sys.executable, *script, str(frames), str(image_bytes), str(idle_s)]
+            broker = request.getfixturevalue(speaking)(namespace.host)
+            with broker.receipts as server:
+                script = ["-m", "bowerbird_testing.counting_device", str(tmp_path / "spool"), namespace.host, str(broker.port)]
+                argv = [*namespace.prefix, sys.executable, *script, str(frames), str(image_bytes), str(idle_s), *broker.files]
                 before = namespace.counters()
                 done = subprocess.run(
                     argv, capture_output=True, text=True, check=False, timeout=120, cwd=Path(__file__).parents[1]

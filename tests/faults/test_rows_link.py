@@ -101,8 +101,9 @@ def test_link_flaps_with_resets_at_128_kbit(site: FaultSite, fault_seed: int) ->
 
 
 @row("link_of_9600_bit_and_1500_ms")
-def test_link_of_9600_bit_and_1500_ms(site: FaultSite) -> None:
-    """The command is told from the moment at which the server has published it."""
+def test_link_of_9600_bit_and_1500_ms(tls_site: FaultSite) -> None:
+    """The command is told from the moment at which the server has published it. With TLS, handshake included."""
+    site = tls_site
     site.fill(2, size=40_000)
     with site.serving(), ThinLink(site.broker.host, site.broker.port, bytes_per_s=1200, rtt_s=1.5) as link:
         options = {"keepalive_s": 15, "connect_timeout_s": 20.0, "limits": UploadLimits()}

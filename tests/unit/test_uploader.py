@@ -423,10 +423,32 @@ def test_a_server_that_sends_no_receipts_is_reported() -> None:
 
 
 def test_two_packets_are_left_for_control_below_the_brokers_receive_maximum() -> None:
-    uploader = machine(up=Up(receive_maximum=4))
-    send(uploader, "a", 10, 0.0)
-    send(uploader, "b", 10, 0.0)
-    assert not uploader.wants_frame
+    link, uploader = with_receive_maximum(4)
+    for token, frame_id in enumerate(("a", "b")):
+        send(uploader, frame_id, 10, 0.0)
+        link.sent(token, 10, 0.0)
+    uploader.handle(FrameReady("c", 10), 0.0)
+    assert isinstance(uploader.decide(0.0), Wait)
+
+
+def test_a_puback_makes_room_below_the_receive_maximum_and_only_receipts_do_in_the_devices_own_window() -> None:
+    link, uploader = with_receive_maximum(4)
+    for token, frame_id in enumerate(("a", "b", "c", "d")):
+        send(uploader, frame_id, 10, 0.0)
+        link.sent(token, 10, 0.0)
+        link.acknowledged(token, 0.1)
+    assert not uploader.wants_frame, "four frames are out without a receipt"
+    uploader.handle(Settled(("a",)), 1.0)
+    assert uploader.wants_frame
+
+
+def with_receive_maximum(packets: int) -> tuple[LinkEstimate, Uploader]:
+    """A machine whose broker takes so many packets, and the link that counts them."""
+    link = LinkEstimate()
+    link.connected(0.1)
+    uploader = Uploader(TokenBucket(ByteLimits(), 0.0), LIMITS, sizes=SIZES, link=link)
+    uploader.handle(Up(receive_maximum=packets), 0.0)
+    return link, uploader
 
 
 def test_the_table_never_brings_a_frame_back_or_loses_one_without_a_receipt() -> None:
@@ -464,7 +486,8 @@ def test_retries_start_at_once_after_progress_and_grow_without() -> None:
 
 
 class LossyServer(RuleBasedStateMachine):
-    """Frames, chunks, questions, answers and links are lost at will; every byte that leaves is held against the budget."""
+    """Frames, chunks, questions, answers and links are lost at will; every byte that leaves is held against the budget, every packet
+    against the broker's Receive Maximum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -477,6 +500,8 @@ class LossyServer(RuleBasedStateMachine):
         self.token = 0
         self.up = False
         self.limit: int | None = None
+        self.receive_maximum = 65_535
+        self.unacknowledged: set[int] = set()  # tokens of packets without a PUBACK
         self.in_network: list[tuple[int, str, tuple[int, int] | str]] = []  # token, frame, run of blocks, "whole" or "ask"
         self.answers: list[Settled | Wanted] = []
         self.parts: dict[str, Receiving] = {}
@@ -485,28 +510,32 @@ class LossyServer(RuleBasedStateMachine):
         self.published: set[str] = set()
         self.wanted_at_restart = 0
         self.is_stopped = False  # no credit on this link
+        self.credit = 600_000
         self.held_until_s = 0.0
 
     @initialize()
     def connect(self) -> None:
-        self.link_up(None)
+        self.link_up(None, 65_535)
 
-    @rule(size=st.integers(1, 3900) | st.integers(1, 60_000))
-    def spool_frame(self, size: int) -> None:
-        self.made += 1
-        self.spool[f"f{self.made}"] = size
+    @rule(size=st.integers(1, 3900) | st.integers(1, 60_000), frames=st.integers(1, 4))
+    def spool_frames(self, size: int, frames: int) -> None:
+        for _ in range(frames):
+            self.made += 1
+            self.spool[f"f{self.made}"] = size
 
-    @rule(limit=st.none() | st.integers(4200, 20_000))
-    def link_up(self, limit: int | None) -> None:
-        self.up, self.limit, self.is_stopped = True, limit, False
+    @rule(limit=st.none() | st.integers(4200, 20_000), receive_maximum=st.sampled_from([65_535, 1, 3, 4, 5]))
+    def link_up(self, limit: int | None, receive_maximum: int) -> None:
+        self.up, self.limit, self.receive_maximum, self.is_stopped = True, limit, receive_maximum, False
+        self.unacknowledged.clear()
         self.in_network.clear()
         self.answers.clear()
         self.link.connected(0.1)
-        self.uploader.handle(Up(limit), self.now_s)
+        self.uploader.handle(Up(limit, receive_maximum), self.now_s)
 
     @rule()
     def link_down(self) -> None:
         self.up = False
+        self.unacknowledged.clear()
         self.in_network.clear()
         self.answers.clear()
         self.link.lost()
@@ -516,7 +545,7 @@ class LossyServer(RuleBasedStateMachine):
     @precondition(lambda self: self.up)
     def the_servers_disk_fills_or_empties(self, bytes_in_flight: int) -> None:
         self.uploader.handle(CreditChanged(bytes_in_flight), self.now_s)
-        self.is_stopped = bytes_in_flight == 0
+        self.is_stopped, self.credit = bytes_in_flight == 0, bytes_in_flight
 
     @rule(seconds=st.floats(0.1, 60.0))
     @precondition(lambda self: self.up)
@@ -534,6 +563,22 @@ class LossyServer(RuleBasedStateMachine):
     @precondition(lambda self: self.in_network)
     def something_is_lost_behind_the_broker(self, data: st.DataObject) -> None:
         token, _, _ = self.in_network.pop(data.draw(st.integers(0, len(self.in_network) - 1)))
+        self.puback(token)
+
+    @rule(data=st.data())
+    @precondition(lambda self: self.unacknowledged)
+    def the_broker_acknowledges(self, data: st.DataObject) -> None:
+        """Which says nothing about the server."""
+        self.puback(data.draw(st.sampled_from(sorted(self.unacknowledged))))
+
+    @rule()
+    def the_broker_acknowledges_everything(self) -> None:
+        for token in sorted(self.unacknowledged):
+            self.puback(token)
+        self.pump()
+
+    def puback(self, token: int) -> None:
+        self.unacknowledged.discard(token)
         self.link.acknowledged(token, self.now_s)
 
     @rule(data=st.data(), answer_is_lost=st.booleans(), twice=st.booleans())
@@ -543,7 +588,7 @@ class LossyServer(RuleBasedStateMachine):
 
     def arrive(self, at: int, answer_is_lost: bool, twice: bool) -> None:
         token, frame_id, what = self.in_network.pop(at)
-        self.link.acknowledged(token, self.now_s)
+        self.puback(token)
         for _ in range(1 + twice):
             answer = self.take(frame_id, what)
             if answer is not None and not answer_is_lost:
@@ -594,11 +639,11 @@ class LossyServer(RuleBasedStateMachine):
         self.wanted_at_restart += self.uploader.flights()[Flight.READY]
         self.link_down()
         self.link = LinkEstimate()
-        self.held_until_s = 0.0  # it will be told again
+        self.held_until_s, self.credit = 0.0, 600_000  # it will be told again
         self.uploader = Uploader(self.bucket, LIMITS, sizes=SIZES, link=self.link)
         for frame_id in sent:
             self.uploader.handle(FrameReady(frame_id, self.spool[frame_id], in_doubt=True), self.now_s)
-        self.link_up(self.limit)
+        self.link_up(self.limit, self.receive_maximum)
 
     def pump(self) -> None:
         self.uploader.handle(Tick(), self.now_s)
@@ -609,11 +654,30 @@ class LossyServer(RuleBasedStateMachine):
                     self.uploader.handle(FrameReady(fresh, self.spool[fresh], ask=self.spool[fresh] > 30_000), self.now_s)
             decision = self.uploader.decide(self.now_s)
             if isinstance(decision, Wait) or (isinstance(decision, Stuck) and not decision.frame_id):
+                self.check_that_it_waits_for_something()
                 return
             assert not isinstance(decision, Stuck), decision
             assert self.up, "published without a link"
             self.publish(decision)
         raise AssertionError("the machine publishes for ever")
+
+    def check_that_it_waits_for_something(self) -> None:
+        """With nothing on the link and room in the device's own window, only the server and the budget keep a frame back."""
+        uploader, flights = self.uploader, self.uploader.flights()
+        if not self.up or self.credit == 0 or self.now_s < self.held_until_s or self.unacknowledged:
+            return
+        if flights[Flight.SENDING] > 0:
+            return  # it has its turn first, and its own parts to wait for
+        begins = [f for f in self.spool if f not in uploader.known]
+        if flights[Flight.READY] > 0:
+            begins = [f for f in self.spool if f in uploader.known]  # one of them has its turn; the largest may
+        out = sum(flights[flight] for flight in (Flight.SENT, Flight.ASKED, Flight.IN_DOUBT))
+        out_bytes = sum(self.spool[f] for f in uploader.known if f in self.spool)
+        size = max((self.spool[f] for f in begins), default=0)
+        if not begins or self.bucket.wait_s(self.now_s, min(30_000, max(700, size))) > 0.0:
+            return
+        room = min(LIMITS.max_bytes, self.credit) - (size if flights[Flight.READY] else 1)
+        assert out >= LIMITS.max_frames or out_bytes > room, f"a frame waits for nothing: {flights}"
 
     def publish(self, decision: Publish | PublishChunk | PublishOffer) -> None:
         frame_id = decision.frame_id
@@ -623,6 +687,8 @@ class LossyServer(RuleBasedStateMachine):
         assert not self.is_stopped, "published without credit"
         assert self.now_s >= self.held_until_s, "published although the server asked to wait"
         self.token += 1
+        assert len(self.unacknowledged) < max(1, self.receive_maximum - 2), "above the broker's Receive Maximum, with control"
+        self.unacknowledged.add(self.token)
         self.link.sent(self.token, size, self.now_s)
         self.sent.append((self.now_s, size))
         if what != "ask":
@@ -666,7 +732,7 @@ class LossyServer(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once the network is kind, everything that is in the spool is committed."""
-        self.link_up(None)
+        self.link_up(None, 65_535)
         self.the_servers_disk_fills_or_empties(600_000)
         for _ in range(1500):
             if not self.spool:
