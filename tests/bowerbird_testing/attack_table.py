@@ -58,6 +58,7 @@ _WEB, _UPDATE, _HOSTILE = (
     "integration/test_update.py::",
     "attacks/test_hostile_updates.py::",
 )
+_REPORTS = "attacks/test_hostile_reports.py::"
 _DEVICES, _FRAMES, _MODELS = (
     "attacks/test_hostile_devices.py::",
     "attacks/test_hostile_frames.py::",
@@ -414,9 +415,15 @@ OF_UPDATES: tuple[Attack, ...] = (
     ),
     Attack(
         "forged and replayed reports",
-        "of another device, of nobody, late and again",
+        "of another device, of nobody, late and again; by somebody who holds the broker but not the device's key: an alarm",
         [
             f"{_DEVICES}test_a_report_about_another_devices_job_changes_nothing",
+            f"{_REPORTS}test_a_report_without_a_signature_changes_nothing_and_raises_an_alarm",
+            f"{_REPORTS}test_a_report_with_a_word_changed_is_not_the_devices",
+            f"{_REPORTS}test_another_devices_key_signs_for_nobody_else",
+            f"{_REPORTS}test_a_key_that_nobody_certified_signs_for_nobody",
+            f"{_REPORTS}test_a_copy_of_a_report_is_worth_nothing_later",
+            f"{_REPORTS}test_an_agent_of_before_is_believed_until_it_signs_once",
             f"{_DEVICES}test_who_is_no_active_device_is_not_heard",
             "unit/test_rollout.py::test_late_and_repeated_reports_do_not_undo_what_is_known",
             f"{_BROKER}test_device_writes_as_another",

@@ -20,6 +20,7 @@ from bowerbird_server.errors import BadInput, NotFound
 from bowerbird_server.identity.authority import common_name, generation_of, is_reserved, key_pin
 from bowerbird_server.identity.clones import judge_renewal
 from bowerbird_server.identity.issuer import Issuer
+from bowerbird_server.identity.report_check import signs_reports
 from bowerbird_server.identity.requests import DeviceRequest, RequestRefused, check_proof, read_request
 from bowerbird_server.identity.states import Happening, State
 from bowerbird_server.identity.tokens import token_hash
@@ -156,6 +157,7 @@ class Claims:
                 rows.add_pending(self._cat, device, site=found["site"], label=found["label"], serial=serial, actor=_ACTOR)
             rows.note_serial(self._cat, device, serial)
         rows.note_claimed(self._cat, found["id"], device, request.fingerprint, now)
+        rows.note_signs(self._cat, device, signs=signs_reports(asked.agent_version))
         self._cat.log(_ACTOR, "device claimed", device, {"invitation": found["id"], "agent": asked.agent_version[:40]})
         twin = rows.other_with_serial(self._cat, serial, device)
         pending = get(self._cat, device)["state"] == State.PENDING
