@@ -58,6 +58,7 @@ _WEB, _UPDATE, _HOSTILE = (
     "integration/test_update.py::",
     "attacks/test_hostile_updates.py::",
 )
+_TEXT = "integration/test_enrol_by_text.py::"
 _REPORTS = "attacks/test_hostile_reports.py::"
 _DEVICES, _FRAMES, _MODELS = (
     "attacks/test_hostile_devices.py::",
@@ -124,8 +125,10 @@ OF_IDENTITY: tuple[Attack, ...] = (
     ),
     Attack(
         "`ps` or URL",
-        "tokens are in files and bodies, never in arguments or addresses",
+        "tokens are in files and bodies, never in addresses; in an argument only where somebody types the text of a QR code there, "
+        "which `enrol -` reads from standard input",
         [
+            f"{_TEXT}test_the_command_takes_the_text_as_argument_or_from_standard_input",
             f"{_MIDDLE}test_what_a_board_sends_has_its_token_in_the_body_only",
             f"{_ENROL}test_it_can_do_nothing_but_claim_and_renew",
             f"{_WEB}test_no_secret_is_in_a_log_a_command_line_or_a_file_that_others_can_read",
@@ -138,6 +141,7 @@ OF_IDENTITY: tuple[Attack, ...] = (
         [
             f"{_MIDDLE}test_a_certificate_of_an_authority_that_the_machine_trusts_gets_no_token",
             f"{_MIDDLE}test_a_device_speaks_to_no_broker_of_an_authority_that_the_machine_trusts",
+            f"{_MIDDLE}test_a_board_that_knows_the_pin_only_tells_nobody_its_token_whose_ca_is_another",
             f"{_MIDDLE}test_the_site_itself_is_believed_all_the_while",
             f"{_ENROL}test_a_bundle_whose_ca_was_swapped_is_noticed_by_its_pin",
         ],

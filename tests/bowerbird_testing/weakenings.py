@@ -160,6 +160,15 @@ WEAKENINGS: tuple[Weakening, ...] = (
         [f"{_ENROL}test_a_bundle_whose_ca_was_swapped_is_noticed_by_its_pin"],
     ),
     Weakening(
+        "the pin of a text is not checked",
+        "bowerbird_agent.claim_client",
+        [("    if pin_of(ca_pem) != pin:\n", "    if False:\n")],
+        [
+            "integration/test_enrol_by_text.py::test_a_pin_that_is_another_sites_is_refused_before_anything_is_told",
+            "attacks/test_man_in_the_middle.py::test_a_board_that_knows_the_pin_only_tells_nobody_its_token_whose_ca_is_another",
+        ],
+    ),
+    Weakening(
         "a board believes any server",
         "bowerbird_agent.claim_client",
         [

@@ -7,8 +7,9 @@ What is refused without a name is refused in the same words whatever the reason.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -29,6 +30,7 @@ from bowerbird_wire.claim import (
     CLAIM_AGAIN,
     MAX_TEXT,
     REFUSED,
+    SETUP,
     SUSPENDED,
     Answer,
     ClaimRequest,
@@ -85,12 +87,17 @@ class Claims:
         for _ in range(_TRIES):
             with self._cat.transaction():
                 decided = self._claimed(asked, now)
-            if isinstance(decided, Outcome):
-                return decided
-            outcome = self._issue(decided, now)
+            outcome = decided if isinstance(decided, Outcome) else self._issue(decided, now)
             if outcome is not None:
-                return outcome
+                return self._with_setup(outcome, asked.token)
         return Outcome(self._plain(BUSY, now, retry_after_s=PENDING_RETRY_S))
+
+    def _with_setup(self, outcome: Outcome, token: str) -> Outcome:
+        """With the certificate goes what a bundle would have told the board: it may have had the text of a QR code only."""
+        found = rows.invitation(self._cat, token_hash(token)) if outcome.answer.state == State.ACTIVE else None
+        if found is None or not found["setup"]:
+            return outcome
+        return replace(outcome, answer=replace(outcome.answer, extra={SETUP: json.loads(found["setup"])}))
 
     def renew(self, asked: RenewRequest) -> Outcome:
         """A certificate for its predecessor's key."""

@@ -80,4 +80,5 @@ def run(data: Path, config: Path | None, stop: threading.Event) -> None:
     def where() -> ListenerAddress:
         return ListenerAddress(address.host, address.port, names_of(folder, chosen))
 
-    serve(ClaimApp(Deciding(data, config)), where, lambda: Authority.open(folder.identity), stop)
+    root_pem = Authority.open(folder.identity).root_pem
+    serve(ClaimApp(Deciding(data, config), root_pem), where, lambda: Authority.open(folder.identity), stop)
