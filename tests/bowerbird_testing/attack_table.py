@@ -449,6 +449,8 @@ OF_UPDATES: tuple[Attack, ...] = (
         [
             "unit/test_metadata.py::test_weights_outside_the_file_are_refused",
             f"{_MODELS}test_a_bomb_in_a_model_goes_off_in_the_self_test",
+            f"{_MODELS}test_a_file_that_crashes_the_loader_ends_a_child_and_is_refused_by_name",
+            f"{_MODELS}test_a_file_that_never_ends_is_refused_when_its_time_is_over",
             f"{_MODELS}test_functions_and_graphs_inside_one_another_are_refused_beyond_a_depth",
             f"{_UPDATE}test_a_signed_model_that_is_not_what_its_golden_file_says_is_refused",
             f"{_UPDATE}test_a_model_that_hangs_in_the_self_test_is_killed_and_refused",
