@@ -230,7 +230,7 @@ class Device:
             version,
             lambda: self._guard.state,
             uplink=lambda: self._control.uplink,
-            identity=lambda: identity_facts(config, self._link.take_overs),
+            identity=lambda: identity_facts(config, self._link.take_overs, self._link.attempt),
             beside=self._beside,
             readings=lambda: Readings(self._control.rtt_s, max(0, self._control.connections - 1), self._guard.hottest_c),
             erased=lambda: self._erasing.done,
