@@ -14,15 +14,17 @@ import time
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
+from hashlib import sha256
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from bowerbird_agent.errors import AgentError
-from bowerbird_wire.claim import MAX_ANSWER_BYTES, Answer, from_json
+from bowerbird_agent.identity import leaf_of
+from bowerbird_wire.claim import CA_PATH, MAX_ANSWER_BYTES, Answer, from_json
 from bowerbird_wire.errors import WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 TIMEOUT_S = 40.0
 _NO_CHECK_TIME = 0x200000  # X509_V_FLAG_NO_CHECK_TIME
@@ -62,9 +64,17 @@ def post(url: str, path: str, body: bytes, ca_pem: str, *, timeout_s: float = TI
     """
     host, port = _where(url)
     try:
-        return _exchange(host, port, path, body, _context(ca_pem), timeout_s)
+        return _reached(host, port, lambda: _exchange(host, port, path, body, _context(ca_pem), timeout_s))
     except ssl.SSLCertVerificationError as error:
         raise _certificate_fault(error, host, port, ca_pem, timeout_s) from error
+
+
+def _reached(host: str, port: int, exchange: Callable[[], Heard]) -> Heard:
+    """An exchange, with what keeps it from being one as a sentence; certificates are the caller's to judge."""
+    try:
+        return exchange()
+    except ssl.SSLCertVerificationError:
+        raise
     except ssl.SSLError as error:
         what = f"{host}:{port} does not speak TLS as the claim listener does ({error.reason}); check the port"
         raise ClaimFault("server", what) from error
@@ -76,6 +86,43 @@ def post(url: str, path: str, body: bytes, ca_pem: str, *, timeout_s: float = TI
         raise ClaimFault(
             "unreachable", f"{host}:{port} cannot be reached ({what}); check network and firewall, and that the server runs"
         ) from error
+
+
+def fetch_ca(url: str, pin: str, *, timeout_s: float = TIMEOUT_S) -> str:
+    """The root certificate of whoever listens there, PEM; believed only if its key has the pin.
+
+    Nothing is told to the listener, which is not verified yet: that comes with the first request that tells it something.
+
+    Args:
+        pin: SHA-256 of the root's public key, hex.
+
+    Raises:
+        ClaimFault: there is no answer, or it is the certificate of another CA.
+    """
+    host, port = _where(url)
+    unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    unverified.minimum_version = ssl.TLSVersion.TLSv1_2
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
+    ca_pem = _reached(host, port, lambda: _exchange(host, port, CA_PATH, b"", unverified, timeout_s)).answer.ca
+    if pin_of(ca_pem) != pin:
+        raise ClaimFault(
+            "ca",
+            f"{host}:{port} is of another site than the one that the pin names: the text is mistyped, the server was set up anew, or "
+            "somebody stands in between. Nothing was sent. Make a new invitation at the server: bowerbird devices invite",
+        )
+    return ca_pem
+
+
+def pin_of(ca_pem: str) -> str:
+    """SHA-256 of the public key of a CA certificate, hex; "" when it cannot be read."""
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    try:
+        key = leaf_of(ca_pem.encode()).public_key()
+    except ValueError:
+        return ""
+    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
 
 
 def post_to_any(urls: Sequence[str], path: str, body: bytes, ca_pem: str) -> tuple[str, Heard]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from bowerbird_agent.cli_options import EXIT_OK, add_command
+from bowerbird_wire.claim import SCHEME
 
 
 def add_enrol(commands: Any, version: str) -> None:
@@ -18,8 +20,12 @@ def add_enrol(commands: Any, version: str) -> None:
     example = "bowerbird-agent enrol bundle.json --config agent.toml"
     enrol = add_command(commands, "enrol", "make this board a device of a site", example)
     enrol.add_argument(
-        "bundle", type=Path, metavar="BUNDLE", help="the file that the server made: bowerbird devices invite, or add"
+        "bundle",
+        metavar="BUNDLE",
+        help="the file that the server made (bowerbird devices invite, or add), or the text beside it (bowerbird:https://...); - reads "
+        "the text from standard input, where no list of processes shows it",
     )
+    enrol.add_argument("--serial", default="", help="with a text: serial number to claim with; default: the board's own")
     enrol.add_argument(
         "--state-dir", type=Path, default=None, metavar="DIR", help="default: as agent.toml says, or state beside it"
     )
@@ -32,9 +38,11 @@ def add_enrol(commands: Any, version: str) -> None:
 
 def _enrol(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.config import read_config
-    from bowerbird_agent.enrolment import enrol, read_bundle
+    from bowerbird_agent.enrolment import bundle_of_text, enrol, read_bundle
 
-    bundle = read_bundle(arguments.bundle)
+    named: str = sys.stdin.readline() if arguments.bundle == "-" else arguments.bundle
+    is_text = arguments.bundle == "-" or named.startswith(SCHEME)
+    bundle = bundle_of_text(named, serial=arguments.serial) if is_text else read_bundle(Path(named))
     config: Path = arguments.config
     state_dir: Path | None = arguments.state_dir
     if state_dir is None and config.exists():

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING
 
 from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.errors import AgentError, NoModelError
+from bowerbird_agent.identity import FOLDER
 from bowerbird_agent.inference import Inference
 from bowerbird_agent.memory import give_back
 from bowerbird_agent.model_tuning import ModelTuning
+from bowerbird_agent.report_signing import ReportSigner
 from bowerbird_models.errors import ModelError
+from bowerbird_wire.messages import Report
 
 if TYPE_CHECKING:
     from bowerbird_agent.agent_update import AgentUpdate
@@ -24,6 +27,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.model_runtime import ModelRuntimes
     from bowerbird_agent.model_store import ModelSlot, ModelStore
     from bowerbird_agent.update_runner import UpdateRunner
+    from bowerbird_wire.messages import BlockRequest
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +60,7 @@ class DeviceModels:
         self._config, self._store, self._runtimes, self._root = config, store, runtimes, root
         self._inference, self._control, self._pulse = inference, control, pulse
         self._file_digests: dict[str, str] = {}  # model -> the file of it that was loaded
+        self._signer = ReportSigner(config.device.state_dir / FOLDER, config.device.id)
         self.updates: UpdateRunner | None = None
 
     def load_first(self) -> None:
@@ -98,7 +103,7 @@ class DeviceModels:
             self._root,
             device.state_dir,
             device=device.id,
-            send=self._control.send,
+            send=self._send,
             swap=self._swap,
             install_test=ModelTuning(self._runtimes).install_test,
             file_digest=lambda slot: self._file_digests.get(slot.digest, slot.file_digest),
@@ -108,6 +113,10 @@ class DeviceModels:
         self._control.updates = updates
         self._inference.detecting.observer = updates
         return updates
+
+    def _send(self, message: BlockRequest | Report) -> None:
+        """For the updater, in its thread."""
+        self._control.send(self._signer.signed(message) if isinstance(message, Report) else message)
 
     def _load(self, slot: ModelSlot) -> None:
         detector, runs = self._runtimes.open(slot)

@@ -202,7 +202,7 @@ class DeviceParts:
             version,
             lambda: self.guard.state,
             uplink=lambda: self.control.uplink,
-            identity=lambda: identity_facts(config, self.link.take_overs),
+            identity=lambda: identity_facts(config, self.link.take_overs, self.link.attempt),
             beside=self._beside,
             readings=lambda: Readings(self.control.rtt_s, max(0, self.control.connections - 1), self.guard.hottest_c),
             erased=lambda: self.erasing.done,

@@ -22,7 +22,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.reasoncodes import ReasonCode
 
 from bowerbird_agent.broker_tls import date_fault, make_context
-from bowerbird_agent.enrolment import pin_of
+from bowerbird_agent.claim_client import pin_of
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.findings import FAIL, OK, WARN, Finding
 from bowerbird_agent.identity import FOLDER, leaf_of, load_identity

@@ -1,7 +1,7 @@
 """A bare board becomes a device: its key is made here, its certificate is claimed, and both are kept as one file.
 
-In: a bundle, the identity's folder. Out: `Identity` and agent.toml, or an error that says what to do; whenever it is interrupted,
-doing it again goes on from there with the same key. It starts no agent.
+In: a bundle or the text of a QR code, the identity's folder. Out: `Identity` and agent.toml, or an error that says what to do; whenever
+it is interrupted, doing it again goes on from there with the same key. It starts no agent.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bowerbird_agent.claim_client import post_to_any
+from bowerbird_agent.claim_client import fetch_ca, pin_of, post_to_any
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.identity import (
     CLAIM_KEY,
     Identity,
     NoIdentity,
     drop_pending_key,
-    leaf_of,
     load_identity,
     load_key,
     make_folder,
@@ -31,7 +30,8 @@ from bowerbird_agent.identity import (
 )
 from bowerbird_models.durable import write_durably
 from bowerbird_wire.bundle import Bundle, BundleError, agent_toml
-from bowerbird_wire.claim import BUSY, CLAIM_PATH, REFUSED, TOO_MANY, Answer, ClaimRequest, to_json
+from bowerbird_wire.claim import BUSY, CLAIM_PATH, REFUSED, SETUP, TOO_MANY, Answer, ClaimRequest, read_claim_text, to_json
+from bowerbird_wire.errors import WireError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,15 +86,42 @@ def read_bundle(path: Path) -> Bundle:
     return bundle
 
 
-def pin_of(ca_pem: str) -> str:
-    """SHA-256 of the public key of a CA certificate, hex; "" when it cannot be read."""
-    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+def bundle_of_text(text: str, *, serial: str = "") -> Bundle:
+    """The beginning of a bundle from the text of a QR code: the CA is fetched and held against the pin, the rest comes with the answer.
 
+    Args:
+        serial: to claim with, "" for the board's own.
+
+    Raises:
+        AgentError: it is no such text, nobody answers, or it is another CA.
+    """
     try:
-        key = leaf_of(ca_pem.encode()).public_key()
-    except ValueError:
-        return ""
-    return sha256(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()
+        url, token, pin = read_claim_text(text)
+    except WireError as error:
+        raise AgentError(f"{error}; copy the text anew from `bowerbird devices invite`") from error
+    return Bundle("", token, [url], fetch_ca(url, pin), pin, "", serial=serial)
+
+
+def completed(bundle: Bundle, answer: Answer) -> Bundle:
+    """A bundle that was only a text, with what the server told beside the certificate; any other as it is.
+
+    Raises:
+        AgentError: the server does not say enough, or what no agent.toml can hold.
+    """
+    if bundle.tables:
+        return bundle
+    told = answer.extra.get(SETUP) or {}
+    try:
+        known = {key: told[key] for key in ("claim_urls", "trusted_root", "tables", "cameras")}
+        whole = Bundle.from_text(replace(bundle, site=answer.site, device=answer.device, **known).to_text())
+        if not whole.tables.get("broker"):
+            raise BundleError("no broker")
+    except (WireError, TypeError, KeyError, ValueError) as error:
+        raise AgentError(
+            "the server gave a certificate and does not say where its broker is, as servers before 0.2.0 do; enrol with the bundle "
+            "file of a new invitation instead"
+        ) from error
+    return whole
 
 
 def make_request(key: ec.EllipticCurvePrivateKey) -> bytes:
@@ -141,7 +168,7 @@ def enrol(
     """Claim a certificate and keep it.
 
     Args:
-        bundle: from `read_bundle`.
+        bundle: from `read_bundle` or `bundle_of_text`.
         config: agent.toml; written from the bundle if there is none.
         version: of this agent.
         state_dir: where state is kept; by default `state` beside agent.toml.
@@ -168,6 +195,7 @@ def enrol(
         request = request_pem(make_request(load_key(key_pem)))
         asked = ClaimRequest(bundle.token, request, bundle.serial or board_serial(), version)
         answer = _claim(bundle, to_json(asked), wait_s, tell, sleep)
+        bundle = completed(bundle, answer)
         ca_pem = (answer.ca or bundle.ca).encode()
         identity = store_identity(folder, answer.generation, key_pem, answer.certificate.encode(), ca_pem)
         wrote = _write_config(bundle, identity.device, config)
@@ -250,5 +278,10 @@ def _write_config(bundle: Bundle, device: str, config: Path) -> bool:
         write_durably(config.parent / "root.json", bundle.trusted_root.encode(), mode=0o644)
     if config.exists():
         return False
+    if not bundle.tables:
+        raise AgentError(
+            f"this text was used to enrol {device} already, and {config} is gone since; write it anew, or at the server: bowerbird "
+            f"devices add {device} --again"
+        )
     write_durably(config, agent_toml(bundle, device).encode(), mode=0o600)
     return True

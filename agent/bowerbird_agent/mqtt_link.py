@@ -15,6 +15,7 @@ import contextlib
 import logging
 import queue
 import random
+import secrets
 import socket
 import ssl
 import threading
@@ -293,6 +294,7 @@ class MqttLink:
         self._connections = 0
         self._warned = False
         self._told_fault = ""
+        self.link_id = ""  # of the connection that there is, or is tried: a random word
         self.take_overs = 0  # connections that were up and ended because another one has this device's name
 
     # -- for the agent
@@ -329,6 +331,11 @@ class MqttLink:
     def denied(self) -> bool:
         """Whether the broker lets this device in and passes nothing of it on."""
         return self._told_fault == DENIED and not self.connected
+
+    @property
+    def attempt(self) -> tuple[int, str]:
+        """The connection that there is, or is tried: its number since the start, and a random word."""
+        return self._connections, self.link_id
 
     @property
     def connected(self) -> bool:
@@ -412,6 +419,7 @@ class MqttLink:
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._connections += 1
+            self.link_id = secrets.token_hex(4)
             connection = _Connection(self, self._connections)
             try:
                 connection.open()

@@ -58,15 +58,17 @@ def renewals_of(config: AgentConfig, on_renewed: Callable[[Identity], None], den
     return Renewals(folder, on_renewed, denied=denied)
 
 
-def identity_facts(config: AgentConfig, take_overs: int) -> dict[str, object]:
-    """What the status says of this device's identity, nothing without one; `start` is another one at each start of the agent, so that
-    two that run at once are told apart.
+def identity_facts(config: AgentConfig, take_overs: int, attempt: tuple[int, str]) -> dict[str, object]:
+    """What the status says of this device's identity, nothing without one; `start` is another one at each start of the agent, and
+    `connection` and `link` (see `MqttLink.attempt`) another at each connection, so that two that run at once are told apart.
     """
     try:
         generation = load_identity(config.device.state_dir / FOLDER).generation
     except (AgentError, OSError):
         return {}
-    return {"generation": generation, "start": _START, **({"take_overs": take_overs} if take_overs else {})}
+    number, link = attempt
+    facts: dict[str, object] = {"generation": generation, "start": _START, "connection": number, "link": link}
+    return {**facts, **({"take_overs": take_overs} if take_overs else {})}
 
 
 def due_at(identity: Identity) -> datetime:

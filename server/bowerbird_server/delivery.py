@@ -18,6 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.catalogue import (
     campaigns,
@@ -29,11 +31,13 @@ from bowerbird_server.catalogue import (
     rollouts,
     unsent,
 )
+from bowerbird_server.catalogue import identity as identity_rows
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.credit import CreditGauge
 from bowerbird_server.drift import DriftSettings
 from bowerbird_server.drift_watch import DriftWatch
 from bowerbird_server.errors import ServerError
+from bowerbird_server.identity.report_check import ReportCheck
 from bowerbird_server.identity.watch import CloneWatch
 from bowerbird_server.ingest import DiskMarks
 from bowerbird_server.layout import DataFolder
@@ -90,6 +94,7 @@ UPKEEP_EVERY_S = 600.0
 _LOOK_SHARE = 10.0  # time between two looks at the wishes, in times of what one takes
 # Every device that is there has a retained status, and retained messages follow the subscription at once.
 PRESENCE_AFTER_S = 5.0
+REPORT_ALARM_EVERY_S = 3600.0
 
 
 class Delivery:
@@ -102,6 +107,7 @@ class Delivery:
         sign: signs a job for the device named second.
         on_suspended: shuts a device out at the broker that turned out to be two.
         drift: limits of what counts as drift, and what is done about it.
+        verifies: whether this site's CA signed a device's certificate.
     """
 
     def __init__(
@@ -112,8 +118,11 @@ class Delivery:
         sign: Callable[[Job, str], Job],
         on_suspended: Callable[[str], None] = lambda _device: None,
         drift: DriftSettings | None = None,
+        verifies: Callable[[x509.Certificate], bool] = lambda _leaf: False,
     ) -> None:
         self._cat = cat
+        self._check = ReportCheck(cat, verifies)
+        self._alarmed_s: dict[str, float] = {}  # when an alarm about a device's reports was last raised, monotonic seconds
         self._drift = DriftWatch(cat, drift)
         self._blocks = blocks
         self._publisher = publisher
@@ -188,13 +197,31 @@ class Delivery:
         if health.at_ms > self._reported_at_ms.get(topic.device, 0):
             rollouts.record_running(self._cat, topic.device, health.model_digest)
 
+    def _is_its_word(self, topic: DeviceTopic, report: Report) -> bool:
+        """Whether a report is the device's own. What is not changes nothing, and a person is told, once an hour."""
+        fault = self._check.fault_of(topic.device, report)
+        if not fault:
+            return True
+        log.warning(
+            "device %s: %s changes nothing: job %s, %s", topic.device, fault, _shown(report.job_id), _shown(report.state)
+        )
+        now_s = time.monotonic()
+        if now_s - self._alarmed_s.get(topic.device, -REPORT_ALARM_EVERY_S) >= REPORT_ALARM_EVERY_S:
+            self._alarmed_s[topic.device] = now_s
+            with self._cat.transaction():
+                identity_rows.alarm(self._cat, topic.device, f"{fault} came in its name, and changed nothing")
+        return False
+
     def _report(self, topic: ReportTopic, report: Report) -> None:
+        if not self._is_its_word(topic, report):
+            return
         self._reported_at_ms[topic.device] = max(report.at_ms, self._reported_at_ms.get(topic.device, 0))
         fleet.record_running_model(self._cat, topic.device, report)
         self._execution(topic, report)
 
     def _agent_report(self, topic: AgentReportTopic, report: Report) -> None:
-        self._execution(topic, report)
+        if self._is_its_word(topic, report):
+            self._execution(topic, report)
 
     def _execution(self, topic: DeviceTopic, report: Report) -> None:
         if not rollouts.record_report(self._cat, topic.device, report):
@@ -244,6 +271,7 @@ def run(
     marks: DiskMarks | None = None,
     on_suspended: Callable[[str], None] = lambda _device: None,
     drift: DriftSettings | None = None,
+    verifies: Callable[[x509.Certificate], bool] = lambda _leaf: False,
 ) -> None:
     """Converse until `stop`; waits for the broker as long as it takes.
 
@@ -254,14 +282,14 @@ def run(
         site: whose devices; all sites by default.
         marks: at which free space devices are told to wait, and to go on.
         on_suspended: shuts a device out at the broker.
-        drift: see `Delivery`.
+        drift, verifies: see `Delivery`.
     """
     session = MqttSession(broker, CLIENT_ID, [kind.filter(site) for kind in UP_TOPICS])
     repository = Repository(folder.repository, folder.keys)
     with Catalogue(folder.catalogue) as cat:
         blocks = BlockQueue(folder.repository)
         delivery = Delivery(
-            cat, blocks, session, lambda job, device: repository.sign_job(job, device=device), on_suspended, drift
+            cat, blocks, session, lambda job, device: repository.sign_job(job, device=device), on_suspended, drift, verifies
         )
         session.start()
         try:

@@ -374,3 +374,4 @@ def m_drift(db: Database) -> None:
 
 from bowerbird_server import migrations_batches as _batches  # noqa: E402, F401 - registers its step behind those above
 from bowerbird_server import migrations_identity as _identity  # noqa: E402, F401 - registers its step behind those above
+from bowerbird_server import migrations_reports as _reports  # noqa: E402, F401 - the same

@@ -1,8 +1,8 @@
 """Models coming into the site: an ONNX file becomes a package, a blob and a row; a promoted one becomes a release.
 
 In: an exported or imported ONNX file, perhaps its weights. Out: a row in state `candidate`, a package folder, a release number. The
-float file of a package is in transport form where that is possible (`quantise.py`), and that file is what is evaluated.
-It judges nothing (see `promotion_gate.py`) and sends nothing (see `rollout.py`).
+float file of a package is in transport form where that is possible (`quantise.py`), and that file is what is evaluated. A file is first
+opened and run by a child process (`model_child.py`). It judges nothing (see `promotion_gate.py`) and sends nothing (see `rollout.py`).
 """
 
 from __future__ import annotations
@@ -11,29 +11,32 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from bowerbird_models.errors import ModelError
 from bowerbird_models.manifest import ONNX_FP32
-from bowerbird_models.onnx_detector import OnnxDetector
-from bowerbird_models.package import PackageOnDisk, build_package, load_package
+from bowerbird_models.package import PackageOnDisk, load_package
 from bowerbird_server.catalogue import Row, utc_now
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import class_names as known_classes
-from bowerbird_server.errors import BadInput, EnvironmentFault
+from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
 from bowerbird_server.export import export_weights
 from bowerbird_server.quantise import FloatFile, to_transport_form
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.repository import Repository
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import evaluation_frames
-from bowerbird_server.train import TrainingFailed
+from bowerbird_server.train import TrainingCancelled, TrainingFailed, run_child
 from bowerbird_server.variants import OnProgress, Variants, build_variants
 
 logger = logging.getLogger(__name__)
 
 GOLDEN_IMAGES = 4
+LOOK_S = 300.0  # for one look at a picture
+PACKAGE_S = 1800.0  # for the golden outputs of all files on a slow machine
+_CHILD = "bowerbird_server.model_child"
 
 
 def register_model(
@@ -63,7 +66,7 @@ def register_model(
     Raises:
         BadInput: the file is not a YOLO model that a device could run; the message says why.
     """
-    names = _class_names(onnx)
+    names = _class_names(site, onnx)
     _check_classes(site, names)
     scratch = site.folder.packages / f".new-{onnx.stat().st_ino}"
     shutil.rmtree(scratch, ignore_errors=True)
@@ -71,22 +74,25 @@ def register_model(
     extra = variants or Variants()
     with tempfile.TemporaryDirectory(dir=site.folder.training) as work:
         reference = float_file(onnx, Path(work), pictures)
+        task = {
+            "do": "package",
+            "out_dir": str(scratch),
+            "class_names": names,
+            "golden_images": list(map(str, pictures)),
+            "parent": parent,
+            "created_at": created_at or utc_now(),
+            "role": reference.role,
+            "variants": {role: str(path) for role, path in extra.files.items()},
+            "accuracy": dict(extra.package_accuracy(reference.role)),
+            "notes": extra.notes(),
+        }
         try:
-            package = build_package(
-                scratch,
-                reference.path,
-                class_names=names,
-                golden_images=pictures,
-                parent=parent,
-                created_at=created_at or utc_now(),
-                role=reference.role,
-                variants=extra.files,
-                accuracy=extra.package_accuracy(reference.role),
-                notes=extra.notes(),
-            )
-        except ModelError as error:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise BadInput(f"{onnx.name} cannot be packaged: {error}") from error
+            made = _in_child(site, reference.path, task, PACKAGE_S)
+        except ServerError:
+            for rest in (scratch, scratch.with_name(scratch.name + ".part")):
+                shutil.rmtree(rest, ignore_errors=True)
+            raise
+        package = load_package(scratch, digest=made["digest"])
         onnx_blob = site.blobs.put_file(reference.path)
     final = site.folder.packages / package.digest
     if final.exists():
@@ -195,7 +201,7 @@ def _take_in(site: Site, onnx: Path, weights: Path | None, actor: str, on_progre
     frames = [] if version is None else evaluation_frames(site.catalogue, site.blobs, version)[0]
     pictures = [frame.image_path for frame in frames][:GOLDEN_IMAGES]
     with tempfile.TemporaryDirectory(dir=site.folder.training) as scratch:
-        _check_classes(site, _class_names(onnx))  # before minutes are spent on a model that does not belong here
+        _check_classes(site, _class_names(site, onnx))  # before minutes are spent on a model that does not belong here
         reference = float_file(onnx, Path(scratch), pictures)
         variants = Variants()
         if version is not None:
@@ -205,12 +211,35 @@ def _take_in(site: Site, onnx: Path, weights: Path | None, actor: str, on_progre
         )
 
 
-def _class_names(onnx: Path) -> tuple[str, ...]:
-    try:
-        with OnnxDetector(onnx) as detector:
-            return detector.class_names
-    except (ModelError, OSError) as error:
-        raise BadInput(f"{onnx.name} cannot be used: {error}") from error
+def _class_names(site: Site, onnx: Path) -> tuple[str, ...]:
+    return tuple(_in_child(site, onnx, {"do": "classes"}, LOOK_S)["class_names"])
+
+
+def _in_child(site: Site, onnx: Path, task: Mapping[str, Any], within_s: float) -> dict[str, Any]:
+    """What `model_child.py` makes of a file: whatever reading or running it does, it does to that process.
+
+    Raises:
+        BadInput: the file is no model that can be used, or it ended the process.
+        EnvironmentFault: there is no space for the task.
+    """
+    ends_s = time.monotonic() + within_s
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory(dir=site.folder.training) as work:
+        try:
+            for event in run_child(
+                {**task, "onnx": str(onnx)}, Path(work), 1, lambda: time.monotonic() > ends_s, _CHILD, "model"
+            ):
+                if event["event"] == "result":
+                    result = event
+        except TrainingCancelled as fault:
+            raise BadInput(f"{onnx.name} cannot be used: the model was not read and run within {within_s:.0f} s") from fault
+        except TrainingFailed as fault:
+            why = str(fault).split(" (log: ")[0]  # the log goes with the folder
+            raise BadInput(
+                f"{onnx.name} cannot be used: {why}. It was opened in a process of its own, nothing else was harmed; export the model "
+                "again, and do not trust a file of which you do not know where it comes from"
+            ) from fault
+    return result
 
 
 def _check_classes(site: Site, names: Sequence[str]) -> None:

@@ -1,9 +1,10 @@
-"""Model files that somebody with the models key signed all the same: they die in the child that tests them, and the agent lives on."""
+"""Hostile model files, signed by somebody with the models key or brought by hand: they die in a child, and agent and server live on."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import platform
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,10 @@ from bowerbird_models.errors import UnsupportedModel
 from bowerbird_models.manifest import PackageFile
 from bowerbird_models.onnx_file import MAX_DEPTH, check_self_contained
 from bowerbird_models.package import PackageOnDisk, build_package
+from bowerbird_server import registry
+from bowerbird_server.errors import BadInput
+from bowerbird_server.registry import import_model
+from bowerbird_server.site import Site
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_testing.update_device import UpdateDevice
 from bowerbird_testing.update_server import UpdateServer
@@ -136,3 +141,72 @@ def _varint(value: int) -> bytes:
         out.append(value & 0x7F | 0x80)
         value >>= 7
     return bytes([*out, value])
+
+
+# -- a file that somebody brings to the server: `bowerbird models import`
+
+
+def trapping(model: onnx.ModelProto) -> None:
+    """The smallest integer divided by -1, worked out while the file is loaded: x86 has no answer to that but a signal."""
+    import numpy as np
+
+    for name, value in (("trap_smallest", -(2**63)), ("trap_minus_one", -1)):
+        model.graph.initializer.append(numpy_helper.from_array(np.array([value], np.int64), name))
+    graph = model.graph
+    output = graph.output[0].name
+    for node in graph.node:
+        node.output[:] = ["honest" if name == output else name for name in node.output]
+    graph.node.extend(
+        [
+            helper.make_node("Div", ["trap_smallest", "trap_minus_one"], ["trap"]),
+            helper.make_node("Cast", ["trap"], ["trap_float"], to=TensorProto.FLOAT),
+            helper.make_node("Add", ["honest", "trap_float"], [output]),
+        ]
+    )
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    with Site.open(tmp_path / "data", make=True) as opened:
+        yield opened
+
+
+def brought(tmp_path: Path, change: Change) -> Path:
+    path = write_tiny_yolo(tmp_path / "best.onnx")
+    model = onnx.load(str(path))
+    change(model)
+    onnx.save(model, str(path))
+    return path
+
+
+def refusal_of(site: Site, file: Path) -> str:
+    """What a person is told; nothing of the file is left in the site, and an honest one is taken in after it."""
+    with pytest.raises(BadInput) as refused:
+        import_model(site, file, trust=False, actor="test")
+    assert site.catalogue.value("SELECT count(*) FROM model") == 0
+    assert list(site.folder.packages.iterdir()) == []
+    assert import_model(site, write_tiny_yolo(file.with_name("honest.onnx")), trust=False, actor="test")["state"] == "candidate"
+    return str(refused.value)
+
+
+@pytest.mark.skipif(platform.machine() not in {"x86_64", "AMD64"}, reason="other processors have an answer to this division")
+def test_a_file_that_crashes_the_loader_ends_a_child_and_is_refused_by_name(site: Site, tmp_path: Path) -> None:
+    told = refusal_of(site, brought(tmp_path, trapping))
+    assert "best.onnx cannot be used" in told
+    assert "SIGFPE" in told
+    assert "in a process of its own" in told
+
+
+def test_a_file_that_never_ends_is_refused_when_its_time_is_over(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = brought(tmp_path, endless)
+    with monkeypatch.context() as patched:
+        patched.setattr(registry, "LOOK_S", 8.0)
+        with pytest.raises(BadInput, match="within 8 s"):
+            import_model(site, file, trust=False, actor="test")
+    assert site.catalogue.value("SELECT count(*) FROM model") == 0
+
+
+def test_a_file_that_wants_more_memory_than_there_is_is_refused(site: Site, tmp_path: Path) -> None:
+    assert "best.onnx cannot be used" in refusal_of(site, brought(tmp_path, hungry))

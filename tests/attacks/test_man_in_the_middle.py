@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import ssl
 import subprocess
@@ -16,21 +17,27 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.enrolment import read_bundle
+from bowerbird_agent.claim_client import ClaimFault
+from bowerbird_agent.enrolment import EnrolmentRefused, bundle_of_text, enrol, read_bundle
 from bowerbird_server.identity.authority import Authority
 from bowerbird_testing.claim_site import claim_site
 from bowerbird_testing.free_client import FreeClient
 from bowerbird_testing.tls_broker import TlsBroker
 from bowerbird_wire import tls_faults
 from bowerbird_wire.bundle import Bundle
+from bowerbird_wire.claim import CA_PATH, claim_text
 
 # In a process of its own, as any program of the machine would ask.
 _FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], b'{}').status)"
 
 
 @contextmanager
-def in_between(authority: Authority) -> Iterator[tuple[int, list[bytes]]]:
-    """A listener with a certificate for 127.0.0.1 by `authority`, and what it was sent; it answers as a claim listener does."""
+def in_between(authority: Authority, *, says: str = "") -> Iterator[tuple[int, list[bytes]]]:
+    """A listener with a certificate for 127.0.0.1 by `authority`, and what it was sent; it answers as a claim listener does.
+
+    Args:
+        says: the CA that it calls its own.
+    """
     pem = authority.folder / "between.pem"
     pem.write_bytes(authority.server_certificate(["127.0.0.1"], now=datetime.now(tz=UTC)))
     heard: list[bytes] = []
@@ -40,7 +47,7 @@ def in_between(authority: Authority) -> Iterator[tuple[int, list[bytes]]]:
             heard.append(self.requestline.encode() + self.rfile.read(int(self.headers["Content-Length"])))
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(b'{"state":"refused"}')
+            self.wfile.write(json.dumps({"state": "refused", "ca": says}).encode())
 
         def log_message(self, *_: object) -> None:
             pass
@@ -88,9 +95,6 @@ def test_a_certificate_of_an_authority_that_the_machine_trusts_gets_no_token(tmp
 
 def enrol_with(bundle: Path, board: Path, trusted: Path) -> str:
     """The kind of fault that enrolment ends with on a machine that trusts one more authority."""
-    from bowerbird_agent.claim_client import ClaimFault
-    from bowerbird_agent.enrolment import enrol
-
     board.mkdir()
     before = os.environ.get("SSL_CERT_FILE")
     os.environ["SSL_CERT_FILE"] = str(trusted)  # read whenever a context looks for the machine's authorities
@@ -117,6 +121,23 @@ def test_what_a_board_sends_has_its_token_in_the_body_only(tmp_path: Path) -> No
     line, body = request[: request.index(b"{")], request[request.index(b"{") :]
     assert b"secret-token" in body
     assert b"secret-token" not in line
+
+
+def test_a_board_that_knows_the_pin_only_tells_nobody_its_token_whose_ca_is_another(tmp_path: Path) -> None:
+    """Whether the one in between shows its own CA, or the site's own, which is public but whose key it has not."""
+    own, other = Authority.open(tmp_path / "own"), Authority.open(tmp_path / "other")
+    for says in (other, own):
+        with in_between(other, says=says.root_pem.decode()) as (port, heard):
+            text = claim_text(f"https://127.0.0.1:{port}", "secret-token", own.pin)
+            with pytest.raises(ClaimFault) as fault:
+                enrol(bundle_of_text(text), tmp_path / "agent.toml", version="0.2.0")
+            assert fault.value.kind == "ca"
+            assert heard == [f"POST {CA_PATH} HTTP/1.1".encode()]
+    with in_between(own, says=own.root_pem.decode()) as (port, heard):  # the counterpart: the site itself is told
+        text = claim_text(f"https://127.0.0.1:{port}", "secret-token", own.pin)
+        with pytest.raises(EnrolmentRefused):
+            enrol(bundle_of_text(text), tmp_path / "agent.toml", version="0.2.0")
+        assert b"secret-token" in heard[-1]
 
 
 @pytest.mark.broker

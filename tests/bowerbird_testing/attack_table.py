@@ -58,6 +58,8 @@ _WEB, _UPDATE, _HOSTILE = (
     "integration/test_update.py::",
     "attacks/test_hostile_updates.py::",
 )
+_TEXT = "integration/test_enrol_by_text.py::"
+_REPORTS = "attacks/test_hostile_reports.py::"
 _DEVICES, _FRAMES, _MODELS = (
     "attacks/test_hostile_devices.py::",
     "attacks/test_hostile_frames.py::",
@@ -123,8 +125,10 @@ OF_IDENTITY: tuple[Attack, ...] = (
     ),
     Attack(
         "`ps` or URL",
-        "tokens are in files and bodies, never in arguments or addresses",
+        "tokens are in files and bodies, never in addresses; in an argument only where somebody types the text of a QR code there, "
+        "which `enrol -` reads from standard input",
         [
+            f"{_TEXT}test_the_command_takes_the_text_as_argument_or_from_standard_input",
             f"{_MIDDLE}test_what_a_board_sends_has_its_token_in_the_body_only",
             f"{_ENROL}test_it_can_do_nothing_but_claim_and_renew",
             f"{_WEB}test_no_secret_is_in_a_log_a_command_line_or_a_file_that_others_can_read",
@@ -137,6 +141,7 @@ OF_IDENTITY: tuple[Attack, ...] = (
         [
             f"{_MIDDLE}test_a_certificate_of_an_authority_that_the_machine_trusts_gets_no_token",
             f"{_MIDDLE}test_a_device_speaks_to_no_broker_of_an_authority_that_the_machine_trusts",
+            f"{_MIDDLE}test_a_board_that_knows_the_pin_only_tells_nobody_its_token_whose_ca_is_another",
             f"{_MIDDLE}test_the_site_itself_is_believed_all_the_while",
             f"{_ENROL}test_a_bundle_whose_ca_was_swapped_is_noticed_by_its_pin",
         ],
@@ -414,9 +419,15 @@ OF_UPDATES: tuple[Attack, ...] = (
     ),
     Attack(
         "forged and replayed reports",
-        "of another device, of nobody, late and again",
+        "of another device, of nobody, late and again; by somebody who holds the broker but not the device's key: an alarm",
         [
             f"{_DEVICES}test_a_report_about_another_devices_job_changes_nothing",
+            f"{_REPORTS}test_a_report_without_a_signature_changes_nothing_and_raises_an_alarm",
+            f"{_REPORTS}test_a_report_with_a_word_changed_is_not_the_devices",
+            f"{_REPORTS}test_another_devices_key_signs_for_nobody_else",
+            f"{_REPORTS}test_a_key_that_nobody_certified_signs_for_nobody",
+            f"{_REPORTS}test_a_copy_of_a_report_is_worth_nothing_later",
+            f"{_REPORTS}test_an_agent_of_before_is_believed_until_it_signs_once",
             f"{_DEVICES}test_who_is_no_active_device_is_not_heard",
             "unit/test_rollout.py::test_late_and_repeated_reports_do_not_undo_what_is_known",
             f"{_BROKER}test_device_writes_as_another",
@@ -438,6 +449,8 @@ OF_UPDATES: tuple[Attack, ...] = (
         [
             "unit/test_metadata.py::test_weights_outside_the_file_are_refused",
             f"{_MODELS}test_a_bomb_in_a_model_goes_off_in_the_self_test",
+            f"{_MODELS}test_a_file_that_crashes_the_loader_ends_a_child_and_is_refused_by_name",
+            f"{_MODELS}test_a_file_that_never_ends_is_refused_when_its_time_is_over",
             f"{_MODELS}test_functions_and_graphs_inside_one_another_are_refused_beyond_a_depth",
             f"{_UPDATE}test_a_signed_model_that_is_not_what_its_golden_file_says_is_refused",
             f"{_UPDATE}test_a_model_that_hangs_in_the_self_test_is_killed_and_refused",

@@ -70,6 +70,8 @@ _DELIVERY, _UPDATE, _ENROL = (
     "integration/test_enrolment.py::",
 )
 
+_REPORTS = "attacks/test_hostile_reports.py::"
+
 WEAKENINGS: tuple[Weakening, ...] = (
     # -- certificates and claims
     Weakening(
@@ -156,6 +158,15 @@ WEAKENINGS: tuple[Weakening, ...] = (
         "bowerbird_agent.enrolment",
         [("    if pin_of(bundle.ca) != bundle.pin:\n", "    if False:\n")],
         [f"{_ENROL}test_a_bundle_whose_ca_was_swapped_is_noticed_by_its_pin"],
+    ),
+    Weakening(
+        "the pin of a text is not checked",
+        "bowerbird_agent.claim_client",
+        [("    if pin_of(ca_pem) != pin:\n", "    if False:\n")],
+        [
+            "integration/test_enrol_by_text.py::test_a_pin_that_is_another_sites_is_refused_before_anything_is_told",
+            "attacks/test_man_in_the_middle.py::test_a_board_that_knows_the_pin_only_tells_nobody_its_token_whose_ca_is_another",
+        ],
     ),
     Weakening(
         "a board believes any server",
@@ -361,6 +372,40 @@ WEAKENINGS: tuple[Weakening, ...] = (
         "bowerbird_server.event_chain",
         [("    if beyond:\n", "    if False:\n")],
         ["unit/test_access.py::test_rows_cut_from_the_end_are_missed_by_an_anchor_only"],
+    ),
+    # -- reports
+    Weakening(
+        "a report need not be signed",
+        "bowerbird_server.identity.report_check",
+        [("        if not report.signature:\n", "        if True:\n            return ''\n        if not report.signature:\n")],
+        [
+            f"{_REPORTS}test_a_report_without_a_signature_changes_nothing_and_raises_an_alarm",
+            f"{_REPORTS}test_a_report_with_a_word_changed_is_not_the_devices",
+        ],
+    ),
+    Weakening(
+        "a report may be signed by any device of the site",
+        "bowerbird_server.identity.report_check",
+        [(" and common_name(leaf) == device", "")],
+        [f"{_REPORTS}test_another_devices_key_signs_for_nobody_else"],
+    ),
+    Weakening(
+        "a report may be signed by any key",
+        "bowerbird_server.identity.report_check",
+        [("not (is_later and self._verifies(leaf))", "False")],
+        [f"{_REPORTS}test_a_key_that_nobody_certified_signs_for_nobody"],
+    ),
+    Weakening(
+        "the signature of a report is not verified",
+        "bowerbird_server.identity.report_check",
+        [("        key.verify(report.signature, report_bytes(device, report), ec.ECDSA(hashes.SHA256()))\n", "")],
+        [f"{_REPORTS}test_a_report_with_a_word_changed_is_not_the_devices"],
+    ),
+    Weakening(
+        "a copy of an old report says what runs now",
+        "bowerbird_server.catalogue.fleet",
+        [("        if report.at_ms < newest_ms:\n", "        if False:\n")],
+        [f"{_REPORTS}test_a_copy_of_a_report_is_worth_nothing_later"],
     ),
     # -- models
     Weakening(

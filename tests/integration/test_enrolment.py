@@ -32,7 +32,7 @@ from bowerbird_server.identity.states import Happening
 from bowerbird_server.provision import broker_of
 from bowerbird_testing.claim_site import ClaimSite, claim_site
 from bowerbird_wire.bundle import Bundle
-from bowerbird_wire.claim import CLAIM_PATH, MAX_BODY_BYTES, ClaimRequest, to_json
+from bowerbird_wire.claim import CA_PATH, CLAIM_PATH, MAX_BODY_BYTES, ClaimRequest, to_json
 
 
 @pytest.fixture
@@ -269,6 +269,8 @@ def connected(place: ClaimSite) -> ssl.SSLSocket:
     [
         ("GET", "/"),
         ("GET", CLAIM_PATH),
+        ("GET", CA_PATH),
+        ("POST", f"{CA_PATH}/x"),
         ("POST", "/v1/claim?token=x"),
         ("POST", "/api/devices"),
         ("PUT", CLAIM_PATH),

@@ -50,6 +50,32 @@ def test_three_take_overs_in_a_longer_time_are_none() -> None:
     assert first_reason(counts) == (4, "")
 
 
+def connection(at_s: float, number: int, link: str, start: str = "a") -> Sighting:
+    return Sighting(at_s, start, 1, 0, number, link)
+
+
+def test_two_that_count_their_connections_for_themselves_are_a_clone_by_the_third_that_does_not_fit() -> None:
+    """A machine that was copied while it ran, at a broker that does not tell whose connection ended for whom."""
+    turns = [(1, "a1"), (1, "b1"), (2, "a2"), (2, "b2"), (3, "a3"), (3, "b3")]
+    number, why = first_reason([connection(10 * i, *turn) for i, turn in enumerate(turns)])
+    assert number == 5
+    assert "taken over" in why
+
+
+def test_a_number_that_falls_back_within_one_start_is_anothers_too() -> None:
+    turns = [(7, "a7"), (1, "b1"), (8, "a8"), (2, "b2"), (9, "a9"), (3, "b3")]
+    assert first_reason([connection(i, *turn) for i, turn in enumerate(turns)])[0] == 5
+
+
+def test_the_same_word_of_one_connection_again_and_growing_numbers_are_no_clone() -> None:
+    """A model was changed, or the server was started again and reads what is retained; and a link that breaks every minute."""
+    again = [connection(i, 4, "a4") for i in range(5)]
+    broken = [connection(60 * i, i, f"a{i}") for i in range(1, 9)]
+    restarted = [connection(i, 1, f"{i}", start=f"start-{i}") for i in range(5)]
+    for sightings in (again, broken, restarted):
+        assert first_reason(sightings) == (len(sightings), "")
+
+
 def test_what_was_told_before_anything_was_remembered_counts_for_nothing() -> None:
     assert first_reason([Sighting(0, "a", 1, 7), Sighting(1, "a", 1, 7), Sighting(2, "a", 1, 8)]) == (3, "")
 

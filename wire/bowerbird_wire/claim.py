@@ -8,16 +8,20 @@ connection and knows no cryptography but the bytes that a renewal signs.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 from bowerbird_wire.errors import WireError
 
 CLAIM_PATH = "/v1/claim"
+CA_PATH = "/v1/ca"  # the root certificate, for a board that knows its pin only; public, and believed by nobody who does not
 RENEW_PATH = "/v1/renew"
 MAX_BODY_BYTES = 16 * 1024
 MAX_ANSWER_BYTES = 64 * 1024
 MAX_TEXT = 200  # labels, serial numbers, reasons
+
+SETUP = "setup"  # claim_urls, trusted_root, tables and cameras as in a bundle
 
 # Why an answer is not a certificate. REFUSED is the same for a token that never was, is too late, or is used up.
 REFUSED = "refused"
@@ -28,6 +32,11 @@ SUSPENDED = "suspended"
 CLAIM_AGAIN = "claim-again"  # expired too long ago, or unknown here
 
 R = TypeVar("R", "ClaimRequest", "RenewRequest", "Answer")
+
+
+SCHEME = "bowerbird:"
+_PIN = re.compile(r"[0-9a-f]{64}")
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{8,200}")
 
 
 class ClaimError(WireError):
@@ -79,6 +88,7 @@ class Answer:
         ca: what the device trusts from now on, PEM.
         server_time: UTC ISO text; a hint for people, never set.
         retry_after_s: when to ask again.
+        extra: under `SETUP` what else a bundle holds, in the answer to a claim.
     """
 
     state: str
@@ -91,6 +101,30 @@ class Answer:
     server_time: str = ""
     retry_after_s: float = 0.0
     extra: dict[str, Any] = field(default_factory=dict)
+
+
+def claim_text(url: str, token: str, pin: str) -> str:
+    """Address, token and pin in one line: enough to enrol with, short enough for a QR code."""
+    return f"{SCHEME}{url}#{token}#{pin}"
+
+
+def read_claim_text(text: str) -> tuple[str, str, str]:
+    """Address, token and pin out of such a line.
+
+    Raises:
+        ClaimError: it is none; the message says what is missing, and never what the token is.
+    """
+    parts = text.strip().removeprefix(SCHEME).split("#")
+    if not text.strip().startswith(SCHEME) or len(parts) != 3:
+        raise ClaimError(f"this is no claim text; it reads {SCHEME}https://host:port#token#pin")
+    url, token, pin = parts[0], parts[1], parts[2].lower()
+    if not url.startswith("https://") or not _is_text(url) or len(url) > MAX_TEXT:
+        raise ClaimError("the claim text names no https://host:port")
+    if not _TOKEN.fullmatch(token):
+        raise ClaimError("the token in the claim text is cut short or mistyped")
+    if not _PIN.fullmatch(pin):
+        raise ClaimError("the pin in the claim text is cut short or mistyped; it has 64 digits of 0-9 and a-f")
+    return url, token, pin
 
 
 def renewal_bytes(device: str, generation: int, request_der: bytes) -> bytes:

@@ -393,7 +393,11 @@ class Job(Message):
 
 @dataclass(frozen=True)
 class Report(Message):
-    """What became of a job on the device; `running_digest` is the model that answers frames now."""
+    """What became of a job on the device; `running_digest` is the model that answers frames now.
+
+    `signature` is ECDSA with SHA-256 over `report_proof.report_bytes` by the key of `certificate` (DER), the device's own; both
+    are empty from a device without an identity.
+    """
 
     job_id: str = field(metadata=_key("j"))
     state: str = field(metadata=_key("s"))  # a state of the updater, lower case
@@ -403,6 +407,8 @@ class Report(Message):
     code: str = _opt("c", "")  # "" or why it was refused or rolled back
     detail: str = _opt("d", "")
     at_ms: int = _opt("t", 0)
+    signature: bytes = _opt("sig", b"")
+    certificate: bytes = _opt("crt", b"")
     extra: Mapping[str, Any] = _extra()
 
 

@@ -214,10 +214,20 @@ def health_history(cat: Catalogue, device: str, *, since: str = "", limit: int =
 
 
 def record_running_model(cat: Catalogue, device: str, report: Report) -> bool:
-    """Note which model a device says it runs. False when the device is unknown."""
-    if not report.running_digest:
-        return cat.value("SELECT 1 FROM device WHERE id = ?", device) is not None
-    return cat.execute("UPDATE device SET model_digest = ? WHERE id = ?", report.running_digest, device) > 0
+    """Note which model a device says it runs, unless a later report has said so already. False when the device is unknown."""
+    with cat.transaction():
+        newest_ms = cat.value("SELECT reported_at_ms FROM device WHERE id = ?", device)
+        if newest_ms is None:
+            return False
+        if report.at_ms < newest_ms:
+            return True  # late, or somebody's copy
+        cat.execute(
+            "UPDATE device SET reported_at_ms = ?, model_digest = iif(? = '', model_digest, ?) WHERE id = ?",
+            report.at_ms,
+            *(report.running_digest,) * 2,
+            device,
+        )
+    return True
 
 
 def set_frames_total(cat: Catalogue, device: str, total: int | None, actor: str = "scheduler") -> int:

@@ -55,10 +55,16 @@ def invite(
     now: datetime,
     expires: datetime,
     actor: str,
+    setup: Mapping[str, Any] | None = None,
 ) -> Row:
-    """A new invitation; open ones for the same device are withdrawn."""
+    """A new invitation; open ones for the same device are withdrawn.
+
+    Args:
+        setup: what a board that has no bundle is told with its certificate; forgotten when the token would be too late.
+    """
     identity = new_id()
     with cat.transaction():
+        cat.execute("UPDATE invitation SET setup = '' WHERE setup <> '' AND expires_at < ?", text_of(now))
         if device is not None:
             cat.execute("UPDATE invitation SET state = 'withdrawn' WHERE device = ? AND state = 'open'", device)
         cat.insert(
@@ -73,6 +79,7 @@ def invite(
                 "approved": int(approved),
                 "created_at": text_of(now),
                 "expires_at": text_of(expires),
+                "setup": json.dumps(setup, sort_keys=True) if setup else "",
             },
         )
         cat.log(actor, "device invited", device or identity, {"label": label, "serial": serial, "approved": approved})
@@ -268,6 +275,16 @@ def note_seen(cat: Catalogue, device: str, generation: int) -> None:
         device,
         generation,
     )
+
+
+def has_signed(cat: Catalogue, device: str) -> bool:
+    """Whether a device is known to sign its reports."""
+    return bool(cat.value("SELECT signs_reports FROM device WHERE id = ?", device))
+
+
+def note_signs(cat: Catalogue, device: str, *, signs: bool) -> None:
+    """Remember whether a device signs its reports."""
+    cat.execute("UPDATE device SET signs_reports = ?1 WHERE id = ?2 AND signs_reports <> ?1", int(signs), device)
 
 
 def remembered(cat: Catalogue, device: str) -> Remembered:

@@ -145,7 +145,7 @@ def invite(
     qr: Annotated[bool, typer.Option("--qr", help="Also draw each token as a QR code.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Invite boards that have no name yet: a one-time token and a bundle for each, for `bowerbird-agent enrol BUNDLE`."""
+    """Invite boards that have no name yet: a one-time token for each, as a bundle and as a text, for `bowerbird-agent enrol`."""
     cameras = cameras_of(camera or [])
     wanted = [Wanted(serial, serial if check_serial else "", cameras=cameras) for serial in serials or []]
     if csv is not None:
@@ -186,9 +186,10 @@ def invite(
         say(f"{row['label']}: {row['bundle']}, good once until {row['expires_at']}")
         say(f"  token {row['token']}")
         say(f"  pin   {row['pin']}")
+        say(f"  text  {row['text']}")
         if qr:
             say(qr_text(row["text"]))
-    say("on the board: bowerbird-agent enrol BUNDLE --config agent.toml")
+    say("on the board: bowerbird-agent enrol BUNDLE --config agent.toml (or the text in the bundle's place, within quotes)")
 
 
 @app.command()

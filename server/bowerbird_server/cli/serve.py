@@ -212,6 +212,7 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
     """Talk to devices: status, health, wishes, credit, jobs, model blocks."""
     from bowerbird_server import delivery as process
     from bowerbird_server.drift import DriftSettings
+    from bowerbird_server.identity.service import verifier_of
 
     stop = stop_event()
     configure_logging()
@@ -219,6 +220,7 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
         address = server_address(site, DELIVERY)
         folder, marks = site.folder, _disk_marks(site)
         drift = DriftSettings(**site.config.drift.model_dump())
+        verifies = verifier_of(site.config, folder)
 
     def shut_out(device: str) -> None:
         try:
@@ -229,7 +231,7 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
                 "%s is suspended and the broker does not shut it out yet: %s; `devices suspend` tries again", device, error
             )
 
-    process.run(folder, address, stop, marks=marks, on_suspended=shut_out, drift=drift)
+    process.run(folder, address, stop, marks=marks, on_suspended=shut_out, drift=drift, verifies=verifies)
 
 
 def web(data: Data = DATA, config: Config = None) -> None:

@@ -7,8 +7,9 @@ What is refused without a name is refused in the same words whatever the reason.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from cryptography import x509
@@ -20,6 +21,7 @@ from bowerbird_server.errors import BadInput, NotFound
 from bowerbird_server.identity.authority import common_name, generation_of, is_reserved, key_pin
 from bowerbird_server.identity.clones import judge_renewal
 from bowerbird_server.identity.issuer import Issuer
+from bowerbird_server.identity.report_check import signs_reports
 from bowerbird_server.identity.requests import DeviceRequest, RequestRefused, check_proof, read_request
 from bowerbird_server.identity.states import Happening, State
 from bowerbird_server.identity.tokens import token_hash
@@ -28,6 +30,7 @@ from bowerbird_wire.claim import (
     CLAIM_AGAIN,
     MAX_TEXT,
     REFUSED,
+    SETUP,
     SUSPENDED,
     Answer,
     ClaimRequest,
@@ -84,12 +87,17 @@ class Claims:
         for _ in range(_TRIES):
             with self._cat.transaction():
                 decided = self._claimed(asked, now)
-            if isinstance(decided, Outcome):
-                return decided
-            outcome = self._issue(decided, now)
+            outcome = decided if isinstance(decided, Outcome) else self._issue(decided, now)
             if outcome is not None:
-                return outcome
+                return self._with_setup(outcome, asked.token)
         return Outcome(self._plain(BUSY, now, retry_after_s=PENDING_RETRY_S))
+
+    def _with_setup(self, outcome: Outcome, token: str) -> Outcome:
+        """With the certificate goes what a bundle would have told the board: it may have had the text of a QR code only."""
+        found = rows.invitation(self._cat, token_hash(token)) if outcome.answer.state == State.ACTIVE else None
+        if found is None or not found["setup"]:
+            return outcome
+        return replace(outcome, answer=replace(outcome.answer, extra={SETUP: json.loads(found["setup"])}))
 
     def renew(self, asked: RenewRequest) -> Outcome:
         """A certificate for its predecessor's key."""
@@ -156,6 +164,7 @@ class Claims:
                 rows.add_pending(self._cat, device, site=found["site"], label=found["label"], serial=serial, actor=_ACTOR)
             rows.note_serial(self._cat, device, serial)
         rows.note_claimed(self._cat, found["id"], device, request.fingerprint, now)
+        rows.note_signs(self._cat, device, signs=signs_reports(asked.agent_version))
         self._cat.log(_ACTOR, "device claimed", device, {"invitation": found["id"], "agent": asked.agent_version[:40]})
         twin = rows.other_with_serial(self._cat, serial, device)
         pending = get(self._cat, device)["state"] == State.PENDING

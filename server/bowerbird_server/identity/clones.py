@@ -26,13 +26,17 @@ class Sighting:
         boot_id: of the machine, and of the agent's start on it where that is told; a new one takes the place of the old, which never
             comes back.
         generation: of its certificate; 0 from a device without one.
-        take_overs: how often, since the agent's start, another connection with its name ended one of its own.
+        take_overs: how often, since the agent's start, another connection with its name ended one of its own; only some brokers tell.
+        connection: which connection this is since the agent's start, 0 where that is not told.
+        link: a random word of this connection.
     """
 
     at_s: float
     boot_id: str
     generation: int = 0
     take_overs: int = 0
+    connection: int = 0
+    link: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class Remembered:
     generation: int = 0  # the newest seen
     take_overs: int = 0  # as last told
     taken_over_at_s: tuple[float, ...] = ()
+    connection: int = 0  # of the last sighting
+    link: str = ""
 
     def to_plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -51,6 +57,8 @@ class Remembered:
             "generation": self.generation,
             "take_overs": self.take_overs,
             "taken_over_at_s": list(self.taken_over_at_s),
+            "connection": self.connection,
+            "link": self.link,
         }
 
     @classmethod
@@ -61,6 +69,8 @@ class Remembered:
             int(plain.get("generation", 0)),
             int(plain.get("take_overs", 0)),
             tuple(map(float, plain.get("taken_over_at_s", ()))),
+            int(plain.get("connection", 0)),
+            str(plain.get("link", "")),
         )
 
 
@@ -76,7 +86,7 @@ def judge(known: Remembered, seen: Sighting, *, current: int, current_since_s: f
     boots, why = _boots(known.boots, seen.boot_id)
     # Told numbers grow within one start of the agent, and each take-over is followed by a connection, that is by a sighting. What was
     # told before anything was remembered is old.
-    more = 1 if known.boots and seen.take_overs > known.take_overs else 0
+    more = 1 if known.boots and (seen.take_overs > known.take_overs or _is_anothers(known, seen)) else 0
     recent = tuple(at_s for at_s in known.taken_over_at_s if seen.at_s - at_s < TAKE_OVERS_WITHIN_S)
     recent = (*recent, *(seen.at_s,) * more)[-TAKE_OVERS:]
     remembered = replace(
@@ -85,6 +95,8 @@ def judge(known: Remembered, seen: Sighting, *, current: int, current_since_s: f
         generation=max(known.generation, seen.generation),
         take_overs=seen.take_overs,
         taken_over_at_s=recent,
+        connection=seen.connection,
+        link=seen.link,
     )
     if not why and len(recent) >= TAKE_OVERS:
         why = f"{TAKE_OVERS} live connections were taken over within {TAKE_OVERS_WITHIN_S / 60:.0f} minutes"
@@ -108,6 +120,17 @@ def judge_renewal(*, generation: int, key: str, current: int, current_key: str, 
     if generation == current - 1 and (key == current_key or not current_seen):
         return ""  # the answer was lost, perhaps with the new key
     return f"generation {generation} of its certificate asks for a renewal while generation {current} is in use"
+
+
+def _is_anothers(known: Remembered, seen: Sighting) -> bool:
+    """Whether one start of an agent cannot have made this connection after the last one: its number would have grown.
+
+    A broker that ends a connection for another of the same name need not say so (mosquitto 2.0.11 does not). A machine that was copied
+    while it ran says the same boot and start, and counts its connections for itself.
+    """
+    if not known.boots or known.boots[-1] != seen.boot_id or not known.connection or not seen.connection:
+        return False
+    return seen.connection < known.connection or (seen.connection == known.connection and seen.link != known.link)
 
 
 def _boots(known: tuple[str, ...], boot_id: str) -> tuple[tuple[str, ...], str]:

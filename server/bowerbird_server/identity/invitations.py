@@ -18,10 +18,11 @@ from bowerbird_server.catalogue import identity as rows
 from bowerbird_server.errors import BadInput
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.place import claim_urls
-from bowerbird_server.identity.tokens import claim_text, new_token, token_hash
+from bowerbird_server.identity.tokens import new_token, token_hash
 from bowerbird_server.registry import open_repository
 from bowerbird_server.site import Site
 from bowerbird_wire.bundle import Bundle
+from bowerbird_wire.claim import claim_text
 
 MAX_HOURS = 72
 MAX_LABEL = 64
@@ -86,6 +87,9 @@ def invite(
     token = new_token()
     authority = Authority.open(site.folder.identity)
     expires = now + timedelta(hours=hours)
+    urls, trusted_root = claim_urls(site, host), open_repository(site).trusted_root().decode()
+    all_tables = {"broker": broker, **tables}
+    setup = {"claim_urls": urls, "trusted_root": trusted_root, "tables": all_tables, "cameras": list(wanted.cameras)}
     rows.invite(
         site.catalogue,
         token_hash(token),
@@ -97,8 +101,8 @@ def invite(
         now=now,
         expires=expires,
         actor=actor,
+        setup=setup,
     )
-    urls = claim_urls(site, host)
     bundle = Bundle(
         site=site.config.site,
         token=token,
@@ -109,8 +113,8 @@ def invite(
         label=wanted.label,
         device=wanted.device or "",
         serial=wanted.serial,
-        trusted_root=open_repository(site).trusted_root().decode(),
-        tables={"broker": broker, **tables},
+        trusted_root=trusted_root,
+        tables=all_tables,
         cameras=wanted.cameras,
     )
     return Invitation(wanted, bundle, claim_text(urls[0], token, authority.pin))

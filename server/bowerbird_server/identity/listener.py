@@ -1,4 +1,4 @@
-"""The claim listener: an HTTPS server of its own process that can answer a claim and a renewal, and nothing else.
+"""The claim listener: an HTTPS server of its own process that can answer a claim and a renewal, say who its CA is, and nothing else.
 
 In: connections from anybody. Out: answers of `claims.py` as JSON; what is wrong is told in the same few bytes whoever asks. A
 connection carries one request and lives for seconds: a handshake, a request and an answer each have their time, bodies are at most
@@ -30,6 +30,7 @@ from bowerbird_server.identity.claims import Outcome
 from bowerbird_server.identity.limits import Rate, RateLimit
 from bowerbird_wire.claim import (
     BUSY,
+    CA_PATH,
     CLAIM_PATH,
     MAX_BODY_BYTES,
     REFUSED,
@@ -69,11 +70,13 @@ class ClaimApp:
 
     Args:
         decide: answers a request; called in one thread of its own, one request after the other.
+        ca_pem: the root certificate, told to whoever asks: it is public, and who knows its pin can tell it from another.
         clock_s: monotonic seconds, for the limits.
     """
 
-    def __init__(self, decide: Decide, *, clock_s: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, decide: Decide, ca_pem: bytes = b"", *, clock_s: Callable[[], float] = time.monotonic) -> None:
         self._decide, self._clock_s = decide, clock_s
+        self._ca = Answer("ca", ca=ca_pem.decode())
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="claims")
         self._asked, self._refused, self._refused_all = (
             RateLimit(REQUESTS_OF_ONE),
@@ -86,10 +89,17 @@ class ClaimApp:
         if scope["type"] != "http":
             return
         kind = {CLAIM_PATH: ClaimRequest, RENEW_PATH: RenewRequest}.get(scope["path"])
-        if kind is None or scope["method"] != "POST" or scope.get("query_string"):
+        is_ca = scope["path"] == CA_PATH
+        if (kind is None and not is_ca) or scope["method"] != "POST" or scope.get("query_string"):
             await _send(send, 404, Answer(UNUSABLE))
             return
         client = scope.get("client") or ("", 0)
+        if is_ca:
+            is_let = self._asked.take(str(client[0]), self._clock_s())
+            await _send(
+                send, 200 if is_let else _STATUS[TOO_MANY], self._ca if is_let else Answer(TOO_MANY, retry_after_s=30.0)
+            )
+            return
         answer = await self._answer(str(client[0]), cast("type[ClaimRequest] | type[RenewRequest]", kind), receive)
         await _send(send, _STATUS.get(answer.state, 403), answer)
 

@@ -7,16 +7,21 @@ may connect at once. It knows no other duty.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptography import x509
+
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.config import ServerConfig
+from bowerbird_server.errors import ServerError
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.claims import Claims, Outcome
 from bowerbird_server.identity.issuer import CommandIssuer, Issuer, OwnIssuer
 from bowerbird_server.identity.listener import ClaimApp, ListenerAddress, serve
 from bowerbird_server.identity.place import listener_address, names_of
+from bowerbird_server.layout import DataFolder
 from bowerbird_server.provision import refresh_access
 from bowerbird_server.site import Site
 from bowerbird_wire.claim import ClaimRequest, RenewRequest
@@ -27,6 +32,18 @@ def issuer_of(config: ServerConfig, authority: Authority) -> Issuer:
     if config.identity.issuer_command:
         return CommandIssuer(tuple(config.identity.issuer_command), Path(config.identity.issuer_ca))
     return OwnIssuer(authority)
+
+
+def verifier_of(config: ServerConfig, folder: DataFolder) -> Callable[[x509.Certificate], bool]:
+    """Tells whether a certificate is of whoever signs for devices here; asked anew each time, since an authority may be added."""
+
+    def verifies(leaf: x509.Certificate) -> bool:
+        try:
+            return issuer_of(config, Authority.open(folder.identity)).verifies(leaf)
+        except ServerError:
+            return False
+
+    return verifies
 
 
 @dataclass
@@ -63,4 +80,5 @@ def run(data: Path, config: Path | None, stop: threading.Event) -> None:
     def where() -> ListenerAddress:
         return ListenerAddress(address.host, address.port, names_of(folder, chosen))
 
-    serve(ClaimApp(Deciding(data, config)), where, lambda: Authority.open(folder.identity), stop)
+    root_pem = Authority.open(folder.identity).root_pem
+    serve(ClaimApp(Deciding(data, config), root_pem), where, lambda: Authority.open(folder.identity), stop)

@@ -1,6 +1,6 @@
 """One-time claim tokens: 192 random bits, shown once, stored as a hash.
 
-In: nothing, or a token's text. Out: a token; its hash; the text of a QR code with the CA's pin beside it. A fast hash is enough
+In: nothing, or a token's text. Out: a token; its hash; a QR code. A fast hash is enough
 where nobody can guess: there is no dictionary of 2^192 entries.
 """
 
@@ -21,11 +21,6 @@ def new_token() -> str:
 def token_hash(token: str) -> str:
     """SHA-256, hex."""
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()
-
-
-def claim_text(url: str, token: str, pin: str) -> str:
-    """Address, token and pin in one line, for a scanner and the list of who stands where; a board enrols with the bundle."""
-    return f"bowerbird:{url}#{token}#{pin}"
 
 
 def qr_text(content: str) -> str:

@@ -43,7 +43,15 @@ class CloneWatch:
         facts = facts if isinstance(facts, Mapping) else {}
         start = facts.get("start")
         where = f"{status.boot_id}/{start[:32]}" if isinstance(start, str) else status.boot_id
-        seen = Sighting(self._clock_s(), where, _count(facts, "generation"), _count(facts, "take_overs"))
+        link = facts.get("link")
+        seen = Sighting(
+            self._clock_s(),
+            where,
+            _count(facts, "generation"),
+            _count(facts, "take_overs"),
+            _count(facts, "connection"),
+            link[:32] if isinstance(link, str) else "",
+        )
         with self._cat.transaction():
             if fleet.get(self._cat, device)["state"] != State.ACTIVE:
                 return False
