@@ -38,6 +38,7 @@ class Site:
         Raises:
             ConfigError: the configuration cannot be used.
             NotFound: there is no site in the folder, and none shall be made.
+            Conflict: the folder has lost its catalogue.
             BadInput: the folder is something else's.
             EnvironmentFault: the folder cannot be made or written, or the catalogue not opened.
         """
@@ -85,7 +86,13 @@ def only_one(folder: DataFolder) -> Iterator[None]:
 
 
 def _check_new(folder: DataFolder, *, make: bool) -> None:
-    """Whether a site may begin here: in no folder yet, or in one without anything of somebody else's."""
+    """Whether a site may begin here: in no folder yet, or in one without anything of somebody else's or of a site that was here."""
+    if folder.blobs.is_dir() and any(path.is_file() for path in folder.blobs.rglob("*")):
+        # An empty catalogue over old blobs would know no device, no label and no tombstone.
+        raise Conflict(
+            f"{folder.root} has blobs but no {folder.catalogue.name}; if it is lost, build it again with "
+            f"`bowerbird catalogue rebuild --data {folder.root}`"
+        )
     if not make:
         raise NotFound(
             f"there is no site in {folder.root}; check --data, or make one with `bowerbird serve --data {folder.root}`"

@@ -14,7 +14,7 @@ from bowerbird_server.catalogue import frames
 from bowerbird_server.catalogue_rebuild import rebuild
 from bowerbird_server.catalogue_verify import verify
 from bowerbird_server.cli.app import app
-from bowerbird_server.errors import NotFound
+from bowerbird_server.errors import Conflict, NotFound
 from bowerbird_server.labelling.backend import submit_label
 from bowerbird_server.record_keeping import delete_frames, keep_records
 from bowerbird_server.site import Site, only_one
@@ -105,6 +105,17 @@ def test_a_damaged_record_is_named_and_not_believed(site: Site) -> None:
     assert result.damaged_records == (headers,)
     with Site.open(site.folder.root, make=False) as again:
         assert "cam-09" not in {row["id"] for row in rows(again, "device")}
+
+
+def test_a_folder_without_its_catalogue_says_how_to_build_it_again(site: Site) -> None:
+    """No command takes it for a new site: an empty catalogue over old blobs would turn every device away."""
+    site.close()
+    for file in site.folder.root.glob("catalogue.db*"):
+        file.unlink()
+    for make in (True, False):
+        with pytest.raises(Conflict, match="bowerbird catalogue rebuild"):
+            Site.open(site.folder.root, make=make)
+    assert not site.folder.catalogue.exists()
 
 
 def test_nothing_is_rebuilt_under_a_running_server(site: Site, tmp_path: Path) -> None:
