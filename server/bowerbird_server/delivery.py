@@ -41,6 +41,7 @@ from bowerbird_server.identity.report_check import ReportCheck
 from bowerbird_server.identity.watch import CloneWatch
 from bowerbird_server.ingest import DiskMarks
 from bowerbird_server.layout import DataFolder
+from bowerbird_server.log_lines import one_line
 from bowerbird_server.mqtt_session import Arrived, Connected, Event, MqttSession
 from bowerbird_server.offers import BlockQueue
 from bowerbird_server.repository import Repository
@@ -163,7 +164,7 @@ class Delivery:
             elif isinstance(topic, FetchAnswerTopic):
                 fetches.record_answer(self._cat, topic.device, decode(FetchAnswer, payload))
         except WireError as error:
-            log.warning("dropped a message on %s: %s", topic_text[:200], error)
+            log.warning("dropped a message on %s: %s", topic_text[:200], one_line(error))
         except sqlite3.OperationalError:
             raise  # locked, or no space: it is applied later
         except Exception:
@@ -192,7 +193,7 @@ class Delivery:
         erased = health.extra.get("erased")
         if isinstance(erased, dict):
             for erasure in erasures.confirm(self._cat, topic.device, erased):
-                log.info("device %s has carried out erasure %s", topic.device, erasure[:40])
+                log.info("device %s has carried out erasure %s", topic.device, one_line(erasure, 40))
         # One that was made before the newest report, and overtaken by it, says nothing about what came after.
         if health.at_ms > self._reported_at_ms.get(topic.device, 0):
             rollouts.record_running(self._cat, topic.device, health.model_digest)
@@ -203,7 +204,7 @@ class Delivery:
         if not fault:
             return True
         log.warning(
-            "device %s: %s changes nothing: job %s, %s", topic.device, fault, _shown(report.job_id), _shown(report.state)
+            "device %s: %s changes nothing: job %s, %s", topic.device, fault, one_line(report.job_id), one_line(report.state)
         )
         now_s = time.monotonic()
         if now_s - self._alarmed_s.get(topic.device, -REPORT_ALARM_EVERY_S) >= REPORT_ALARM_EVERY_S:
@@ -226,13 +227,16 @@ class Delivery:
     def _execution(self, topic: DeviceTopic, report: Report) -> None:
         if not rollouts.record_report(self._cat, topic.device, report):
             log.info(
-                "device %s reports %s for a job that is not ours: %s", topic.device, _shown(report.state), _shown(report.job_id)
+                "device %s reports %s for a job that is not ours: %s",
+                topic.device,
+                one_line(report.state),
+                one_line(report.job_id),
             )
         if report.code:
             log.warning(
                 "device %s, job %s: %s (%s) %s",
                 topic.device,
-                *map(_shown, (report.job_id, report.state, report.code, report.detail)),
+                *map(one_line, (report.job_id, report.state, report.code, report.detail)),
             )
 
     def _reported(self, topic: ReportedTopic, reported: Reported) -> None:
@@ -242,8 +246,8 @@ class Delivery:
                 "device %s, configuration %d: %s: %s",
                 topic.device,
                 reported.config_version,
-                reported.state[:40],
-                "; ".join(reported.faults)[:500],
+                one_line(reported.state, 40),
+                one_line("; ".join(reported.faults), 500),
             )
 
     def note_absent(self) -> None:
@@ -255,11 +259,6 @@ class Delivery:
         """Publish the blocks that are due."""
         for due in self._blocks.due(now_s):
             self._publisher.publish(str(BlocksTopic(due.site, due.device)), encode(due.block), qos=0)
-
-
-def _shown(text: str) -> str:
-    """A device's words for a line of the log, which they must neither leave nor fill."""
-    return text[:200].encode("unicode_escape").decode() if not text[:200].isprintable() else text[:200]
 
 
 def run(

@@ -31,6 +31,7 @@ from bowerbird_server.errors import EnvironmentFault
 from bowerbird_server.incoming import Incoming, Unpacked
 from bowerbird_server.ingest_share import Share, give_up_unused
 from bowerbird_server.layout import DataFolder
+from bowerbird_server.log_lines import one_line
 from bowerbird_server.mqtt_session import Arrived, Event, MqttSession
 from bowerbird_server.receipts import Receipts
 from bowerbird_server.records import encode_headers
@@ -193,7 +194,7 @@ class Ingest:
             logging.DEBUG if known else logging.WARNING,
             "refused a message on %s: %s (%s)",
             topic[:200],
-            verdict.detail,
+            one_line(verdict.detail, 500),
             verdict.code,
         )
 

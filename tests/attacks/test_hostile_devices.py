@@ -8,22 +8,32 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import cbor2
 import pytest
+from fastapi.testclient import TestClient
 
 from bowerbird_server.catalogue import Catalogue, fleet, rollouts
 from bowerbird_server.delivery import Delivery
 from bowerbird_server.offers import BlockQueue
-from bowerbird_wire.codec import _fields, encode
+from bowerbird_server.scheduler import _has_sent_all
+from bowerbird_server.site import Site
+from bowerbird_server.web.app import create_app
+from bowerbird_testing.frame_messages import frame_message
+from bowerbird_testing.lived_in_site import arrived, ingest_of
+from bowerbird_wire.codec import _fields, encode, encode_frame, frame_id_of
 from bowerbird_wire.messages import BlockRequest, FetchAnswer, Health, Message, Report, Reported, Status, Tombstones
 from bowerbird_wire.topics import (
     AgentReportTopic,
     BlockRequestTopic,
+    ChunkTopic,
     DeviceTopic,
     FetchAnswerTopic,
+    FrameTopic,
     HealthTopic,
+    OfferTopic,
     ReportedTopic,
     ReportTopic,
     StatusTopic,
@@ -144,6 +154,72 @@ def test_no_message_of_one_device_stops_the_others(
     assert json.loads(cat.value("SELECT health FROM device WHERE id = 'cam-01'"))
 
 
+# What the agent says beside the fields of its health message, and pages, metrics or the loop read.
+SAID = (
+    "window",
+    "runtime",
+    "camera_dropped",
+    "dry_run",
+    "spent",
+    "uplink",
+    "tm",
+    "guard",
+    "config",
+    "boost",
+    "erased",
+    "failures",
+)
+WRONG: list[object] = [None, "x", 1, 2**2000, 1.5, [], ["x"], [1, 2, 3, 4], [2**2000] * 8, [2**2000] * 10, {}, {"x": None}]
+WRONG += [{"round_closed": [1]}, {"strategies": 1}, {"strategies": {"a": [1]}}, {"gate": {"a": 1}}, {"f": 2**2000, "o": -1}]
+WRONG += [{"total": [2**2000] * 4, "metered": [2**60, 2**2000, 0, 1]}, {"l": [2**2000] * 8, "s": [2**2000] * 10, "r": 2**2000}]
+
+
+def test_what_a_device_says_of_itself_stops_neither_pages_nor_metrics_nor_the_loop(tmp_path: Path) -> None:
+    """All of it is shown among the other devices: one page, one scrape, one scheduler for the whole site."""
+    with Site.open(tmp_path / "data") as site:
+        for name in ("cam-01", "cam-02"):
+            fleet.add_device(site.catalogue, name, "demo", "test")
+        delivery = Delivery(site.catalogue, BlockQueue(tmp_path / "repository"), Published(), lambda job, device: job)
+        web = TestClient(
+            create_app(site.folder, "token-of-sixteen-letters"), base_url="http://127.0.0.1", raise_server_exceptions=False
+        )
+        bearer = {"Authorization": "Bearer token-of-sixteen-letters"}
+        for value in WRONG:
+            said = {"v": 1, "boot": "b", "t": 1, "cm": {"gate": "ok"}, "fps": 1e308, **dict.fromkeys(SAID, value)}
+            site.catalogue.execute("UPDATE device SET health = '{}' WHERE id = 'cam-01'")
+            delivery.received(str(HealthTopic("demo", "cam-01")), cbor2.dumps(said))
+            for path in ("/", "/metrics", "/devices/cam-01/config", "/api/v1/devices"):
+                assert web.get(path, headers=bearer).status_code == 200, (path, value)
+            device = fleet.get(site.catalogue, "cam-01")
+            assert device["health"]["cameras"] == {"gate": "ok"}
+            assert _has_sent_all(site, device) in (True, False)
+
+
+@pytest.mark.parametrize("key", ["v", "z" * 3])
+@pytest.mark.parametrize("value", [2**2000, 2**20_000], ids=["beyond-float", "beyond-text"])
+def test_a_number_of_any_length_in_a_message_is_an_answer_and_no_crash_of_ingest(tmp_path: Path, key: str, value: int) -> None:
+    """As version, as key and as value of a part, an offer and a frame; the good frame beside it arrives."""
+    frame = frame_message("cam-01")
+    header = {"v": 1, "id": "0" * 64, "d": "cam-01", "cam": "gate", "n": 1, "t": 1, "w": 1, "h": 1, "sha": "0" * 64}
+    hostile = cbor2.dumps({**header, "s": value, value: 1, key: value})
+    messages = [
+        (
+            str(ChunkTopic("demo", "cam-01")),
+            cbor2.dumps({"v": 1, "tr": b"x" * 16, "n": 1, "i": 0, "x": b"x", value: 1, key: value}),
+        ),
+        (str(OfferTopic("demo", "cam-01")), cbor2.dumps({"v": 1, "id": b"x" * 32, value: 1, key: value})),
+        (str(FrameTopic("demo", "cam-01")), b"BWRB\x01" + len(hostile).to_bytes(4, "big") + hostile),
+    ]
+    with Site.open(tmp_path / "data") as site:
+        fleet.add_device(site.catalogue, "cam-01", "demo", "test")
+        ingest = ingest_of(site)
+        good = arrived(frame)
+        messages.append((str(FrameTopic("demo", "cam-01")), good.payload))
+        ingest.take([replace(good, topic=topic, payload=payload) for topic, payload in messages])
+        assert site.catalogue.value("SELECT count(*) FROM frame") == 1
+        assert site.catalogue.value("SELECT count(*) FROM dead_letter WHERE code = 'unexpected'") == 0
+
+
 def test_a_message_that_none_of_our_code_expected_is_dropped_and_told(
     delivery: Delivery, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -166,10 +242,40 @@ def test_a_device_forges_no_line_of_the_log(delivery: Delivery, caplog: pytest.L
     """What it says is one line and a short one, without signs that steer a terminal."""
     caplog.set_level("DEBUG")
     forged = "ok\n2026-11-28 ERROR everything is lost\x1b[2J" + "x" * 10_000
-    delivery.received(str(ReportTopic("demo", "cam-01")), encode(Report(forged, forged, "", code=forged, detail=forged)))
+    health = {"v": 1, "boot": "b", "t": 1}
+    said: list[tuple[type[DeviceTopic], bytes]] = [
+        (ReportTopic, encode(Report(forged, forged, "", code=forged, detail=forged))),
+        (ReportedTopic, encode(Reported(1, 0, forged, faults=(forged, forged)))),
+        (HealthTopic, cbor2.dumps({**health, "v": forged})),
+        (HealthTopic, cbor2.dumps({**health, "sp": {forged: "x"}})),
+        (HealthTopic, cbor2.dumps({**health, "erased": {forged: 1}})),
+        (FetchAnswerTopic, encode(FetchAnswer(b"x", forged, code=forged, detail=forged))),
+    ]
+    for topic, payload in said:
+        delivery.received(str(topic("demo", "cam-01")), payload)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines
+    assert len(lines) >= 3
     assert all(line.isprintable() and len(line) < 2000 for line in lines)
+
+
+def test_a_frame_forges_no_line_of_the_log_of_ingest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever of a header is told when it is refused."""
+    caplog.set_level("DEBUG")
+    forged = "ok\n2026-11-28 ERROR everything is lost\x1b[2J"
+    good = frame_message("cam-01")
+    wrong = {"frame_id": "\nERROR lost", "camera": forged, "arm": forged, "image_format": forged, "device": forged}
+    hostile = [replace(good, header=replace(good.header, **{name: value})) for name, value in wrong.items()]
+    with Site.open(tmp_path / "data") as site:
+        fleet.add_device(site.catalogue, "cam-01", "site", "test")
+        for message in hostile:
+            header = message.header
+            whole = header if "\n" in header.frame_id else replace(header, frame_id=frame_id_of(header))
+            payload = encode_frame(replace(message, header=whole))
+            ingest_of(site).take([replace(arrived(good), payload=payload)])
+        assert site.catalogue.value("SELECT count(*) FROM dead_letter") == len(hostile)
+    lines = [record.getMessage() for record in caplog.records if record.name.startswith("bowerbird")]
+    assert len(lines) >= len(hostile)
+    assert [line for line in lines if not line.isprintable()] == []
 
 
 def test_a_response_topic_aims_nothing(delivery: Delivery, published: Published, tmp_path: Path) -> None:

@@ -441,6 +441,8 @@ OF_UPDATES: tuple[Attack, ...] = (
             "unit/test_rollout.py::test_a_device_cannot_name_its_own_outcome",
             "integration/test_delivery.py::test_a_rollout_goes_wave_by_wave_to_completion_and_notices_a_device_that_goes_back",
             f"{_DEVICES}test_no_message_of_one_device_stops_the_others",
+            f"{_DEVICES}test_what_a_device_says_of_itself_stops_neither_pages_nor_metrics_nor_the_loop",
+            f"{_DEVICES}test_a_number_of_any_length_in_a_message_is_an_answer_and_no_crash_of_ingest",
         ],
     ),
     Attack(
@@ -540,6 +542,7 @@ OF_UPDATES: tuple[Attack, ...] = (
             f"{_WEB}test_no_secret_is_in_a_log_a_command_line_or_a_file_that_others_can_read",
             f"{_ACCESS}test_what_was_typed_into_the_wrong_field_is_not_in_the_log",
             f"{_DEVICES}test_a_device_forges_no_line_of_the_log",
+            f"{_DEVICES}test_a_frame_forges_no_line_of_the_log_of_ingest",
         ],
     ),
 )

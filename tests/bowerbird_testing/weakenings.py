@@ -303,8 +303,34 @@ WEAKENINGS: tuple[Weakening, ...] = (
     Weakening(
         "whatever a device says of itself is written down",
         "bowerbird_server.catalogue.fleet",
-        [("json.dumps(_plain(health), sort_keys=True)", "json.dumps(dataclasses.asdict(health), sort_keys=True, default=str)")],
+        [
+            (
+                "json.dumps(_counters(health), sort_keys=True)",
+                "json.dumps(dataclasses.asdict(health), sort_keys=True, default=str)",
+            )
+        ],
         ["attacks/test_hostile_devices.py::test_no_message_of_one_device_stops_the_others"],
+    ),
+    Weakening(
+        "what pages look up in a device's words may be anything",
+        "bowerbird_server.catalogue.fleet",
+        [("json.dumps(_counters(health), sort_keys=True)", "json.dumps(_plain(health), sort_keys=True)")],
+        ["attacks/test_hostile_devices.py::test_what_a_device_says_of_itself_stops_neither_pages_nor_metrics_nor_the_loop"],
+    ),
+    Weakening(
+        "a number of any length is made a text",
+        "bowerbird_wire.codec",
+        [("{_as_text(key, where): value for", "{str(key): value for")],
+        ["attacks/test_hostile_devices.py::test_a_number_of_any_length_in_a_message_is_an_answer_and_no_crash_of_ingest"],
+    ),
+    Weakening(
+        "a device's words go into the log as they are",
+        "bowerbird_server.log_lines",
+        [("return text if text.isprintable() else", "return text if True else")],
+        [
+            "attacks/test_hostile_devices.py::test_a_device_forges_no_line_of_the_log",
+            "attacks/test_hostile_devices.py::test_a_frame_forges_no_line_of_the_log_of_ingest",
+        ],
     ),
     # -- people
     Weakening(

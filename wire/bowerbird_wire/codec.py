@@ -11,6 +11,7 @@ import hashlib
 import io
 import math
 import struct
+import sys
 import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -27,6 +28,8 @@ _PREFIX = struct.Struct(">4sBI")  # magic, version, header length
 MAX_HEADER_BYTES = 256 * 1024
 MAX_FRAME_BYTES = 32 * 1024 * 1024
 MAX_CONTROL_BYTES = 1024 * 1024
+_LARGEST = sys.float_info.max  # CBOR has integers of any length, which neither a float nor Python's text of a number can hold
+_SHOWN = 40
 
 M = TypeVar("M", bound=Message)
 
@@ -125,13 +128,13 @@ def _check(value: Any, kind: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise MessageError(f"{where} must be a map, not {type(value).__name__}")
         key_type, item_type = get_args(kind)
-        return {_check(k, key_type, where): _check(v, item_type, f"{where}.{k}") for k, v in value.items()}
+        return {_check(k, key_type, where): _check(v, item_type, f"{where}.{_shown(k)}") for k, v in value.items()}
     if kind is Any:
         return value
     if isinstance(kind, type) and issubclass(kind, Message):
         return from_map(kind, value, where)
     if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -_LARGEST <= value <= _LARGEST:
             raise MessageError(f"{where} must be a finite number")
         return float(value)
     if kind is int and isinstance(value, int) and not isinstance(value, bool):
@@ -164,9 +167,23 @@ def from_map(kind: type[M], plain: Any, where: str = "message") -> M:
             raise MessageError(f"{where}: required key {spec.key!r} ({spec.name}) is missing")
     rest.pop("v", None)
     if extra_name is not None:
-        values[extra_name] = {str(key): value for key, value in rest.items()}
+        values[extra_name] = {_as_text(key, where): value for key, value in rest.items()}
         _check_can_be_sent_on(values[extra_name], where)
     return kind(**values)
+
+
+def _as_text(key: Any, where: str) -> str:
+    try:
+        return str(key)
+    except (ValueError, RecursionError) as error:
+        raise MessageError(f"{where} has a key that is no text and cannot be made one") from error
+
+
+def _shown(value: Any) -> str:
+    """A few characters of what the other side said, for a message that ends in a log: one line, and no signs that steer a terminal."""
+    if isinstance(value, str):
+        return value if len(value) <= _SHOWN and value.isprintable() else ascii(value[:_SHOWN])
+    return str(value) if isinstance(value, int) and abs(value) < 2**63 else f"a {type(value).__name__}"
 
 
 def _check_can_be_sent_on(extra: Mapping[str, Any], where: str) -> None:
@@ -206,7 +223,7 @@ def decode(kind: type[M], payload: bytes) -> M:
     if not isinstance(plain, dict):
         raise MessageError(f"a {kind.__name__} must be a map, not {type(plain).__name__}")
     if plain.get("v") != kind.VERSION:
-        raise VersionError(f"{kind.__name__} of schema version {plain.get('v')!r}; this release knows {kind.VERSION}")
+        raise VersionError(f"{kind.__name__} of schema version {_shown(plain.get('v'))}; this release knows {kind.VERSION}")
     return from_map(kind, plain, kind.__name__)
 
 
@@ -262,7 +279,7 @@ def decode_frame_header(payload: bytes) -> tuple[FrameHeader, memoryview]:
     if not isinstance(plain, dict):
         raise MessageError("the frame header is not a map")
     if plain.get("v") != FrameHeader.VERSION:
-        raise VersionError(f"frame header of version {plain.get('v')!r}; this release knows {FrameHeader.VERSION}")
+        raise VersionError(f"frame header of version {_shown(plain.get('v'))}; this release knows {FrameHeader.VERSION}")
     return from_map(FrameHeader, plain, "header"), memoryview(payload)[_PREFIX.size + length :]
 
 
@@ -274,7 +291,7 @@ def decode_frame(payload: bytes) -> FrameMessage:
     """
     header, image = decode_frame_header(payload)
     if hashlib.sha256(image).hexdigest() != header.image_sha256:
-        raise DigestError(f"frame {header.frame_id[:12]}: the image does not have the digest that its header declares")
+        raise DigestError(f"frame {_shown(header.frame_id[:12])}: the image does not have the digest that its header declares")
     if frame_id_of(header) != header.frame_id:
-        raise DigestError(f"frame {header.frame_id[:12]}: the id does not match the header")
+        raise DigestError(f"frame {_shown(header.frame_id[:12])}: the id does not match the header")
     return FrameMessage(header, bytes(image))

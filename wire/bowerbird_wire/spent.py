@@ -33,5 +33,7 @@ def kinds_of(letters: object) -> dict[str, int]:
     if not isinstance(letters, Mapping):
         return {}
     found = {kind: letters.get(letter) for kind, letter in LETTERS.items()}
-    counted = {kind: size for kind, size in found.items() if isinstance(size, int) and not isinstance(size, bool) and size > 0}
+    counted = {
+        kind: size for kind, size in found.items() if isinstance(size, int) and not isinstance(size, bool) and 0 < size < 2**63
+    }
     return dict(sorted(counted.items(), key=lambda item: -item[1]))

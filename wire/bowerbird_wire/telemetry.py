@@ -13,6 +13,7 @@ from typing import Any
 LATENCY_MS = (5, 10, 20, 50, 100, 200, 500)
 # Equal bins of the best box's score in [0, 1]; a frame without a box is in the first.
 SCORE_BINS = 10
+_MOST = 2**63  # what is more counts nothing that there is
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,6 @@ def _number(value: Any) -> float | None:
 def _counts(values: Any, names: list[str]) -> dict[str, int]:
     if not isinstance(values, list | tuple) or len(values) != len(names):
         return {}
-    if not all(isinstance(value, int) and value >= 0 for value in values):
+    if not all(isinstance(value, int) and 0 <= value < _MOST for value in values):
         return {}
     return dict(zip(names, values, strict=True))

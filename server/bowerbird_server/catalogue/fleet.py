@@ -25,6 +25,8 @@ HEALTH_BUCKET_S = 10  # the history keeps the newest message of each bucket
 HEALTH_FULL_HISTORY_H = 24  # and after this only the newest of each hour
 _MOST_VERSIONS = 2**53  # no site says its wishes so often; a device that claims to hold a later one lies
 _DEEPEST = 16
+# What a health message says beside its own fields, and pages, metrics and the loop look up by key: nothing but a table will do.
+_TABLES = ("window", "runtime", "camera_dropped", "dry_run", "spent", "uplink", "tm")
 
 
 def camera_id(device: str, camera: str) -> str:
@@ -153,7 +155,7 @@ def mark_absent(cat: Catalogue, present: Collection[str]) -> list[str]:
 def record_health(cat: Catalogue, device: str, health: Health) -> bool:
     """Keep a device's newest counters and one row a bucket for the history. False when the device is unknown."""
     now = utc_now()
-    counters = json.dumps(_plain(health), sort_keys=True)
+    counters = json.dumps(_counters(health), sort_keys=True)
     with cat.transaction():
         version = cat.value("SELECT desired_version FROM device WHERE id = ?", device)
         if version is None:
@@ -180,6 +182,18 @@ def record_health(cat: Catalogue, device: str, health: Health) -> bool:
     return True
 
 
+def _counters(health: Health) -> dict[str, Any]:
+    """A health message by field name, with what cannot be read left out: one device must not spoil a page that shows them all."""
+    plain: dict[str, Any] = _plain(health)
+    extra: dict[str, Any] = plain["extra"]
+    for name in _TABLES:
+        if not isinstance(extra.get(name, {}), dict):
+            del extra[name]
+    if not isinstance(extra.get("dry_run", {}).get("strategies", {}), dict):
+        del extra["dry_run"]
+    return plain
+
+
 def _plain(value: Any, depth: int = 0) -> Any:
     """What JSON can say of a value that a device made up: CBOR has keys of any kind, numbers that are none, and no bottom."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -187,12 +201,21 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if isinstance(value, Mapping | list | tuple) and depth > _DEEPEST:
         return None
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, depth + 1) for key, item in value.items()}
+        return {_text(key) or "": _plain(item, depth + 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, depth + 1) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, str | int) else str(value)
+    if isinstance(value, int):
+        return value if -(2**63) <= value < 2**63 else None
+    return value if value is None or isinstance(value, str) else _text(value)
+
+
+def _text(value: Any) -> str | None:
+    try:
+        return str(value)
+    except (ValueError, RecursionError):  # holds a number that is too long to be written
+        return None
 
 
 def thin_health(cat: Catalogue) -> int:
