@@ -21,6 +21,7 @@ from bowerbird_agent.campaign import ARM, REASON
 from bowerbird_agent.decisions import Decision
 from bowerbird_agent.errors import AgentError, RedactionError
 from bowerbird_agent.fleet_novelty import fleet_novelty
+from bowerbird_agent.gate import glance
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.pace import Pace, close_window
@@ -30,6 +31,8 @@ from bowerbird_agent.telemetry import count_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
 
     from bowerbird_agent.campaign_book import CampaignBook
     from bowerbird_agent.capture import Frame
@@ -326,14 +329,15 @@ class Inference:
         if is_new:
             self._counters.add(names.FRAMES_SEEN)
             self._counters.add(names.ROUND_FRAMES_SEEN)
+        thumb = glance(frame.image_bgr)
         seen_low = self._detect(model, frame)
         detections = None if seen_low is None else self._for_selection(frame.camera, seen_low)
         self._keep_around(model, frame, seen_low)
         if self._histograms is not None and is_new and detections is not None:
             self._histograms.note(frame, detections, model_digest=model.digest, decode_confidence=self._decode_confidence)
-        judgement = self._judge(frame, detections)
+        judgement = self._judge(frame, detections, thumb)
         if self.dry_run is not None:
-            self.dry_run.look(frame, detections, model_digest=model.digest)
+            self.dry_run.look(frame, detections, thumb, model_digest=model.digest)
         self._window_frames += 1
         self._frame_times_s.append(time.monotonic())
         would_send = is_new and detections is not None and rule_would_send(detections)
@@ -495,14 +499,14 @@ class Inference:
         self.observer.observe(True, took_ms, len(chosen))
         return detections
 
-    def _judge(self, frame: Frame, detections: Detections | None) -> Judgement | None:
+    def _judge(self, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8] | None) -> Judgement | None:
         """The selector's word; with a failing score only its random share, and None when even that fails."""
         try:
-            judgement = self._selector.judge(frame, detections)
+            judgement = self._selector.judge(frame, detections, thumb)
         except Exception as error:  # scoring is never a reason to stop looking
             self._scoring_failed(frame, error)
             try:
-                return self._selector.judge(frame, None)
+                return self._selector.judge(frame, None, thumb)
             except Exception as second:
                 self._scoring_failed(frame, second)
                 return None
