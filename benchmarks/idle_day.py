@@ -34,9 +34,9 @@ from figure import report
 from bowerbird_agent.config import HealthConfig
 from bowerbird_agent.health import idle_interval_s
 from bowerbird_agent.hour_counts import HourCounts
+from bowerbird_agent.link_config import BrokerConfig
 from bowerbird_agent.mqtt_link import packet_bytes
 from bowerbird_models.detections import Detections
-from bowerbird_agent.link_config import BrokerConfig
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.network_namespace import Namespace, NoNamespace
 from bowerbird_testing.site_server import SiteServer

@@ -20,6 +20,7 @@ from bowerbird_agent.autotune_process import CandidateProcess, ChildFailed
 from bowerbird_agent.capture import Source, open_camera
 from bowerbird_agent.encode import encode_image
 from bowerbird_agent.errors import SourceError
+from bowerbird_agent.gate import glance
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.select import Selector
 
@@ -109,20 +110,22 @@ class StageBench:
             if frame is None:
                 break
             marks.append(time.perf_counter())
+            thumb = glance(frame.image_bgr)
+            marks.append(time.perf_counter())
             self._network.fill(frame.image_bgr)
             marks.append(time.perf_counter())
             detections = self._detector.detect(frame.image_bgr, confidence=self._policy.decode_confidence)
             marks.append(time.perf_counter())
-            self._selector.judge(frame, detections)
+            self._selector.judge(frame, detections, thumb)
             marks.append(time.perf_counter())
             encode_image(frame.image_bgr, long_side=640, quality=90)
             marks.append(time.perf_counter())
             if number < warm_up:
                 continue
             self.source_wh = (frame.image_bgr.shape[1], frame.image_bgr.shape[0])
-            read_s, letterbox_s, detect_s, score_s, encode_s = np.diff(marks)
+            read_s, glance_s, letterbox_s, detect_s, judge_s, encode_s = np.diff(marks)
             # `detect` fills its own input once more: what is left is the network and its head.
-            values = (read_s, letterbox_s, max(0.0, detect_s - letterbox_s), score_s, encode_s)
+            values = (read_s, letterbox_s, max(0.0, detect_s - letterbox_s), glance_s + judge_s, encode_s)
             for stage, value in zip(STAGES, values, strict=True):
                 times[stage].append(float(value) * 1000)
         if not times["read"]:

@@ -21,6 +21,9 @@ from bowerbird_agent.select import Selector
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
 
+    import numpy as np
+    from numpy.typing import NDArray
+
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.decision_log import DecisionLog
     from bowerbird_agent.policy import Policy
@@ -71,12 +74,14 @@ class DryRun:
         self._has_failed = False
         self._selector.expect(frames_left())
 
-    def look(self, frame: Frame, detections: Detections | None, *, model_digest: str) -> None:
-        """Judge one frame, after the policy in force has."""
+    def look(
+        self, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8] | None = None, *, model_digest: str
+    ) -> None:
+        """Judge one frame, after the policy in force has; the arguments are those of `Selector.judge`."""
         if self._has_failed:
             return
         try:
-            self._look(frame, detections, model_digest)
+            self._look(frame, detections, thumb, model_digest)
         except Exception as error:  # a trial is never a reason to stop looking
             self._has_failed = True
             logger.warning("the policy in dry run failed and is given up until it is set again: %r", error)
@@ -114,11 +119,11 @@ class DryRun:
         strategies = {name: round(weight, 3) for name, weight in self.policy.strategies.items()}
         return {"since_ms": self._since_ms, "strategies": strategies, **self._counts, "refused": dict(self._refused), **failed}
 
-    def _look(self, frame: Frame, detections: Detections | None, model_digest: str) -> None:
+    def _look(self, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8] | None, model_digest: str) -> None:
         selector = self._selector
         if selector.window_closed():
             self._close_window()
-        judgement = selector.judge(frame, detections)
+        judgement = selector.judge(frame, detections, thumb)
         self._counts["frames"] += not frame.repeat
         key = (frame.camera, frame.captured_at_ms)
         frame_id = ""

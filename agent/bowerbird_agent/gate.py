@@ -1,8 +1,11 @@
 """Motion and near-duplicates on a small gray picture: what changed, and whether anything did.
 
 In: BGR frames of one camera. Out: a 64x48 thumbnail, a 256-bit difference hash of it, and masks of the cells that move against
-the background or differ from another thumbnail. Costs at most half a millisecond at 720p. It does not know detections, and
-it neither keeps nor drops a frame.
+the background or differ from another thumbnail. It does not know detections, and it neither keeps nor drops a frame.
+
+After a model has run, nothing of this is in the processor's cache, neither pixels nor code: a call of OpenCV then takes 30 to 50
+microseconds and one of NumPy 10, whatever they do. So there are few calls, none of OpenCV, and masks are whole numbers (`cells.py`).
+The thumbnail is best taken before the model runs (`glance`): the detector reads the same pixels a moment later and finds them there.
 
 A cell has changed when it differs by more than the noise of this picture and so do its neighbours: sensor noise at night is not
 motion. A change of the whole picture (light, a moved camera) is reported as such and not as motion.
@@ -11,16 +14,18 @@ motion. A change of the whole picture (light, a moved camera) is reported as suc
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
 
+from bowerbird_agent.cells import HEIGHT, WIDTH, coherent, from_bools, rectangle, to_bools
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from numpy.typing import NDArray
 
-WIDTH, HEIGHT = 64, 48
 HASH_BYTES = 32
 # The background is the median of the newest thumbnails, taken often at first and then rarely, so that what moves or pauses in
 # front of it is seldom in more than half of them.
@@ -32,6 +37,9 @@ _NOISE_FACTOR = 5.0
 _LARGEST_STEP = 30.0  # beyond, no mean of sixteen pixels is noise: half of the picture has changed, and nothing tells the noise
 _LIGHT_SHARE = 0.4  # more of the picture than this does not move at once: the light changed or the camera moved
 _LIGHT_STEP = 8.0  # half of the cells differ by more gray levels, overall brightness apart: likewise
+_FLICKER_AT_FIRST = 2
+# Flicker learns from one frame in four, by a whole gray level; which ones has no beat that a lamp's could fall in with.
+_LEARNS_FROM, _HASH_MULTIPLIER = 4, 0x9E3779B1
 _HASH_GRID = (17, 16)
 
 
@@ -55,12 +63,25 @@ def thumbnail_of(gray: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def thumbnail(image_bgr: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The frame as (48, 64) gray, whatever its size and aspect.
+    """The frame as (48, 64) gray, whatever its size and aspect; of large ones the mean of 4x2 pixels in each cell.
+
+    Two rows a cell and not four: what it costs is a wait for memory at the start of each row, whether much of a row is read or little.
 
     Args:
         image_bgr: (H, W, 3) uint8.
     """
-    return thumbnail_of(sampled_gray(image_bgr))
+    height, width = image_bgr.shape[:2]
+    if width > 4 * WIDTH and height > 4 * HEIGHT:
+        image_bgr = np.asarray(cv2.resize(image_bgr, (4 * WIDTH, 2 * HEIGHT), interpolation=cv2.INTER_NEAREST), np.uint8)
+    return thumbnail_of(np.asarray(cv2.cvtColor(image_bgr, cv2.COLOR_BGR2GRAY), np.uint8))
+
+
+def glance(image_bgr: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
+    """`thumbnail`, taken before the model runs; None of what is no picture, which then fails where it is judged."""
+    try:
+        return thumbnail(image_bgr)
+    except (cv2.error, ValueError):
+        return None
 
 
 def dhash(thumb: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -84,23 +105,67 @@ def changed_cells(thumb: NDArray[np.uint8], reference: NDArray[np.uint8]) -> NDA
     Returns:
         (48, 64) bool.
     """
-    size = np.abs(_difference(thumb, reference.astype(np.float32)))
-    return _coherent(size, _middle(size))
+    brighter, noise, difference = _compare(thumb, reference.astype(np.int16))
+    difference -= brighter
+    return to_bools(coherent(from_bools(np.abs(difference) > _least_step(noise))))
 
 
-@dataclass(frozen=True)
-class Motion:
+class Motion(NamedTuple):
     """What moves in a frame.
 
     Args:
-        moving: (48, 64) bool, cells that differ from the background; all False while the background is being learned.
+        cells: that differ from the background, as in `cells.py`; none while the background is being learned.
         light_changed: most of the picture changed at once; nothing is called motion then.
         known: whether the background is known, so that no motion means that nothing moves.
     """
 
-    moving: NDArray[np.bool_]
+    cells: int
     light_changed: bool = False
     known: bool = True
+
+    @property
+    def moving(self) -> NDArray[np.bool_]:
+        """The same as (48, 64) bool."""
+        return to_bools(self.cells)
+
+
+class SlidingMedian:
+    """Each cell's median over the newest `size` thumbnails; of an even number the upper middle.
+
+    The values of each cell stay sorted, and one goes out as another comes in: a sixtieth of the time that sorting them anew takes.
+
+    Args:
+        size: thumbnails remembered, at least 1.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._in_time: deque[NDArray[np.uint8]] = deque()
+        self._sorted = np.zeros((0, HEIGHT, WIDTH), np.uint8)
+
+    def __len__(self) -> int:
+        return len(self._in_time)
+
+    def add(self, thumb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """Remember a thumbnail, (48, 64) uint8, and forget the oldest when there are too many.
+
+        Returns:
+            (48, 64), the median now; not to be changed.
+        """
+        rest = self._sorted
+        if len(self._in_time) == self._size:
+            oldest = self._in_time.popleft()
+            # np.where takes ten times as long: one byte or its neighbour, by the bits of a mask of 0 and 255.
+            stays = np.negative((rest[:-1] < oldest).view(np.uint8))
+            rest = rest[1:] ^ ((rest[:-1] ^ rest[1:]) & stays)
+        self._in_time.append(thumb)
+        # Sorted in: each place holds the new value, or what it held, or its lower neighbour.
+        grown = np.empty((len(rest) + 1, HEIGHT, WIDTH), np.uint8)
+        grown[-1] = thumb
+        np.minimum(rest, thumb, out=grown[:-1])
+        np.maximum(grown[1:], rest, out=grown[1:])
+        self._sorted = grown
+        return grown[len(grown) // 2].copy()
 
 
 class Background:
@@ -115,9 +180,10 @@ class Background:
 
     def __init__(self) -> None:
         self._frames = 0
-        self._samples: deque[NDArray[np.uint8]] = deque(maxlen=_SAMPLES)
-        self._median = np.zeros((HEIGHT, WIDTH), np.float32)
-        self._flicker = np.full((HEIGHT, WIDTH), 2.0, np.float32)
+        self._scene = SlidingMedian(_SAMPLES)
+        self._median = np.zeros((HEIGHT, WIDTH), np.int16)
+        self._flicker = np.full((HEIGHT, WIDTH), _FLICKER_AT_FIRST, np.int16)
+        self._limit, self._limit_step = self._flicker, 0  # the larger of flicker and a least step
 
     def observe(self, thumb: NDArray[np.uint8]) -> Motion:
         """What moves in this frame; the background then learns from it.
@@ -126,80 +192,72 @@ class Background:
             thumb: (48, 64) uint8 of the camera's next frame.
         """
         self._frames += 1
-        known = len(self._samples) >= _LEAST_SAMPLES
+        known = len(self._scene) >= _LEAST_SAMPLES
         if self._frames % (_SAMPLE_EVERY if known else _SAMPLE_EVERY_AT_FIRST) == 0:
-            self._samples.append(thumb)
-            self._median = np.median(np.stack(self._samples), axis=0).astype(np.float32)
+            self._median = self._scene.add(thumb).astype(np.int16)
         if not known:
-            return Motion(_still(), known=False)
-        size = np.abs(_difference(thumb, self._median))
-        middle = _middle(size)
-        moving = _coherent(size, middle, self._flicker)
-        if np.count_nonzero(moving) / moving.size > _LIGHT_SHARE or middle > _LIGHT_STEP:
+            return Motion(0, known=False)
+        brighter, noise, size = _compare(thumb, self._median)
+        if brighter:
+            size -= brighter
+        np.abs(size, out=size)
+        step = _least_step(noise)
+        if step != self._limit_step:
+            self._limit, self._limit_step = np.maximum(self._flicker, np.int16(step)), step
+        moving = coherent(from_bools(size > self._limit))
+        if noise > _LIGHT_STEP or moving.bit_count() > _LIGHT_SHARE * HEIGHT * WIDTH:
             self._learn_anew()
-            return Motion(_still(), light_changed=True, known=False)
-        step = 3.0 * size
-        step -= self._flicker
-        self._flicker += np.minimum(np.maximum(step, -0.25, out=step), 0.25, out=step)
+            return Motion(0, light_changed=True, known=False)
+        if (self._frames * _HASH_MULTIPLIER >> 16) % _LEARNS_FROM == 0:
+            size *= 3
+            size -= self._flicker
+            self._flicker += np.sign(size, out=size)
+            self._limit_step = 0
         return Motion(moving)
 
     def _learn_anew(self) -> None:
         self._frames = 0
-        self._samples.clear()
-        self._flicker = np.full((HEIGHT, WIDTH), 2.0, np.float32)
+        self._scene = SlidingMedian(_SAMPLES)
+        self._flicker = np.full((HEIGHT, WIDTH), _FLICKER_AT_FIRST, np.int16)
+        self._limit_step = 0
 
 
-def uncovered_cells(moving: NDArray[np.bool_], boxes_xyxy: NDArray[np.float32], *, image_width: int, image_height: int) -> int:
-    """Moving cells that no box covers, each box grown by one cell.
+def uncovered_cells(cells: int, boxes_xyxy: Iterable[Sequence[float]], *, image_width: int, image_height: int) -> int:
+    """How many moving cells no box covers, each box grown by one cell.
 
     Args:
-        moving: (48, 64) bool.
-        boxes_xyxy: (n, 4) in pixels of the frame.
+        cells: that move.
+        boxes_xyxy: left, top, right, bottom of each, in pixels of the frame; plain numbers are the fastest.
         image_width, image_height: of the frame, pixels.
     """
-    if not moving.any():
+    if not cells:
         return 0
-    left_over = moving.copy()
     across, down = WIDTH / image_width, HEIGHT / image_height
-    for x1, y1, x2, y2 in boxes_xyxy.tolist():
-        top, left = max(0, int(y1 * down) - 1), max(0, int(x1 * across) - 1)
-        left_over[top : int(y2 * down) + 2, left : int(x2 * across) + 2] = False
-    return int(np.count_nonzero(left_over))
+    covered = 0
+    for x1, y1, x2, y2 in boxes_xyxy:
+        covered |= rectangle(int(y1 * down) - 1, int(x1 * across) - 1, int(y2 * down) + 2, int(x2 * across) + 2)
+    return (cells & ~covered).bit_count()
 
 
-def _difference(thumb: NDArray[np.uint8], reference: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Gray levels by which each cell differs, without the change of overall brightness."""
-    difference = thumb - reference
-    difference -= _middle(difference)
-    return difference
+def _compare(thumb: NDArray[np.uint8], reference: NDArray[np.int16]) -> tuple[int, int, NDArray[np.int16]]:
+    """By how many gray levels a picture is brighter as a whole, by how many half of its cells differ from that, and by how many each.
 
-
-def _still() -> NDArray[np.bool_]:
-    return np.zeros((HEIGHT, WIDTH), np.bool_)
-
-
-def _coherent(size: NDArray[np.float32], middle: float, flicker: NDArray[np.float32] | None = None) -> NDArray[np.bool_]:
-    """Cells that differ by more than noise together with at least half of their 3x3 neighbourhood.
-
-    Args:
-        size: (48, 64), gray levels by which each cell differs.
-        middle: the median of it.
-        flicker: (48, 64), what each cell differs by at all times.
+    The first two are medians, nearly: of every ninth cell, which costs a fifth.
     """
-    noise = middle / 0.6745  # of a normal distribution with this median of absolute values
-    threshold: float | NDArray[np.float32] = min(_LARGEST_STEP, max(_LEAST_STEP, _NOISE_FACTOR * noise))
-    if flicker is not None:
-        threshold = np.maximum(threshold, flicker)
-    over = size > threshold
-    # 5 of 9: a lone cell is noise, a blob of six is not.
-    around = cv2.boxFilter(over.view(np.uint8), -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
-    coherent: NDArray[np.bool_] = over & (around >= 5)
-    return coherent
+    difference = thumb.astype(np.int16)
+    difference -= reference
+    sample = difference.reshape(-1)[::9].copy()
+    half = len(sample) // 2
+    sample.sort()
+    brighter = int(sample[half])
+    if brighter:
+        sample -= brighter
+    np.abs(sample, out=sample)
+    sample.sort()
+    return brighter, int(sample[half]), difference
 
 
-def _middle(values: NDArray[np.float32]) -> float:
-    """The median, nearly: of every ninth cell, which costs a fifth."""
-    sample = values[1::3, 1::3].ravel()  # a copy, as every other place of a picture is left out
-    middle = len(sample) // 2
-    sample.partition(middle)
-    return float(sample[middle])
+def _least_step(noise: int) -> int:
+    """Gray levels that a cell must differ by for it not to be noise, when half of the cells differ by `noise`."""
+    # Of a normal distribution with this median of absolute values.
+    return int(min(_LARGEST_STEP, max(_LEAST_STEP, _NOISE_FACTOR * noise / 0.6745)))

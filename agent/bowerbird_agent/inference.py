@@ -19,6 +19,7 @@ from bowerbird_agent.decisions import Decision
 from bowerbird_agent.detecting import RECENT, Audience, Detecting, LoadedModel, Observer
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.fleet_novelty import fleet_novelty
+from bowerbird_agent.gate import glance
 from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_agent.keeping import Keeping
@@ -28,6 +29,9 @@ from bowerbird_agent.storing import HOLD_AT, CountBytes, Promote
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from bowerbird_agent.campaign_book import CampaignBook
     from bowerbird_agent.capture import Frame
@@ -281,6 +285,7 @@ class Inference:
         if is_new:
             self._counters.add(names.FRAMES_SEEN)
             self._counters.add(names.ROUND_FRAMES_SEEN)
+        thumb = glance(frame.image_bgr)
         seen_low = self.detecting.detect(model, frame)
         detections = None if seen_low is None else self.detecting.for_selection(frame.camera, seen_low)
         self._keeping.around(model, frame, seen_low)
@@ -288,9 +293,9 @@ class Inference:
             self._histograms.note(
                 frame, detections, model_digest=model.digest, decode_confidence=self.detecting.decode_confidence
             )
-        judgement = self._judge(frame, detections)
+        judgement = self._judge(frame, detections, thumb)
         if self.dry_run is not None:
-            self.dry_run.look(frame, detections, model_digest=model.digest)
+            self.dry_run.look(frame, detections, thumb, model_digest=model.digest)
         self._window.frames += 1
         self._frame_times_s.append(time.monotonic())
         would_send = is_new and detections is not None and rule_would_send(detections)
@@ -339,14 +344,14 @@ class Inference:
             self._storing.submit(Promote((), dropped, closes_window=False))
         return frame_id, size_bytes
 
-    def _judge(self, frame: Frame, detections: Detections | None) -> Judgement | None:
+    def _judge(self, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8] | None) -> Judgement | None:
         """The selector's word; with a failing score only its random share, and None when even that fails."""
         try:
-            judgement = self._selector.judge(frame, detections)
+            judgement = self._selector.judge(frame, detections, thumb)
         except Exception as error:  # scoring is never a reason to stop looking
             self._scoring_failed(frame, error)
             try:
-                return self._selector.judge(frame, None)
+                return self._selector.judge(frame, None, thumb)
             except Exception as second:
                 self._scoring_failed(frame, second)
                 return None

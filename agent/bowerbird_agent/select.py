@@ -16,7 +16,7 @@ import struct
 from bisect import bisect_left, insort
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import cbor2
 import numpy as np
@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bowerbird_agent.capture import Frame
+    from bowerbird_agent.choose import Arm
     from bowerbird_agent.fleet_novelty import FleetNovelty
+    from bowerbird_agent.gate import Motion
     from bowerbird_agent.policy import Policy
     from bowerbird_models.detections import Detections
 
@@ -60,6 +62,16 @@ def rule_would_send(detections: Detections, *, visible: float = 0.25) -> bool:
     return rule_max_below(detections, visible=visible)
 
 
+class _Seen(NamedTuple):
+    """What one look at a frame gave; the fields are those of `Judgement`."""
+
+    rank: float
+    value: float
+    reasons: tuple[str, ...]
+    scores: dict[str, float]
+    fingerprint: Fingerprint
+
+
 class _CameraView:
     """What the selector remembers of one camera."""
 
@@ -74,8 +86,10 @@ class _CameraView:
         del self.kept_at_ms[:-_KEPT_TIMES]
 
     def gap_to_kept_ms(self, at_ms: int) -> float:
-        place = bisect_left(self.kept_at_ms, at_ms)
-        return min((abs(at_ms - kept) for kept in self.kept_at_ms[max(0, place - 1) : place + 1]), default=float("inf"))
+        kept = self.kept_at_ms
+        place = bisect_left(kept, at_ms)
+        after_ms = kept[place] - at_ms if place < len(kept) else math.inf
+        return min(after_ms, at_ms - kept[place - 1]) if place else after_ms
 
 
 class Selector:
@@ -127,6 +141,7 @@ class Selector:
         """
         self._frames_left = None if frames_left is None else max(0, frames_left)
         self._frames_expected = frames_a_window
+        self._audit_wanted.clear()
 
     @property
     def frames_left(self) -> int | None:
@@ -153,7 +168,7 @@ class Selector:
         """Monotonic seconds of the newest frame of the open window; 0 before its first."""
         return self._newest_ns / 1e9
 
-    def judge(self, frame: Frame, detections: Detections | None) -> Judgement:
+    def judge(self, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8] | None = None) -> Judgement:
         """Judge one frame. Every frame of every camera is shown once, in order; the window counts them.
 
         A failure while scoring is logged and leaves the audit alone to work: inference goes on.
@@ -161,35 +176,42 @@ class Selector:
         Args:
             frame: the frame as captured.
             detections: decoded at the policy's `decode_confidence`; None while there is no model.
+            thumb: from `gate.glance`, before the model ran; None to look at the picture now, which takes longer.
         """
-        view = self._views.setdefault(frame.camera, _CameraView())
+        view = self._view(frame.camera)
         taken, probability = self._audit(view, frame.camera, cold=detections is None)
         self._count(frame)
         try:
-            judgement, thumb = self._look(view, frame, detections, probability)
+            if thumb is None:
+                thumb = thumbnail(frame.image_bgr)
+            seen = self._look(view, frame, detections, thumb)
         except Exception as error:  # whatever a model or a picture does to the scores, the audit and inference must go on
             log = logger.debug if self._scoring_failed else logger.warning
             log("frame %s of %s cannot be scored, only the random audit goes on: %r", frame.sequence, frame.camera, error)
             self._scoring_failed = True
-            blank = Fingerprint(np.zeros(HASH_BYTES, np.uint8))
-            judgement = Judgement(False, "policy", 0.0, 0.0, (), {}, probability, blank, refused="scoring_failed")
-            thumb = None
-        if self._frames_left == 0:
-            return _with(judgement, refused="no_frames_left")
-        if self.policy.frames_per_window == 0:
-            return _with(judgement, refused="switched_off")
+            seen, thumb = _Seen(0.0, 0.0, (), {}, Fingerprint(np.zeros(HASH_BYTES, np.uint8))), None
+        arm: Arm = "policy"
+        reasons, refused, bar = seen.reasons, "", None
         at_ms = frame.captured_at_ms
-        if view.gap_to_kept_ms(at_ms) == 0 or self._pool.has(frame.camera, at_ms) or self._ring.has(frame.camera, at_ms):
-            return _with(judgement, refused="already_chosen")
-        if taken:
-            reasons = ("random_audit", *judgement.reasons)
-            judgement = replace(judgement, admit=True, arm="explore", reasons=reasons, refused="")
-        elif thumb is not None:
-            refused, bar = self._why_not(view, frame, judgement, thumb)
-            judgement = _with(judgement, refused=refused, bar=bar)
+        gap_ms = view.gap_to_kept_ms(at_ms)
+        if self._frames_left == 0:
+            refused = "no_frames_left"
+        elif self.policy.frames_per_window == 0:
+            refused = "switched_off"
+        elif gap_ms == 0 or self._pool.has(frame.camera, at_ms) or self._ring.has(frame.camera, at_ms):
+            refused = "already_chosen"
+        elif taken:
+            arm, reasons = "explore", ("random_audit", *reasons)
+        elif thumb is None:
+            refused = "scoring_failed"
+        else:
+            refused, bar = self._why_not(view, frame, seen.value, gap_ms, thumb)
             if not refused:
-                view.last_admitted = (thumb, judgement.value)
-        if judgement.admit:
+                view.last_admitted = (thumb, seen.value)
+        judgement = Judgement(
+            not refused, arm, seen.rank, seen.value, reasons, seen.scores, probability, seen.fingerprint, refused, bar
+        )
+        if not refused:
             self._pool.enter(frame.camera, at_ms, judgement)
         return judgement
 
@@ -204,7 +226,7 @@ class Selector:
     def sent_otherwise(self, camera: str, at_ms: int) -> None:
         """A campaign sends this frame, judged just now: it is no candidate, and those chosen later keep their distance from it."""
         self._pool.withdraw(camera, at_ms)
-        self._views.setdefault(camera, _CameraView()).keep(at_ms)
+        self._view(camera).keep(at_ms)
 
     def window_closed(self, now_monotonic_ns: int | None = None) -> bool:
         """Whether the window is over: call `close_window` then.
@@ -252,7 +274,7 @@ class Selector:
         for frame_id in result.chosen:
             chosen = by_id[frame_id]
             self._bank.add(chosen.judgement.fingerprint)
-            self._views.setdefault(chosen.camera, _CameraView()).keep(chosen.captured_at_ms)
+            self._view(chosen.camera).keep(chosen.captured_at_ms)
         if self._frames_left is not None:
             self._frames_left -= len(result.chosen)
         dropped = dict(result.dropped)
@@ -313,7 +335,7 @@ class Selector:
             self._windows = int(fields["windows"])
             self._bank = Bank.from_state(fields["bank"], self.policy.bank_size)
             for name, packed in fields["kept"].items():
-                view = self._views.setdefault(str(name), _CameraView())
+                view = self._view(str(name))
                 view.kept_at_ms = sorted(struct.unpack(f"<{len(packed) // 8}q", packed))
         except (cbor2.CBORDecodeError, struct.error, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError("the saved selection state is damaged; delete it to start with an empty one") from error
@@ -325,6 +347,7 @@ class Selector:
         self._seen: dict[str, int] = {}
         self._first_ns = self._newest_ns = 0
         self._cold = False
+        self._audit_wanted: dict[bool, float] = {}  # without a model or with one -> the audit's probability
         self._reservoir: list[tuple[float, int, Fingerprint]] = []
         for view in self._views.values():
             view.draw = None
@@ -344,13 +367,25 @@ class Selector:
         caps = [cap for cap in (self._frames_left, self.policy.frames_per_window, self._frames_expected) if cap is not None]
         return min(caps) if caps else _USUAL_BUDGET_FRAMES
 
+    def _view(self, camera: str) -> _CameraView:
+        view = self._views.get(camera)
+        if view is None:
+            view = self._views[camera] = _CameraView()
+        return view
+
     def _audit(self, view: _CameraView, camera: str, *, cold: bool) -> tuple[bool, float]:
+        if view.draw is None:
+            view.draw = AuditDraw(self._draw_key(), camera)
+        wanted = self._audit_wanted.get(cold)
+        if wanted is None:
+            wanted = self._audit_wanted[cold] = self._audit_probability(cold)
+        return view.draw.take(wanted)
+
+    def _audit_probability(self, cold: bool) -> float:
         frames = float(self.policy.window_frames)
         if self.policy.window_s is not None and self._frame_rate:
             frames = max(1.0, min(frames, self.policy.window_s * self._frame_rate))
-        if view.draw is None:
-            view.draw = AuditDraw(self._draw_key(), camera)
-        return view.draw.take(self._epsilon(cold) * self._budget_frames() / (frames * self._cameras))
+        return self._epsilon(cold) * self._budget_frames() / (frames * self._cameras)
 
     def _count(self, frame: Frame) -> None:
         if not self._seen:
@@ -358,23 +393,19 @@ class Selector:
         self._newest_ns = max(self._newest_ns, frame.monotonic_ns)
         self._seen[frame.camera] = self._seen.get(frame.camera, 0) + 1
 
-    def _look(
-        self, view: _CameraView, frame: Frame, detections: Detections | None, probability: float
-    ) -> tuple[Judgement, NDArray[np.uint8]]:
+    def _look(self, view: _CameraView, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8]) -> _Seen:
         """Score a frame, whatever becomes of it; ranks and background learn from every one."""
-        thumb = thumbnail(frame.image_bgr)
         motion = view.background.observe(thumb)
         fingerprint = Fingerprint.of(partial(dhash, thumb), None if detections is None else detections.embedding)
         distance = self._bank.distance(fingerprint)
         if self.fleet is not None and fingerprint.embedding is not None:
             distance = min(distance, self.fleet.distance(fingerprint.embedding))
-        novelty = self._novelty_ranks.rank(distance)
-        self._novelty_ranks.add(distance)
+        novelty = self._novelty_ranks.rank_and_add(distance)
         scores: dict[str, float] = {"novelty": novelty}
         if detections is None:
             self._cold = True
         else:
-            scores |= self._detection_scores(frame, detections, motion.moving)
+            scores |= self._detection_scores(frame, detections, motion)
         draw = 0.0
         if "random" in self.policy.strategies or self._samples:
             draw = keyed_unit(self._draw_key(), "score", frame.camera, frame.sequence)
@@ -384,15 +415,14 @@ class Selector:
         doubt = 1.0 if detections is None else _noisy_or(scores, self.policy)
         share = self.policy.novelty_share
         value = doubt * (1.0 - share + share * novelty)
-        if motion.known and not motion.moving.any():
+        if motion.known and not motion.cells:
             value *= 1.0 - self.policy.quiet_discount
-        rank = self._value_ranks.rank(value)
-        self._value_ranks.add(value)
+        rank = self._value_ranks.rank_and_add(value)
         if self._samples:
             self._sample(draw, fingerprint)
-        return Judgement(False, "policy", rank, value, _speakers(scores, self.policy), scores, probability, fingerprint), thumb
+        return _Seen(rank, value, _speakers(scores, self.policy), scores, fingerprint)
 
-    def _detection_scores(self, frame: Frame, detections: Detections, moving: NDArray[np.bool_]) -> dict[str, float]:
+    def _detection_scores(self, frame: Frame, detections: Detections, motion: Motion) -> dict[str, float]:
         policy = self.policy
         visible, floor = policy.visible_confidence, min(policy.decode_confidence, 0.4)
         scores: dict[str, float] = {}
@@ -400,9 +430,12 @@ class Selector:
             if name == "entropy":
                 scores[name] = entropy(detections, floor_score=floor)
             elif name == "missed_object":
-                height, width = frame.image_bgr.shape[:2]
-                shown = detections.boxes_xyxy[detections.scores >= visible]
-                cells = uncovered_cells(moving, shown, image_width=width, image_height=height)
+                cells = 0
+                if motion.cells:
+                    height, width = frame.image_bgr.shape[:2]
+                    boxes, confidences, _ = detections.to_lists()
+                    shown = [box for box, confidence in zip(boxes, confidences, strict=True) if confidence >= visible]
+                    cells = uncovered_cells(motion.cells, shown, image_width=width, image_height=height)
                 moved = cells / (cells + _HALF_STRENGTH_CELLS)
                 hidden = best_hidden(detections, floor_score=policy.decode_confidence, visible=visible)
                 scores[name] = 1.0 - (1.0 - moved) * (1.0 - hidden)
@@ -423,15 +456,15 @@ class Selector:
             self._class_frequency[class_id] = self._class_frequency.get(class_id, 0.0) + 1.0
 
     def _why_not(
-        self, view: _CameraView, frame: Frame, judgement: Judgement, thumb: NDArray[np.uint8]
+        self, view: _CameraView, frame: Frame, value: float, gap_ms: float, thumb: NDArray[np.uint8]
     ) -> tuple[str, float | None]:
         """Why a frame that chance did not take is no candidate, "" when it is one; and the value it had to exceed, if any."""
-        policy, value = self.policy, judgement.value
+        policy = self.policy
         if policy.epsilon >= 1.0:
             return "audit_only", None
         if value <= 0.0:
             return "nothing_to_learn", 0.0
-        if view.gap_to_kept_ms(frame.captured_at_ms) < policy.min_gap_s * 1000.0:
+        if gap_ms < policy.min_gap_s * 1000.0:
             return "too_close_to_chosen", None
         if value <= self._ring.floor:
             return "ring_full", self._ring.floor
@@ -470,13 +503,6 @@ class Selector:
         return {c.frame_id: 1.0 - ranks.rank(mean) for c, mean in zip(candidates, means.tolist(), strict=True)}
 
 
-def _with(judgement: Judgement, *, refused: str, bar: float | None = None) -> Judgement:
-    """The judgement with the last word; `dataclasses.replace` takes three times as long, and this runs for every frame."""
-    j = judgement
-    probability, prints = j.inclusion_probability, j.fingerprint
-    return Judgement(not refused, j.arm, j.score, j.value, j.reasons, j.strategy_scores, probability, prints, refused, bar)
-
-
 def _noisy_or(scores: dict[str, float], policy: Policy) -> float:
     """Strategies combined: 1 - product of (1 - weight x score)."""
     silence = 1.0
@@ -487,5 +513,9 @@ def _noisy_or(scores: dict[str, float], policy: Policy) -> float:
 
 def _speakers(scores: dict[str, float], policy: Policy) -> tuple[str, ...]:
     """The strategies whose weighted score says something, the strongest first."""
-    weighted = sorted(((weight * scores.get(name, 0.0), name) for name, weight in policy.strategies.items()), reverse=True)
-    return tuple(name for score, name in weighted if score >= _SPEAKS_FROM) or tuple(n for s, n in weighted[:1] if s > 0)
+    weighted = [(weight * scores.get(name, 0.0), name) for name, weight in policy.strategies.items()]
+    weighted.sort(reverse=True)
+    loudest, name = weighted[0]
+    if loudest < _SPEAKS_FROM:
+        return (name,) if loudest > 0 else ()
+    return tuple([name for score, name in weighted if score >= _SPEAKS_FROM])

@@ -9,6 +9,7 @@ top score only, so binary entropy is the common ground; what needs more says wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
@@ -133,6 +134,8 @@ def _some_overlap(boxes: list[list[float]], classes: list[int]) -> bool:
 
     Plain numbers: arrays of a few boxes cost ten times as much, and most frames have few.
     """
+    if len(set(classes)) == len(classes):
+        return False
     for i, (x1, y1, x2, y2) in enumerate(boxes):
         for j in range(i):
             if classes[i] == classes[j]:
@@ -186,8 +189,30 @@ def entropy(detections: Detections, *, floor_score: float = 0.05) -> float:
         [0, 1]; 0 without detections.
     """
     floor = _entropy_of(floor_score)
+    if len(detections.scores) <= _FEW_BOXES:
+        total = _entropy_of_few(detections, floor)
+        if total is not None:
+            return -math.expm1(-total / 2.0)
     values = np.minimum(np.maximum((binary_entropy(detections.scores) - floor) / (1.0 - floor), 0.0), 1.0)
     return soft_sum(_objects(values, detections))
+
+
+def _entropy_of_few(detections: Detections, floor: float) -> float | None:
+    """The sum of the boxes' entropies above the floor; None when boxes of one class may overlap, for the arrays to settle."""
+    boxes, scores, classes = detections.to_lists()
+    values, speaking = [], []
+    for i, p in enumerate(scores):
+        if p <= 0.0 or p >= 1.0:
+            continue
+        q = 1.0 - p
+        value = (-(p * math.log2(p) + q * math.log2(q)) - floor) / (1.0 - floor)
+        if not value <= 0.0:  # what is not a number stays, for the selector to stumble over
+            values.append(1.0 if value > 1.0 else value)
+            speaking.append(i)
+    # A box that says nothing takes nothing away from the others of its object either: it would come last.
+    if len(values) > 1 and _some_overlap([boxes[i] for i in speaking], [classes[i] for i in speaking]):
+        return None
+    return math.fsum(values)
 
 
 @lru_cache(maxsize=16)
@@ -277,9 +302,9 @@ def best_hidden(detections: Detections, *, floor_score: float = 0.05, visible: f
 
 
 def _best_hidden_of_few(detections: Detections, floor_score: float, visible: float) -> float:
-    scores, boxes = detections.scores.tolist(), detections.boxes_xyxy.tolist()
+    boxes, scores, _ = detections.to_lists()
     # Scores are compared in single precision, as arrays of them are.
-    least, most = float(np.float32(floor_score)), float(np.float32(visible))
+    least, most = _single(floor_score), _single(visible)
     hidden = [(score, i) for i, score in enumerate(scores) if least < score < most]
     if not hidden:
         return 0.0
@@ -288,6 +313,11 @@ def _best_hidden_of_few(detections: Detections, floor_score: float, visible: flo
         if not _is_covered(boxes[i], shown, iou=_COVERED_IOU):
             return float(min(1.0, max(0.0, (score - floor_score) / (visible - floor_score))))
     return 0.0
+
+
+@lru_cache(maxsize=16)
+def _single(number: float) -> float:
+    return float(np.float32(number))
 
 
 def rule_max_below(detections: Detections, *, threshold: float = 0.6, visible: float = 0.25) -> bool:

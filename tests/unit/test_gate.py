@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bowerbird_agent.gate import HEIGHT, WARM_UP_FRAMES, WIDTH, Background, changed_cells, dhash, thumbnail, uncovered_cells
+from bowerbird_agent.cells import rectangle
+from bowerbird_agent.gate import (
+    HEIGHT,
+    WARM_UP_FRAMES,
+    WIDTH,
+    Background,
+    SlidingMedian,
+    changed_cells,
+    dhash,
+    glance,
+    thumbnail,
+    uncovered_cells,
+)
 from bowerbird_testing.judged_frames import textured
 
 
@@ -69,6 +82,42 @@ def test_a_change_of_light_is_told_as_such_and_the_background_is_learned_again()
     assert not background.observe(thumbnail(other)).known
 
 
+def test_a_sliding_median_is_the_median_of_the_newest_thumbnails() -> None:
+    rng = np.random.default_rng(3)
+    # Few gray levels, so that many values are equal.
+    thumbs = [rng.integers(0, 5, (HEIGHT, WIDTH)).astype(np.uint8) for _ in range(40)]
+    sliding = SlidingMedian(7)
+    medians = [sliding.add(thumb) for thumb in thumbs]
+    for i in range(6, 40):
+        assert (medians[i] == np.median(thumbs[i - 6 : i + 1], axis=0)).all()
+    assert len(sliding) == 7
+
+
+def test_a_glance_at_what_is_no_picture_gives_nothing_and_at_a_picture_its_thumbnail() -> None:
+    assert glance(np.zeros((0, 0, 3), np.uint8)) is None
+    assert glance(np.zeros((48, 64), np.uint8)) is None
+    picture = textured(1)
+    seen = glance(picture)
+    assert seen is not None
+    assert (seen == thumbnail(picture)).all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(720, 1280), (1080, 1920), (480, 640)])
+@pytest.mark.parametrize("place", range(8))
+def test_a_small_thing_is_seen_wherever_it_stands(height: int, width: int, place: int) -> None:
+    street = cv2.resize(STREET, (width, height), interpolation=cv2.INTER_LINEAR)
+    rng = np.random.default_rng(place)
+    tall, wide = height // 18, width // 32  # two cells across, not quite three down
+    y, x = int(rng.integers(0, height - tall)), int(rng.integers(0, width - wide))
+    changed = street.copy()
+    changed[y : y + tall, x : x + wide] = 255 - street[y : y + tall, x : x + wide]
+    seen = changed_cells(thumbnail(changed), thumbnail(street))
+    rows, columns = np.nonzero(seen)
+    assert len(rows)
+    assert (abs((rows + 0.5) * height / HEIGHT - y - tall / 2) < tall).all()
+    assert (abs((columns + 0.5) * width / WIDTH - x - wide / 2) < wide).all()
+
+
 def test_unrelated_pictures_are_no_duplicates() -> None:
     assert changed_cells(thumbnail(textured(1)), thumbnail(textured(2))).mean() > 0.2
 
@@ -78,12 +127,12 @@ def test_overall_brightness_is_no_change() -> None:
 
 
 def test_boxes_explain_the_motion_that_they_cover() -> None:
-    moving = np.zeros((HEIGHT, WIDTH), np.bool_)
-    moving[10:20, 10:20] = True
-    covering = np.array([[100.0, 100.0, 200.0, 200.0]], np.float32)
-    assert uncovered_cells(moving, np.zeros((0, 4), np.float32), image_width=640, image_height=480) == 100
+    moving = rectangle(10, 10, 20, 20)
+    covering = [[100.0, 100.0, 200.0, 200.0]]
+    aside = [[400.0, 400.0, 500.0, 500.0]]
+    assert uncovered_cells(moving, [], image_width=640, image_height=480) == 100
     assert uncovered_cells(moving, covering, image_width=640, image_height=480) == 0
-    assert uncovered_cells(moving, covering + 300, image_width=640, image_height=480) == 100
+    assert uncovered_cells(moving, aside, image_width=640, image_height=480) == 100
 
 
 def test_equal_pictures_hash_alike_and_unrelated_ones_differ_in_many_bits() -> None:
