@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from bowerbird_server.identity.authority import Authority
 from bowerbird_testing import fault_rows
@@ -17,6 +18,10 @@ from bowerbird_testing.attack_table import is_attack
 from bowerbird_testing.broker import Mosquitto, mosquitto_path
 
 _SEED = "BOWERBIRD_FAULT_SEED"
+
+# No test is a matter of time: how long an example takes says how busy the machine is.
+settings.register_profile("bowerbird", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bowerbird")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
