@@ -276,7 +276,7 @@ class DeviceParts:
         )
 
     def _count_replaced(self, camera: str) -> None:
-        if self.inference.is_resting:
+        if self.inference.rate.is_resting:
             self.counters.add(names.FRAMES_SKIPPED)
         else:
             self.counters.count_dropped(camera)

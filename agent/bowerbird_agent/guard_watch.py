@@ -1,6 +1,6 @@
 """The guard's thread: reads the sensors every two seconds and tells the inference which share of the frame rate it may take.
 
-In: sensors and the inference's own figures. Out: `Inference.share`, one log line per change, and the state for health. Sensors are
+In: sensors and the inference's own figures. Out: `JudgingRate.share`, one log line per change, and the state for health. Sensors are
 files of drivers and may hang; hence a thread of its own. It decides nothing (`guard.py` does).
 """
 
@@ -61,7 +61,7 @@ class GuardWatch:
             reading = Reading(degrees, sensor, self._sensors.cpu_pressure(), self._inference.own_share)
         self.hottest_c = reading.temperature_c
         self.state = state = advance(before, reading, config, now_s)
-        self._inference.share = state.share
+        self._inference.rate.share = state.share
         if state.share < before.share:
             logger.warning(
                 "the guard lowers the frame rate to %.0f %% (%s); cool the board or lower its load",

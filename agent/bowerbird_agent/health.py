@@ -116,7 +116,7 @@ class Vitals:
             spool=dict(ledger.in_spool),
             evicted=dict(ledger.evicted),
             cameras={worker.name: worker.state[:300] for worker in self.cameras.workers},
-            fps=round(inference.fps, 2),
+            fps=round(inference.rate.fps, 2),
             inference_ms=round(inference.inference_ms, 2),
             extra=self._extra(ledger),
         )
@@ -187,7 +187,7 @@ class Vitals:
         parts = [
             f"model {digest[:12]}" if digest else "waiting for a model",
             f"{well} of {len(workers)} cameras ok",
-            f"{inference.fps:.1f} frames/s",
+            f"{inference.rate.fps:.1f} frames/s",
         ]
         state = self.guard()
         if state.share < 1.0:

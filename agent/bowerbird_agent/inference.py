@@ -10,18 +10,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.decisions import Decision
-from bowerbird_agent.detecting import RECENT, Audience, Detecting, LoadedModel, Observer
+from bowerbird_agent.detecting import Audience, Detecting, LoadedModel, Observer
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.fleet_novelty import fleet_novelty
 from bowerbird_agent.gate import glance
-from bowerbird_agent.guard import rest_s
 from bowerbird_agent.heartbeat import no_pulse
+from bowerbird_agent.judging_rate import JudgingRate
 from bowerbird_agent.keeping import Keeping
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
 from bowerbird_agent.selection_window import SelectionWindow
@@ -101,15 +100,12 @@ class Inference:
         self._histograms = histograms
         self.dry_run: DryRun | None = None  # replaced whole, by the main thread
         self._pulse = pulse or no_pulse()
-        # Allowed share of the frame rate, in (0, 1]: set by the guard.
-        self.share = 1.0
-        self._rest_until_s = 0.0
-        self._is_resting = False
         self._exchange, self._storing, self._selector = exchange, storing, selector
         self._counters, self._seen = counters, seen
         self.encode_everything = encode_everything
         self._sources_done = sources_done
         self._stop = threading.Event()
+        self.rate = JudgingRate(self._stop.wait)
         self.detecting = Detecting(
             counters,
             lambda: encoder.redactors,
@@ -131,7 +127,6 @@ class Inference:
         self._enough, self._enough_is_news = b"", False
         self._next_selector: Callable[[bytes], Selector] | None = None
         self._is_flushed = False
-        self._frame_times_s: deque[float] = deque(maxlen=RECENT)
         self._said_no_model = False
         selector.expect(self._window.frames_left)
 
@@ -180,14 +175,9 @@ class Inference:
         return self._window.frames_left
 
     @property
-    def is_resting(self) -> bool:
-        """Whether the guard lets a moment pass without taking a frame; what live cameras replace meanwhile, it has skipped."""
-        return self._is_resting
-
-    @property
     def own_share(self) -> float:
         """Time in the model per second over the last frames, in [0, 1]."""
-        return min(1.0, self.fps * self.inference_ms / 1000.0)
+        return min(1.0, self.rate.fps * self.inference_ms / 1000.0)
 
     @property
     def model_digest(self) -> str:
@@ -205,14 +195,6 @@ class Inference:
     def inference_ms(self) -> float:
         """Median time of one detection over the last frames, 0 before the first."""
         return self.detecting.inference_ms
-
-    @property
-    def fps(self) -> float:
-        """Frames judged per second over the last frames."""
-        times = list(self._frame_times_s)
-        if len(times) < 2 or time.monotonic() - times[-1] > 10:
-            return 0.0
-        return (len(times) - 1) / max(1e-6, times[-1] - times[0])
 
     @property
     def redaction_trouble(self) -> list[str]:
@@ -247,7 +229,7 @@ class Inference:
         self._take_restart()
         self._take_policy()
         self._take_enough()
-        if self._rests(timeout_s):
+        if self.rate.rests(timeout_s):
             return False
         if self._selector.window_closed():
             self._close_window()
@@ -262,20 +244,8 @@ class Inference:
         self._is_flushed = False
         started_s = time.monotonic()
         self._work(self._model, frame)
-        work_s = time.monotonic() - started_s
-        self._rest_until_s = started_s + work_s + rest_s(self.share, work_s=work_s, arrival_s=self._exchange.arrival_s)
+        self.rate.worked(started_s, arrival_s=self._exchange.arrival_s)
         return True
-
-    def _rests(self, timeout_s: float) -> bool:
-        """While the guard asks for a lower rate: let time pass without taking a frame.
-
-        Nothing is taken instead of being thrown away: live cameras replace their frame, which is counted, and files wait.
-        """
-        left_s = self._rest_until_s - time.monotonic() if self.share < 1.0 else 0.0
-        self._is_resting = left_s > 0
-        if self._is_resting:
-            self._stop.wait(min(timeout_s, left_s))
-        return self._is_resting
 
     def _work(self, model: LoadedModel, frame: Frame) -> None:
         seen = self._seen.get(frame.camera)  # a camera may be taken out of the configuration between two frames
@@ -297,7 +267,7 @@ class Inference:
         if self.dry_run is not None:
             self.dry_run.look(frame, detections, thumb, model_digest=model.digest)
         self._window.frames += 1
-        self._frame_times_s.append(time.monotonic())
+        self.rate.judged()
         would_send = is_new and detections is not None and rule_would_send(detections)
         if would_send:
             self._counters.add(names.RULE_FRAMES)

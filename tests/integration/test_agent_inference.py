@@ -203,7 +203,7 @@ def test_what_the_fleet_has_enough_of_is_no_news_until_the_model_changes(bench: 
 
 def test_a_guard_slows_a_film_down_and_drops_none_of_its_frames(bench: Bench) -> None:
     bench.load(OneBox(), "a" * 64)
-    bench.inference.share = 0.2
+    bench.inference.rate.share = 0.2
     film = threading.Thread(
         target=lambda: [
             bench.exchange.put_waiting(Frame(bench.stream.render(n)[0], "gate", n, n * 1000, n * 10**9)) for n in range(20)
@@ -213,7 +213,7 @@ def test_a_guard_slows_a_film_down_and_drops_none_of_its_frames(bench: Bench) ->
     rested = 0
     for _ in range(20_000):
         bench.inference.step(timeout_s=0.01)
-        rested += bench.inference.is_resting
+        rested += bench.inference.rate.is_resting
         if bench.inference.window_frames == 0 and not film.is_alive() and bench.exchange.is_empty:
             break
     film.join(10)
@@ -225,18 +225,18 @@ def test_a_guard_slows_a_film_down_and_drops_none_of_its_frames(bench: Bench) ->
 
 def test_what_a_live_camera_shows_while_the_guard_rests_is_skipped_and_the_newest_is_judged_next(bench: Bench) -> None:
     bench.load(OneBox(), "a" * 64)
-    bench.inference.share = 0.05
+    bench.inference.rate.share = 0.05
     replaced: list[bool] = []
-    bench.exchange._on_drop = lambda _camera: replaced.append(bench.inference.is_resting)
+    bench.exchange._on_drop = lambda _camera: replaced.append(bench.inference.rate.is_resting)
     for n in range(10):  # ten frames a second
         bench.exchange.put_newest(Frame(bench.stream.render(n)[0], "gate", n, n * 100, n * 10**8))
         bench.inference.step(timeout_s=0)
     assert bench.inference.window_frames < 10
     assert replaced
     assert all(replaced), "every frame that was replaced was replaced during a rest"
-    bench.inference.share = 1.0
+    bench.inference.rate.share = 1.0
     bench.show(10, 12)
-    assert bench.inference.is_resting is False, "the guard has let go: each frame is judged at once"
+    assert bench.inference.rate.is_resting is False, "the guard has let go: each frame is judged at once"
 
 
 def test_nothing_that_is_remembered_grows_with_the_number_of_frames(bench: Bench) -> None:
@@ -249,7 +249,7 @@ def test_nothing_that_is_remembered_grows_with_the_number_of_frames(bench: Bench
     assert counted <= known | of_the_camera
     assert len(bench.counters._totals) - len(counted) <= len(LATENCY_MS) + 1 + SCORE_BINS
     assert bench.storing.backlog <= 2 * MAX_WAITING
-    assert len(bench.inference._frame_times_s) <= 256
+    assert len(bench.inference.rate._times_s) <= 256
 
 
 def test_another_policy_closes_the_open_window_under_the_old_one(bench: Bench) -> None:
