@@ -175,7 +175,7 @@ def main() -> int:
         if options.only in (None, name):
             with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
                 found[name] = measure(Path(scratch), seconds)
-            print(f"{name}: {found[name]}", flush=True)
+                print(f"{name}: {found[name]}", flush=True)
     is_short = seconds < 300.0
     value = max(part["halves"][1] if is_short else part["mb_per_10000_frames"] for part in found.values())
     details = {**found, "seconds": seconds, "short": is_short, "transport": "TLS 1.3, client certificates"}

@@ -10,8 +10,8 @@ same at the link: TLS, TCP, IP and Ethernet headers and acknowledgements, as the
 
 Forms: whole on a fast link; in chunks as 128 kbit/s and 200 ms make them. For information: in the smallest chunks there are
 (4 KiB, for a broker that takes 6,000 bytes a packet, or below 4 kB/s: there a larger chunk that a broken link loses costs more
-than its headers), and frames of 70 kB that a thin link offers first, with a thumbnail, which the server then wants. At the link
-the proxy's small buffers make many small segments.
+than its headers), and frames of 70 kB that a thin link offers first, with a thumbnail, which the server then wants. At a slow
+link TCP acknowledges nearly each segment, and the proxy's small buffers make more segments than a radio would.
 """
 
 from __future__ import annotations
