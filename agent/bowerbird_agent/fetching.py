@@ -34,6 +34,10 @@ log = logging.getLogger(__name__)
 
 _NOTE = "fetch_budget"
 _MOST_PENDING = 64
+_AROUND_GONE = (
+    "only a camera's last seconds are in memory (fetch.around_memory_mb); fetch.around_reasons in agent.toml keeps those around "
+    "later frames on disk"
+)
 
 
 class Spooling(Protocol):
@@ -168,7 +172,8 @@ class Fetching:
         else:
             return _refused(fetch, "unknown_kind", f"this release knows no {fetch.kind[:40]!r} of {fetch.seconds:g} s")
         if not messages:
-            return FetchAnswer(fetch.request, "gone", detail="it is not kept any more, or never was")
+            detail = _AROUND_GONE if fetch.kind == AROUND else "it is not kept any more, or never was"
+            return FetchAnswer(fetch.request, "gone", detail=detail)
         size = sum(len(message.image) for message in messages)
         if self._budget.wait_s(now_s, size) > 0.0:
             return _refused(fetch, "budget", f"{size} bytes are more than fetch.bytes_per_day leaves now")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from bowerbird_agent import counters as names
 from bowerbird_agent.campaign_book import counter_names
-from bowerbird_agent.errors import AgentError
+from bowerbird_agent.errors import AgentError, SpoolFull
 from bowerbird_agent.heartbeat import no_pulse
 from bowerbird_wire.messages import FrameHeader
 
@@ -42,6 +42,7 @@ HOLD_AT = 16  # frames waiting for the disk from which on patient cameras are he
 MAX_WAITING = 64  # frames waiting for the disk from which on frames are dropped
 _FLUSH_EVERY_S = 1.0
 _LOOK_AFTER_EVERY_S = 60.0
+_FULL_EVERY_S = 600.0
 SELECTOR_NOTE = "selector"
 
 
@@ -162,6 +163,7 @@ class StoringThread:
         self._is_stopping = False
         self._flushed_s = 0.0
         self._is_failing = False
+        self._full_said_s: float | None = None
         self.on_promoted: Callable[[int], None] = _nobody
         self.trouble = ""
 
@@ -268,8 +270,7 @@ class StoringThread:
                 self.fetching.kept(header, task.source, time.monotonic())
             self._is_failing, self.trouble = False, ""
         except (OSError, sqlite3.Error, AgentError) as error:
-            self._counters.add(names.STORE_REFUSED)
-            self._failed(f"frame {header.sequence} of camera {header.camera} cannot be stored", error)
+            self._refused(header, error)
 
     def _is_forgotten(self, header: FrameHeader) -> bool:
         """Whether a frame must not be stored, since its time or itself was to be forgotten before it came here; counted."""
@@ -300,8 +301,7 @@ class StoringThread:
             is_stored = self._spool.put(task.header, task.jpeg, "new")
             self._is_failing, self.trouble = False, ""
         except (OSError, sqlite3.Error, AgentError) as error:
-            self._counters.add(names.STORE_REFUSED)
-            self._failed(f"frame {task.header.sequence} of camera {task.header.camera} cannot be stored", error)
+            self._refused(task.header, error)
         if is_stored:
             self._counters.add(names.FRAMES_SELECTED)
             self._counters.add(names.CAMPAIGN_FRAMES)
@@ -346,6 +346,24 @@ class StoringThread:
             self._counters.add_in_round(names.ROUND_WINDOWS_CLOSED, task.round_number)
         self.on_promoted(len(task.chosen))
         self.flush()
+
+    def _refused(self, header: FrameHeader, error: Exception) -> None:
+        """A frame was not stored: counted, and told. In a full spool that is its policy at work and happens between frames that
+        are stored, so it is said at most every ten minutes."""
+        self._counters.add(names.STORE_REFUSED)
+        what = f"frame {header.sequence} of camera {header.camera} cannot be stored"
+        if not isinstance(error, SpoolFull):
+            self._failed(what, error)
+            return
+        self.trouble = f"{what}: {error}"
+        now_s = time.monotonic()
+        if self._full_said_s is None or now_s - self._full_said_s >= _FULL_EVERY_S:
+            self._full_said_s = now_s
+            logger.warning(
+                "the spool is full: frames that are worth less than all that waits are not kept, but counted (%s)", error
+            )
+        else:
+            logger.debug("%s (%s)", what, error)
 
     def _failed(self, what: str, error: Exception) -> None:
         level = logging.DEBUG if self._is_failing else logging.WARNING

@@ -72,12 +72,17 @@ class Spool:
         text = accepted.read_text() if accepted is not None and accepted.exists() else ""
         self.accepted = set(text.split("\n")[:-1])  # a line without its end was cut off: nothing was promised
         folder = Path(case["spool"])
+        self.counters: dict[str, int] = {}
+        self.rows: dict[str, str] = {}
+        self.settled: dict[str, str] = {}
         with copied(folder / "index.db") as db:
-            self.counters: dict[str, int] = dict(db.execute("SELECT name, value FROM counter"))
-            self.rows: dict[str, str] = dict(db.execute("SELECT frame_id, state FROM frame"))
-            self.settled: dict[str, str] = dict(db.execute("SELECT frame_id, outcome FROM settled"))
+            # A process that was killed before its first transaction has an index without tables; what it had accepted is missing then.
+            if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'counter'").fetchone():
+                self.counters.update(db.execute("SELECT name, value FROM counter"))
+                self.rows.update(db.execute("SELECT frame_id, state FROM frame"))
+                self.settled.update(db.execute("SELECT frame_id, outcome FROM settled"))
         self.files: set[str] = set()
-        for path in (folder / "frames").iterdir():
+        for path in sorted((folder / "frames").glob("*")):
             frame_id, _, suffix = path.name.partition(".")
             if suffix in ("frame", "candidate") and (frame_id in self.rows or frame_id not in self.settled):
                 self.files.add(frame_id)
@@ -100,7 +105,11 @@ class Spool:
             self.faults.append(f"frame {frame_id[:12]} has a row in the index and no file")
         if self.must_be_empty and (left := self.rows.keys() | self.files):
             self.faults.append(f"{len(left)} frames are still in the spool")
-        dropped = {name.partition(":")[2]: value for name, value in self.counters.items() if name.startswith("spool.dropped:")}
+        dropped: dict[str, int] = {}
+        for name, value in self.counters.items():
+            if name.startswith("spool.dropped:"):
+                reason = name.partition(":")[2].partition(".")[0]  # what follows are the frame's group and the bin of its score
+                dropped[reason] = dropped.get(reason, 0) + value
         for reason in dropped.keys() | self.may_drop.keys():
             allowed = self.may_drop.get(reason, 0)
             if allowed is not None and dropped.get(reason, 0) != allowed:

@@ -177,7 +177,7 @@ def test_device_disk_turns_read_only(site: FaultSite, tmp_path: Path) -> None:
     """Nothing is accepted and no receipt is recorded meanwhile; the process goes on, and so does the upload afterwards."""
     device = Shimmed(site, tmp_path)
     with site.serving(), device.running(frames=400, end_when_empty=True) as process:
-        wait_until(lambda: device.promised() >= 100, "a hundred frames")
+        wait_until(lambda: device.promised() >= 100, "a hundred frames", timeout_s=120)
         device.control.set(error=errno.EROFS)
         time.sleep(0.3)
         before = device.promised()

@@ -33,7 +33,10 @@ HEALTH = Health(
     evicted={"low score": 7},
     fps=9.5,
     inference_ms=40.0,
-    extra={"tm": {"r": 250, "n": 2, "c": 61, "l": [0, 0, 0, 900, 0, 0, 0, 0], "s": [800, 0, 0, 0, 100, 0, 0, 0, 0, 0]}},
+    extra={
+        "tm": {"r": 250, "n": 2, "c": 61, "l": [0, 0, 0, 900, 0, 0, 0, 0], "s": [800, 0, 0, 0, 100, 0, 0, 0, 0, 0]},
+        "spent": {"f": 120_000, "h": 3_456},
+    },
 )
 
 
@@ -87,6 +90,8 @@ def test_the_metrics_say_what_the_catalogue_and_the_devices_say(web: TestClient,
     assert found["bowerbird_device_frames_received_total", cam] == 20
     assert found["bowerbird_device_frames_seen_total", cam] == 900
     assert found["bowerbird_device_bytes_sent_total", cam] == 123_456
+    assert found["bowerbird_device_bytes_total", tuple(sorted((*cam, ("kind", "frames"))))] == 120_000
+    assert found["bowerbird_device_bytes_total", tuple(sorted((*cam, ("kind", "health"))))] == 3_456
     assert found["bowerbird_device_spool_frames", tuple(sorted((*cam, ("state", "new"))))] == 4
     assert found["bowerbird_device_evicted_frames_total", tuple(sorted((*cam, ("reason", "low score"))))] == 7
     assert found["bowerbird_device_inference_seconds", cam] == 0.04

@@ -88,6 +88,15 @@ def test_the_original_of_a_candidate_that_is_not_chosen_goes_with_it(device: Dev
     assert device.ask(header, ORIGINAL) == ("gone", "", 0)
 
 
+def test_surroundings_that_are_gone_say_how_to_keep_those_of_later_frames(device: Device) -> None:
+    """Memory holds seconds; who looks at a frame an hour later needs them on disk, which a setting does."""
+    header = device.keep(frame(1))
+    where = {"cam": header.camera, "t": header.captured_at_ms}
+    answer = device.fetching.answer(Fetch(b"r" * 16, bytes.fromhex(header.frame_id), AROUND, 3.0, where), 1.0)
+    assert answer.state == "gone"
+    assert "fetch.around_reasons" in answer.detail
+
+
 def test_a_device_that_keeps_no_originals_says_so(tmp_path: Path) -> None:
     device = Device(tmp_path, FetchConfig(originals_max_bytes=0, around_memory_mb=0))
     header = device.keep(frame(1))

@@ -28,6 +28,7 @@ from bowerbird_server.provision import (
 )
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.site import Site
+from bowerbird_wire.spent import kinds_of
 
 app = typer.Typer(
     no_args_is_help=True, help="Devices of this site. Example: bowerbird devices add cam-01 --camera rtsp://10.0.0.7/1"
@@ -125,7 +126,8 @@ def show(device: str, data: Data = DATA) -> None:
     with open_site(data) as site:
         row = fleet.get(site.catalogue, device)
         row["certificates"] = identity.certificates(site.catalogue, device)
-        show_json({**row, "unsent": unsent.of_device(site.catalogue, device)})
+        spent = kinds_of((row["health"] or {}).get("extra", {}).get("spent"))
+        show_json({**row, "spent_bytes": spent, "unsent": unsent.of_device(site.catalogue, device)})
 
 
 @app.command()

@@ -20,6 +20,7 @@ from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import campaigns, device_config, overview
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.web.stores import stores
+from bowerbird_wire.spent import kinds_of
 from bowerbird_wire.telemetry import read
 
 router = APIRouter()
@@ -89,6 +90,9 @@ def _devices(rows: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
     evicted = CounterMetricFamily(
         "bowerbird_device_evicted_frames", "Frames that a full spool gave up.", labels=[*who, "reason"]
     )
+    spent = CounterMetricFamily(
+        "bowerbird_device_bytes", "Bytes of the device, both ways, by what they were spent on.", labels=[*who, "kind"]
+    )
     round_trip = GaugeMetricFamily("bowerbird_device_round_trip_seconds", "From the device to the broker and back.", labels=who)
     temperature = GaugeMetricFamily("bowerbird_device_temperature_celsius", "The device's hottest sensor.", labels=who)
     reconnects = GaugeMetricFamily(
@@ -123,6 +127,8 @@ def _devices(rows: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
         if told.hottest_c is not None:
             temperature.add_metric(labels, told.hottest_c)
         reconnects.add_metric(labels, told.reconnects)
+        for kind, size in kinds_of(health.get("extra", {}).get("spent")).items():
+            spent.add_metric([*labels, kind], size)
         for end, count in told.latency.items():
             latencies.add_metric([*labels, end], count)
         for begin, count in told.scores.items():
@@ -132,7 +138,7 @@ def _devices(rows: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
         for reason, count in sorted(health.get("evicted", {}).items()):
             evicted.add_metric([*labels, reason], count)
     yield from (online, heard, received, image_bytes, rate, latency, spool, evicted, *counters.values())
-    yield from (round_trip, temperature, reconnects, latencies, scores)
+    yield from (spent, round_trip, temperature, reconnects, latencies, scores)
 
 
 @router.get("/metrics", summary="Prometheus' text format; with the token, as everything here.")
