@@ -13,10 +13,11 @@ ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faults.md"
 BEGIN = "<!-- identity faults: written by `python -m bowerbird_testing.identity_faults` -->\n"
 
-FAULTS = """reply lost and retried 10 times; server killed after commit; 16 claims on one token; token late by a second; \
-clocks 1970 and +10 years; power cut at each step of writing the identity; certificate expired 60 and 120 days offline; CA rolled with half the fleet \
-offline; ACL half-written; state folder full, read-only, tmpfs; wrong wheel ABI; deadlocked capture thread while MQTT is fine; install \
-killed midway; two installs at once; backup under load; restore of an older backup; redactor crashes, mask of another resolution"""
+FAULTS = """reply lost and retried 10 times; server killed after commit; 16 claims on one token; token late by a second; clocks 1970 \
+and +10 years; power cut at each step of writing the identity; certificate expired 60 and 120 days offline; CA rolled \
+with half the fleet offline; ACL half-written; state folder full, read-only, tmpfs; wrong wheel ABI; deadlocked capture \
+thread while MQTT is fine; install killed midway; two installs at once; backup under load; restore of an older backup; \
+redactor crashes, mask of another resolution"""
 
 _CLAIMS, _KILLED = "integration/test_claims.py::", "faults/test_identity_killed.py::"
 
