@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bowerbird_agent.errors import AgentError
-from bowerbird_models.durable import sync_folder, write_durably
+from bowerbird_models.durable import make_durable_folder, sync_folder, write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -218,7 +218,7 @@ def make_folder(folder: Path, *, in_memory_ok: bool = False) -> None:
         IdentityError: it lies in memory and would be gone after a power cut, or others can read it.
         OSError: it cannot be made.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_durable_folder(folder, mode=0o700)
     if not in_memory_ok and filesystem_of(folder) in _IN_MEMORY:
         raise IdentityError(
             f"{folder} lies in memory (tmpfs): a power cut would take the identity. Set device.state_dir to a folder on a disk, or "

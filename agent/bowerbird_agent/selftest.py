@@ -85,11 +85,16 @@ def run_selftest(
                 return SelfTestResult("selftest_timeout", f"the self-test did not end within {timeout_s:.0f} s")
     except OSError as error:
         return SelfTestResult("selftest_start", f"the self-test could not be started ({error.strerror})")
+    return verdict_of(output, child.returncode)
+
+
+def verdict_of(output: bytes, exit_code: int) -> SelfTestResult:
+    """What the child's last words mean; a hostile model may have had a say in them."""
     try:
         plain = json.loads(output[-_MAX_OUTPUT_BYTES:])
         return SelfTestResult(str(plain["code"]), str(plain["detail"])[:500], float(plain["latency_ms"]))
-    except (ValueError, KeyError, TypeError):
-        how = f"signal {-child.returncode}" if child.returncode < 0 else f"exit code {child.returncode}"
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         return SelfTestResult("selftest_crash", f"the self-test died ({how})")
 
 

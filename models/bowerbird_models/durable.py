@@ -24,6 +24,14 @@ def sync_folder(path: Path) -> None:
     sync_file(path)
 
 
+def make_durable_folder(path: Path, mode: int = 0o777) -> None:
+    """A folder whose name, and those of the folders above that are new, are durable; one that is there is left as it is."""
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(mode=mode, parents=True, exist_ok=True)
+    for folder in reversed(new):
+        sync_folder(folder.parent)
+
+
 def write_durably(path: Path, content: bytes, mode: int = 0o644) -> None:
     """Replace a file in one step: a reader sees the old or the new content, and after the return power may fail."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import stat
 import zipfile
+import zlib
 from dataclasses import dataclass
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
@@ -91,7 +92,7 @@ def check_wheel(path: Path) -> int:
             if len({member.filename for member in members}) != len(members):
                 raise PackageError("bad_file", f"{path.name} has two members of one name; build it again")
             _check_metadata(path.name, wheel, archive)
-    except (OSError, zipfile.BadZipFile, NotImplementedError, ValueError) as error:
+    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, ValueError) as error:
         raise PackageError("bad_file", f"{path.name} is no wheel that can be read ({error}); fetch it again") from error
     return size
 
@@ -99,7 +100,7 @@ def check_wheel(path: Path) -> int:
 def _check_member(wheel: str, member: zipfile.ZipInfo) -> None:
     name = member.filename
     parts = PurePosixPath(name).parts
-    if not name or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or ":" in parts[0]:
+    if not parts or name.startswith("/") or "\\" in name or "\0" in name or ".." in parts or ":" in parts[0]:
         raise PackageError("bad_file", f"{wheel}: member {name[:80]!r} would leave the folder; do not use this file")
     kind = stat.S_IFMT(member.external_attr >> 16)
     if kind not in {0, stat.S_IFREG, stat.S_IFDIR}:
@@ -112,6 +113,8 @@ def _check_metadata(name: str, wheel: WheelName, archive: zipfile.ZipFile) -> No
     found = [m for m in archive.infolist() if re.fullmatch(r"[^/]+\.dist-info/METADATA", m.filename)]
     if len(found) != 1 or found[0].file_size > MAX_METADATA_BYTES:
         raise PackageError("bad_file", f"{name} does not have one METADATA of a reasonable size; build it again")
+    if found[0].compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        raise PackageError("bad_file", f"{name} is packed in a way that no wheel is; build it again")
     headers = HeaderParser().parsestr(archive.read(found[0]).decode("utf-8", "replace"))
     says = (normalised(str(headers["Name"])), str(headers["Version"]))
     if says != (wheel.project, wheel.version):

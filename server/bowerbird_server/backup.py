@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bowerbird_models.durable import write_durably
@@ -31,7 +31,7 @@ from bowerbird_server.config import CONFIG_NAME
 from bowerbird_server.deletion_log import NAME as LOG_NAME
 from bowerbird_server.deletion_log import DeletionLog
 from bowerbird_server.erase import replay
-from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
+from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.repository import raise_later
@@ -189,7 +189,7 @@ def restore(
         folder.make()
         for name, digest in manifest["files"].items():
             _restore_file(backup / name, folder.root / name, digest)
-        digests = [line.split()[0] for line in (backup / _BLOB_LIST).read_text().splitlines()]
+        digests = [line.split()[0] for line in (backup / _BLOB_LIST).read_text().splitlines() if line.strip()]
         (folder.root / _BLOB_LIST).unlink()
         if passphrase is not None and (folder.root / _SEALED).exists():
             unseal((folder.root / _SEALED).read_bytes(), passphrase, folder.root)
@@ -213,7 +213,7 @@ def restore(
         if broken:
             raise EnvironmentFault(f"the backup's catalogue does not hold together ({broken[0]}); use another backup")
         raise_later(folder.repository, RAISE_BY)
-    except (OSError, EnvironmentFault, BadInput) as error:
+    except (OSError, ServerError) as error:
         shutil.rmtree(folder.root, ignore_errors=True)
         if not isinstance(error, OSError):
             raise
@@ -309,9 +309,32 @@ def _check_complete(catalogue: Path, store: LocalBlobs) -> None:
     _sync(catalogue)
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a backup says of itself.
+
+    Raises:
+        EnvironmentFault: it is damaged.
+        BadInput: it names a file that would be written outside of the new data folder.
+    """
+    try:
+        manifest: Any = json.loads(path.read_bytes())
+        files = manifest["files"]
+        whole = all(isinstance(manifest[name], str) for name in ("kind", "made_at", "site"))
+        whole = whole and isinstance(manifest["with_keys"], bool) and isinstance(files, dict)
+        whole = whole and all(isinstance(digest, str) for digest in files.values())
+    except (OSError, ValueError, RecursionError, KeyError, TypeError) as error:
+        raise EnvironmentFault(f"{path} is damaged ({type(error).__name__}); use another backup") from error
+    if not whole:
+        raise EnvironmentFault(f"{path} is damaged; use another backup")
+    for name in files:
+        if not name or "\0" in name or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise BadInput(f"{path} names {name[:80]!r}, which is no file of a data folder; do not use this backup")
+    return dict(manifest)
+
+
 def _newest(source: Path) -> tuple[Path, dict[str, Any]]:
     for backup in sorted((path.parent for path in source.glob(f"*/{_MANIFEST}")), reverse=True):
-        manifest: dict[str, Any] = json.loads((backup / _MANIFEST).read_text())
+        manifest = read_manifest(backup / _MANIFEST)
         if manifest.get("kind") == _KIND:
             return backup, manifest
     raise NotFound(f"there is no complete backup in {source}; name the folder that `bowerbird backup` wrote")

@@ -18,6 +18,18 @@ from bowerbird_models.durable import sync_folder
 from bowerbird_server.errors import BadInput, EnvironmentFault
 
 NAME = "deletions.jsonl"
+# What an entry of each kind must say, for `erase.replay` and `catalogue.identity.shut_out_again`; more may stand there.
+_TEXT, _TEXT_OR_NONE, _NUMBER_OR_NONE = (str,), (str, type(None)), (int, type(None))
+_FIELDS: Mapping[str, Mapping[str, tuple[type, ...]]] = {
+    "frame": dict.fromkeys(("frame", "blob", "at", "actor", "why", "erasure"), _TEXT),
+    "erasure": {
+        **dict.fromkeys(("id", "at", "actor", "why", "frames"), _TEXT),
+        **dict.fromkeys(("device", "camera"), _TEXT_OR_NONE),
+        **dict.fromkeys(("from_ms", "to_ms"), _NUMBER_OR_NONE),
+    },
+    "device": dict.fromkeys(("id", "device", "state", "site", "at"), _TEXT),
+}
+_STATES = frozenset({"active", "pending", "suspended", "retired"})
 
 
 class DeletionLog:
@@ -69,7 +81,7 @@ class DeletionLog:
         """All entries in order; half a line that a power cut left is passed over.
 
         Raises:
-            BadInput: the file cannot be read.
+            BadInput: the file cannot be read, or an entry that is whole does not say what it must.
         """
         try:
             text = self.path.read_bytes().decode("utf-8", "replace")
@@ -78,19 +90,42 @@ class DeletionLog:
         except OSError as error:
             raise BadInput(f"cannot read the log of deletions {self.path}: {error.strerror}") from error
         found = []
-        for line in text.split("\n"):
+        for number, line in enumerate(text.split("\n"), start=1):
             try:
                 entry = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(entry, dict) and entry.get("kind") in {"frame", "erasure", "device"}:
-                found.append(entry)
+            kind = entry.get("kind") if isinstance(entry, dict) else None
+            if not isinstance(kind, str) or kind not in _FIELDS:
+                continue
+            if not _is_whole(entry, kind):
+                raise BadInput(
+                    f"line {number} of the log of deletions {self.path} is damaged: an entry of the kind {kind!r} that does not say "
+                    "what is deleted. Take the line from another copy of the log; without it something erased could come back."
+                )
+            found.append(entry)
         return found
 
     def add_missing(self, other: DeletionLog) -> int:
         """Add what another log has and this one has not; returns how many entries."""
         here = {_key(entry) for entry in self.read()}
         return self.append(entry for entry in other.read() if _key(entry) not in here)
+
+
+def _is_whole(entry: Mapping[str, Any], kind: str) -> bool:
+    if not all(isinstance(entry.get(name, ...), types) for name, types in _FIELDS[kind].items()):
+        return False
+    if kind == "device":
+        return entry["state"] in _STATES
+    return kind == "frame" or _is_list_of_text(entry["frames"])
+
+
+def _is_list_of_text(text: str) -> bool:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, list) and all(isinstance(one, str) for one in found)
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[str, str]:

@@ -57,7 +57,7 @@ def decode_headers(data: bytes) -> HeaderRecord:
             for site, header, size in plain["frames"]
         )
         return HeaderRecord(str(plain["at"]), frames)
-    except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError) as error:
+    except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise MessageError(f"a damaged record of frame headers: {type(error).__name__}") from error
 
 
@@ -72,7 +72,7 @@ def decode_fact(data: bytes) -> tuple[str, dict[str, Any]] | None:
         return None
     try:
         plain = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     kind = plain.get("kind") if isinstance(plain, dict) else None
     if not isinstance(kind, str) or not kind.startswith(_KIND) or not kind.endswith(" 1"):

@@ -8,28 +8,41 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import struct
 import tempfile
+import zipfile
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
+import cbor2
 import cv2
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from joserfc import jwt
+from joserfc.jwk import OKPKey
 
 from bowerbird_models.manifest import canonical_json
 from bowerbird_models.package import build_package
+from bowerbird_models.signing import sign_job
 from bowerbird_server.identity.authority import Authority
+from bowerbird_server.records import HEADERS_MAGIC, encode_fact, encode_headers
 from bowerbird_testing.claimant import make_request
 from bowerbird_testing.fuzz import CORPUS
+from bowerbird_testing.fuzz_device_targets import DEVICE, NOW_MS, director
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_testing.update_server import UpdateServer
 from bowerbird_wire.bundle import Bundle
 from bowerbird_wire.claim import ClaimRequest, RenewRequest, to_json
+from bowerbird_wire.codec import encode
+from bowerbird_wire.fleet_sketch import DIMENSIONS, FleetSketch
+from bowerbird_wire.fleet_sketch import encode as encode_sketch
 from bowerbird_wire.local_detections import DetectionsMessage, LocalDetection
 from bowerbird_wire.local_detections import to_json as detections_json
+from bowerbird_wire.messages import Block, Boost, Campaign, Desired, EraseWish, FetchAnswer, Job
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "golden"
 _CBOR = {
@@ -38,6 +51,8 @@ _CBOR = {
     "mixed-keys": b"\xa3avaxax\xa2\x01\x01aa\x02",
     "huge-length": b"\xa1av\x5b\x7f\xff\xff\xff\xff\xff\xff\xff",
     "tagged": b"\xa2av\x01ad\xd8\x24\x58\x03a:b",
+    "bignum-key": cbor2.dumps({"v": 1, 2**20_000: 1}),
+    "bignum-version": cbor2.dumps({"v": 2**20_000}),
 }
 
 
@@ -96,8 +111,6 @@ def _identity() -> dict[str, dict[str, bytes]]:
     key = ec.generate_private_key(ec.SECP256R1())
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority.open(Path(folder) / "identity")
-        from datetime import UTC, datetime
-
         leaf = authority.device_certificate("cam-01", key.public_key(), generation=3, now=datetime.now(tz=UTC))
         server = authority.chain_pem
         bundle = Bundle(
@@ -188,6 +201,149 @@ def _labels() -> dict[str, dict[str, bytes]]:
     }
 
 
+def _device() -> dict[str, dict[str, bytes]]:
+    wished = {
+        "selection": {"epsilon": 0.3},
+        "budget": {"bytes_per_day": 500_000, "quiet_hours": ["22:00-06:00", "12:00-13:00"]},
+        "cameras": {"gate": {"fps": 5, "masks": [[[0.5, 0.5], [1.0, 0.5], [1.0, 1.0]]], "region": [0.0, 0.0, 1.0, 1.0]}},
+        "health": {"interval_s": 60},
+    }
+    campaign = Campaign("c1", 10, 100_000, NOW_MS + 1000, "person", 0.2, 0.6, hours=("08:00-12:00",))
+    greedy = {
+        "budget": {"bytes_per_day": 2**70, "quiet_hours": []},
+        "cameras": {"gate": {"masks": [[[0, 0], [1, 0], [float("nan"), 1]]]}},
+    }
+    wish = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob("desired*.bin"))}
+    whole = Desired(3, 10, 2, wished, 4, (campaign,), Boost(NOW_MS + 5000), (EraseWish("w", "gate", 0, 5),))
+    source = np.random.default_rng(1)
+    centres = source.normal(size=(3, DIMENSIONS)).astype(np.float32)
+    model = bytes.fromhex("ab" * 8)
+    sketch = encode_sketch(FleetSketch(model, 32, centres, np.array([0.1, 0.2, 0.3], np.float32)))
+    job = sign_job(
+        Job("j1", "ab" * 32, 3), director(), device=DEVICE, expires_at=datetime.fromtimestamp(NOW_MS / 1000 + 60, UTC)
+    )
+    path = "metadata/timestamp.json"
+    blocks = [
+        Block(path, 0, 32_768, 40_000, b"x" * 32_768),
+        Block(path, 1, 32_768, 40_000, b"x" * 7232),
+        Block(path, 0, 32_768, -5),
+    ]
+    one, two, none = (len(packed).to_bytes(2, "big") + packed for packed in map(encode, blocks))
+    words = {"code": "", "detail": "fine", "latency_ms": 12.5}
+    return {
+        "wish": {
+            **wish,
+            "whole": encode(whole),
+            "greedy": encode(Desired(3, config=greedy, config_version=1)),
+            "bignum": cbor2.dumps({"v": Desired.VERSION, "n": 1, "bo": {"u": 2**62, "f": 2**2000}}),
+        },
+        "fleet-sketch": {
+            "good": sketch,
+            "cut": sketch[:-9],
+            **{name: _CBOR[name] for name in ("deep", "cyclic", "huge-length")},
+        },
+        "signed-job": {"good": encode(job), "bare": (GOLDEN / "job.bin").read_bytes()},
+        "transfer": {"whole": two, "negative": none + two, "huge": one[:9]},
+        "selftest-output": {
+            "good": json.dumps(words).encode(),
+            "deep": b"[" * 3000,
+            "huge": b'{"code": "", "detail": "", "latency_ms": 1' + b"0" * 400 + b"}",
+        },
+        "mot": {
+            "good": b"1,1,10,20,30,40,1,-1,-1,-1\n2,1,12,20,30,40,0\n",
+            "numbers": b"1,1,nan,20,30,inf,1\n1,1e400,1,1,1,1\n",
+            "digits": b"9" * 5000 + b",1,1,1,1,1\n",
+        },
+    }
+
+
+def _wheel(*members: tuple[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members:
+            archive.writestr(zipfile.ZipInfo(name), content, zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+def _site() -> dict[str, dict[str, bytes]]:
+    frame = (GOLDEN / "frame.bin").read_bytes()
+    header = frame[9 : 9 + int.from_bytes(frame[5:9], "big")]
+    metadata = ("a-1.0.dist-info/METADATA", b"Name: a\nVersion: 1.0\n" + b"x" * 300)
+    wheel = _wheel(metadata)
+    inside = wheel.index(b"METADATA") + 12
+    by = {"at": "2026-01-01", "actor": "a", "why": "w"}
+    lines: list[object] = [
+        {"kind": "erasure", "id": "e1", **by, "device": None, "camera": None, "from_ms": 0, "to_ms": 5, "frames": "[]"},
+        {"kind": "frame", "frame": "0" * 64, "blob": "", **by, "erasure": "e1"},
+        {"kind": "device", "id": "cam-01 x", "device": "cam-01", "state": "retired", "site": "demo", "at": "2026-01-01"},
+    ]
+    log = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    manifest = {
+        "kind": "bowerbird backup 1",
+        "made_at": "2026-01-01",
+        "site": "demo",
+        "with_keys": False,
+        "files": {"catalogue.db": "0" * 64},
+    }
+    outside = {**manifest, "files": {"../../etc/cron.d/x": "0" * 64}}
+    key = OKPKey.import_key(
+        {
+            "kty": "OKP",
+            "crv": "Ed25519",
+            "kid": "one",
+            "x": "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w",
+            "d": "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE",
+        }
+    )
+    claims = {
+        "iss": "https://id.example",
+        "aud": "bowerbird",
+        "sub": "42",
+        "nonce": "nonce-of-the-corpus",
+        "iat": 1_799_999_990,
+    }
+    claims |= {"exp": 1_800_000_600, "email": "Ada@example.org", "email_verified": True}
+    token = jwt.encode({"alg": "Ed25519", "kid": "one"}, claims, key, algorithms=["Ed25519"])
+    keys = json.dumps({"keys": [key.as_dict(private=False)]}).encode()
+    signed = json.dumps({"access_token": "a", "id_token": token}).encode()
+    plain = {"v": 1, "boot": "b", "t": 1}
+    counts = {"l": [2**2000] * 8, "s": [1] * 10, "r": 2**2000, "n": True, "c": -5}
+    return {
+        "record-headers": {
+            "good": encode_headers("2026-01-01", [("demo", header, 5)]),
+            "deep": HEADERS_MAGIC + b"\x81" * 900 + b"\xf6",
+            "numbers": HEADERS_MAGIC + cbor2.dumps({"at": 1, "frames": [["a", header, 2**2000], ["a", header, float("inf")]]}),
+            "bignum": HEADERS_MAGIC + cbor2.dumps({"at": 2**20_000, "frames": []}),
+        },
+        "record-fact": {"good": encode_fact("tombstone", {"frame": "0" * 64}), "deep": b'{"kind":' + b"[" * 3000},
+        "deletions": {"good": log, "deep": b"[" * 3000 + b"\n" + log, "nameless": b'{"kind": "erasure", "id": "e1"}\n'},
+        "backup-manifest": {
+            "good": json.dumps(manifest).encode(),
+            "outside": json.dumps(outside).encode(),
+            "torn": json.dumps(manifest).encode()[:40],
+            "deep": b"[" * 3000,
+        },
+        "wheel": {
+            "good": wheel,
+            "dot": _wheel((".", b""), metadata),
+            "inflate": wheel[:inside] + b"\xff\xff\xff" + wheel[inside + 3 :],
+            "outside": _wheel(("../x", b""), metadata),
+        },
+        "health-said": {
+            "good": (GOLDEN / "health.bin").read_bytes(),
+            "counts": cbor2.dumps({**plain, "tm": counts, "spent": {"f": 2**2000}, "uplink": {"total": [2**2000] * 4}}),
+            "no-tables": cbor2.dumps({**plain, "window": "x", "dry_run": [], "tm": 1, "spent": None, "uplink": 5}),
+        },
+        "oidc-answer": {
+            "good": signed + b"\n" + keys,
+            "list": signed + b"\n[1, 2]",
+            "keyless": signed + b'\n{"keys": [{"kty": 5}]}',
+            "deep": signed + b"\n" + b"[" * 3000,
+            "claims": json.dumps({"id_token": "e30.W10.x"}).encode() + b"\n" + keys,
+        },
+    }
+
+
 def seeds() -> Mapping[str, Mapping[str, bytes]]:
     """Inputs by target and name."""
     out: dict[str, dict[str, bytes]] = {}
@@ -203,8 +359,13 @@ def seeds() -> Mapping[str, Mapping[str, bytes]]:
         "block",
         "chunk",
         "offer",
+        "reported",
+        "tombstones",
+        "fetch-answer",
     ):
         out[name] = {path.stem: path.read_bytes() for path in sorted(GOLDEN.glob(f"{name}*.bin"))} | _CBOR
+    out["health"]["bignum"] = cbor2.dumps({"v": 1, "boot": "b", "t": 1, "fps": 2**2000})
+    out["fetch-answer"]["good"] = encode(FetchAnswer(b"x" * 16, "sent", (b"y" * 32,)))
     frame = (GOLDEN / "frame.bin").read_bytes()
     lies = frame[:5] + b"\xff\xff\xff\xff" + frame[9:]
     out["frame"] = {"good": frame, "lies": lies, "cut": frame[:-10]}
@@ -230,7 +391,16 @@ def seeds() -> Mapping[str, Mapping[str, bytes]]:
         "escape": b"{0: '\\N{BULLET}\\ud83d\\ude00'}",
     }
     out["image"] = _pictures()
-    return {**out, "image-metadata": out["image"], **_models(), **_identity(), **_labels(), **_releases()}
+    return {
+        **out,
+        "image-metadata": out["image"],
+        **_models(),
+        **_identity(),
+        **_labels(),
+        **_releases(),
+        **_device(),
+        **_site(),
+    }
 
 
 def _frame_of(image: bytes) -> bytes:

@@ -39,7 +39,10 @@ class Target:
 
 def targets() -> Mapping[str, Target]:
     """By name, which is that of its folder in the corpus."""
-    return {**_wire(), **_identity(), **_models(), **_server()}
+    from bowerbird_testing.fuzz_device_targets import device_targets
+    from bowerbird_testing.fuzz_site_targets import site_targets
+
+    return {**_wire(), **_identity(), **_models(), **_server(), **device_targets(), **site_targets()}
 
 
 # -- what crosses the broker
@@ -108,7 +111,20 @@ def _wire() -> dict[str, Target]:
             assert all(count > 0 for count in unpack_classes(hour.classes).values())
         return hours
 
-    names = ("Receipt", "Credit", "Status", "Health", "Desired", "Job", "Report", "BlockRequest", "Block")
+    names = (
+        "Receipt",
+        "Credit",
+        "Status",
+        "Health",
+        "Desired",
+        "Job",
+        "Report",
+        "BlockRequest",
+        "Block",
+        "Reported",
+        "Tombstones",
+        "FetchAnswer",
+    )
     plain = {"".join(f"-{c.lower()}" if c.isupper() else c for c in name).strip("-"): _message(name) for name in names}
     own = {
         "frame": frame,

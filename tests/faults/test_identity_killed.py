@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -20,6 +22,7 @@ from bowerbird_server.catalogue import fleet
 from bowerbird_server.catalogue import identity as rows
 from bowerbird_testing import identity_child
 from bowerbird_testing.claim_site import ClaimSite, claim_site
+from bowerbird_testing.power_cut import DISKS, Control, after_the_cut, compiled_shim, shim_environment
 
 FEWEST_STEPS = 12  # a run with fewer has not killed where it should
 
@@ -133,3 +136,63 @@ def test_a_full_disk_while_renewing_leaves_the_identity_that_was_there(
         load_identity(folder).tls_context()
     assert failed > 0
     assert load_identity(folder).generation >= 2
+
+
+def test_a_read_only_disk_while_renewing_leaves_the_identity_that_was_there(
+    place: ClaimSite, tmp_path: Path, small_disk: Path
+) -> None:
+    """As after an error of the file system; with the disk writable again it renews."""
+    enrol(read_bundle(place.bundle(tmp_path, device="cam-01")), small_disk / "agent.toml", version="0.1.0", in_memory_ok=True)
+    folder = small_disk / "state" / "identity"
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    try:
+        with pytest.raises(OSError, match="Read-only"):
+            renew(folder)
+        assert load_identity(folder).generation == 1
+        load_identity(folder).tls_context()
+    finally:
+        subprocess.run(["mount", "-o", "remount,rw", str(small_disk)], check=True)
+    assert renew(folder).generation >= 2
+
+
+def test_a_power_cut_at_each_step_of_writing_the_identity_leaves_what_was_promised(place: ClaimSite, tmp_path: Path) -> None:
+    """What was not fsynced is gone, names and contents: an identity that `enrol` or `renew` has returned is there all the same."""
+    dice = random.Random(4)
+    environment = shim_environment(
+        compiled_shim(tmp_path),
+        control=Control(tmp_path / "control").path,
+        root=tmp_path / "none",
+        shadow=tmp_path / "none-shadow",
+    )
+    argv = [sys.executable, "-m", "bowerbird_testing.identity_power_cut"]
+    promised: set[int] = set()
+    with subprocess.Popen(argv, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        for at in range(1, 200):
+            board, notes = tmp_path / f"board-{at}", tmp_path / f"notes-{at}"
+            task = {"bundle": place.bundle(tmp_path / f"bundle-{at}", device=f"cam-{at}"), "root": board / "root"}
+            task |= {"shadow": board / "shadow", "notes": notes}
+            for folder in (board / "root", board / "shadow"):
+                folder.mkdir(parents=True)
+            child.stdin.write(json.dumps({**{key: str(value) for key, value in task.items()}, "at": at}) + "\n")
+            child.stdin.flush()
+            ended = child.stdout.readline().strip()
+            generations = [int(line) for line in notes.read_text().split()] if notes.exists() else []
+            promised |= set(generations)
+            for disk in DISKS:
+                found = after_the_cut(board / "root", board / "shadow", board / disk, disk, dice) / "state" / "identity"
+                if found.exists():
+                    found.chmod(0o700)
+                    for file in found.iterdir():
+                        file.chmod(0o600)
+                try:
+                    generation = load_identity(found).generation
+                except NoIdentity:
+                    generation = 0
+                assert generation >= max(generations, default=0), (at, disk)
+            if ended == "through":
+                break
+            assert ended == "killed"
+    assert at >= FEWEST_STEPS
+    assert promised == {1, 2}

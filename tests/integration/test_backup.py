@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -123,6 +124,53 @@ def test_damage_in_a_backup_is_noticed_and_nothing_half_restored_stays(site: Sit
     with pytest.raises(EnvironmentFault, match="damaged"):
         restore(tmp_path / "backup", tmp_path / "other", "test")
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("name", ["../outside", "keys/../../outside", "/tmp/outside", ""])
+def test_a_backup_that_names_a_file_elsewhere_restores_nothing(site: Site, tmp_path: Path, name: str) -> None:
+    """Whoever can write the disk of the backups would otherwise write anywhere on the server."""
+    back_up(site, tmp_path / "backup")
+    (manifest,) = (tmp_path / "backup").glob("*/backup.json")
+    (tmp_path / "backup" / "outside").write_bytes(b"x")
+    said = json.loads(manifest.read_text())
+    said["files"][name] = hashlib.sha256(b"x").hexdigest()
+    manifest.write_text(json.dumps(said))
+    with pytest.raises(BadInput, match="no file of a data folder"):
+        restore(tmp_path / "backup", tmp_path / "new" / "site", "test")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"[" * 5000, b'{"kind": "bowerbird backup 1"}', b"\xff"],
+    ids=["empty", "torn", "list", "deep", "bare", "bytes"],
+)
+def test_a_backup_whose_manifest_is_damaged_is_told_so(site: Site, tmp_path: Path, content: bytes) -> None:
+    back_up(site, tmp_path / "backup")
+    (manifest,) = (tmp_path / "backup").glob("*/backup.json")
+    manifest.write_bytes(content)
+    with pytest.raises(EnvironmentFault, match="use another backup"):
+        restore(tmp_path / "backup", tmp_path / "new", "test")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"kind": "erasure", "id": "e1"},
+        {"kind": "frame", "frame": "0" * 64},
+        {"kind": "device", "id": "a", "device": "cam-01", "state": "gone", "site": "demo", "at": "2026-01-01"},
+        {"kind": "device", "id": "a", "device": "../x", "state": "retired", "site": "demo", "at": "2026-01-01"},
+    ],
+)
+def test_with_a_damaged_log_of_deletions_nothing_is_restored(site: Site, tmp_path: Path, line: dict[str, str]) -> None:
+    """A line that cannot be carried out may have been the one about a frame that must not come back."""
+    back_up(site, tmp_path / "backup")
+    log = tmp_path / "deletions.jsonl"
+    log.write_text(json.dumps(line) + "\n")
+    with pytest.raises(BadInput):
+        restore(tmp_path / "backup", tmp_path / "new", "test", deletions=[log])
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_backup_or_a_restore_never_writes_over_something_else(site: Site, tmp_path: Path) -> None:

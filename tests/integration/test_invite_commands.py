@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import tomllib
 from typer.testing import CliRunner
 
 from bowerbird_agent.enrolment import read_bundle
@@ -158,3 +159,25 @@ def test_the_authority_says_its_pin_and_where_the_roots_key_is(data: Path, tmp_p
     run("identity", "roll", "--root-key", tmp_path / "root.key", "--data", data)
     assert json.loads(run("identity", "show", "--json", "--data", data))["pin"] == shown["pin"]
     assert len(list((data / "identity").glob("issuing-*.pem"))) == 2
+
+
+@pytest.mark.parametrize(
+    "content", ["serial\n" + "x" * 200_000, 'serial\n"A1', "serial\nA\x001\n"], ids=["long", "open", "nul"]
+)
+def test_a_list_that_is_none_is_refused_in_a_sentence(data: Path, tmp_path: Path, content: str) -> None:
+    """A field without end, a quotation mark that is never closed before it, a character of no text."""
+    listed = tmp_path / "boards.csv"
+    listed.write_text(content + "," * 3)
+    result = CliRunner().invoke(app, ["devices", "invite", "--csv", str(listed), "--data", str(data), "--out", str(tmp_path)])
+    assert result.exit_code == 2, result.output
+
+
+def test_what_to_write_into_the_configuration_holds_from_whatever_folder_the_server_starts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shown = run("broker", "config", "--out", "broker", "--name", "mqtt.example.net", "--data", data)
+    begin = shown.index("[broker]")
+    told = tomllib.loads(shown[begin : shown.index("after a change")])["broker"]
+    assert Path(told["ca_file"]) == tmp_path / "broker" / "ca.pem"
+    assert Path(told["certificate"]) == tmp_path / "broker" / "services"

@@ -49,7 +49,8 @@ def write_config(
         )
     say(f"{out} holds everything; start the broker with: mosquitto -c {(at or out) / 'mosquitto.conf'}")
     say("and tell the server of it in bowerbird.toml:")
-    say(f'[broker]\nurl = "mqtts://{name[0]}:{port}"\nca_file = "{out / "ca.pem"}"\ncertificate = "{out / "services"}"')
+    here = out.resolve()
+    say(f'[broker]\nurl = "mqtts://{name[0]}:{port}"\nca_file = "{here / "ca.pem"}"\ncertificate = "{here / "services"}"')
     say("after a change of rules or certificates the broker needs a SIGHUP; certificates last 45 days, so run this every month")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from csv import Error as CsvError
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -153,7 +154,7 @@ def invite(
     if csv is not None:
         try:
             listed = read_list(csv.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, UnicodeDecodeError, CsvError) as error:
             raise BadInput(f"cannot read {csv}: {error}") from error
         wanted += [each if each.cameras else replace(each, cameras=cameras) for each in listed]
     if not wanted:
