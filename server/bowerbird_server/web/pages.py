@@ -15,6 +15,7 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 from markupsafe import Markup
 
+from bowerbird_server.broker_refusals import Refused, recent
 from bowerbird_server.catalogue import audit, batches, fetches, frames, identity, judged, labels, overview
 from bowerbird_server.catalogue.sessions import Session
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
@@ -23,7 +24,7 @@ from bowerbird_server.web.auth import csrf_matches, error_answer
 from bowerbird_server.web.permissions import NEEDS
 from bowerbird_server.web.shapes import fetch_shapes, frame_detail, frame_shape, label_shape
 from bowerbird_server.web.spending import Spent, spent
-from bowerbird_server.web.stores import catalogue, principal_of, whole_catalogue
+from bowerbird_server.web.stores import Stores, catalogue, principal_of, whole_catalogue
 from bowerbird_server.web.why import strategy_rows
 
 router = APIRouter()
@@ -115,8 +116,17 @@ def _dashboard(request: Request) -> dict[str, Any]:
         "rollouts": overview.rollouts(cat, 4),
         "events": overview.events(cat, limit=15, each_frame=False),
         "fallen_back": judged.fallen_back(cat),
+        "refused": refused_at_the_broker(request),
         "alarms": identity.alarms(cat, limit=5, since=datetime.now(tz=UTC) - ALARMS_SHOWN),
     }
+
+
+def refused_at_the_broker(request: Request) -> list[Refused]:
+    """Who did not come in there; for those who are let in everywhere, since whose they are nobody knows."""
+    held: Stores = request.app.state.stores
+    if not principal_of(request).sites.everywhere:
+        return []
+    return recent(held.folder.logs / "broker.log", now=datetime.now(tz=UTC))
 
 
 @router.get("/")
