@@ -81,3 +81,18 @@ def test_nobody_is_renewed_who_is_no_reader(site: Site) -> None:
     code, _ = run(site, "readers", "renew", "stranger")
     assert code != 0
     assert not (site.folder.devices / "stranger").exists()
+
+
+def test_who_let_a_reader_in_renewed_and_removed_it_is_in_the_audit_log(site: Site) -> None:
+    for arguments in (("add", "gate"), ("renew", "gate"), ("remove", "gate")):
+        code, told = run(site, "readers", *arguments)
+        assert code == 0, told
+    events = site.catalogue.rows("SELECT kind, actor FROM event WHERE subject = 'gate' ORDER BY position")
+    assert [event["kind"] for event in events] == ["reader added", "reader renewed", "reader removed"]
+    assert all(event["actor"].endswith("@cli") for event in events)
+
+
+def test_a_new_issuing_authority_is_in_the_audit_log(site: Site) -> None:
+    code, told = run(site, "identity", "roll")
+    assert code == 0, told
+    assert site.catalogue.value("SELECT count(*) FROM event WHERE kind = 'issuing authority rolled'") == 1

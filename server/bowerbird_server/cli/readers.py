@@ -8,7 +8,7 @@ import typer
 
 from bowerbird_server.broker import EmbeddedBroker
 from bowerbird_server.catalogue import fleet
-from bowerbird_server.cli.common import DATA, AsJson, Config, Data, open_site, say, show_json, show_rows
+from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput, NotFound
 from bowerbird_server.provision import broker_of, server_address
 from bowerbird_server.readers import ends, make_certificate, trouble_of
@@ -36,6 +36,7 @@ def add(name: str, data: Data = DATA, config: Config = None, as_json: AsJson = F
         topic = DetectionsTopic.filter(site.config.site)
         address = server_address(site)
         made = make_certificate(site.folder, name) if broker.takes_certificates else None
+        site.catalogue.log(actor(), "reader added", name, {"site": site.config.site})
     where = {"host": address.host, "port": address.port, "topic": topic}
     if as_json:
         files = {} if made is None else {"certificate": str(made), "ca": str(made.with_name("ca.pem"))}
@@ -60,6 +61,7 @@ def renew(name: str, data: Data = DATA, config: Config = None, as_json: AsJson =
             raise BadInput("this site's broker knows passwords only, which do not end; `bowerbird readers add` makes another")
         made = make_certificate(site.folder, name)
         until = ends(site.folder, [name])[name]
+        site.catalogue.log(actor(), "reader renewed", name, {"until": until and until.isoformat()})
     if as_json:
         show_json(
             {
@@ -104,4 +106,5 @@ def remove(name: str, data: Data = DATA, config: Config = None) -> None:
         if name not in broker.readers():
             raise NotFound(f"there is no reader {name}; `bowerbird readers list` shows them")
         broker.remove_device(name, fleet.active_devices(site.catalogue))
+        site.catalogue.log(actor(), "reader removed", name)
     say(f"{name} can read no more")
