@@ -488,7 +488,7 @@ class MqttLink:
             )
             advice = "ask who runs the server (`bowerbird devices list`); frames wait in the spool"
         elif connection.fault:
-            what = f"no TLS with broker {where}: {connection.reason}"
+            what = f"no TLS with broker {where}: {connection.reason.rstrip('.')}"
             advice = "frames wait in the spool"
         elif connection.refused:
             what = f"broker {where} refuses device {self.device} ({connection.reason})"

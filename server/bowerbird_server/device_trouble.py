@@ -13,6 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 RENEWS_WITH_OLD_KEY = timedelta(days=90)
+CLOCK_OFF = timedelta(hours=1)
+AWAY = timedelta(minutes=10)  # longer than a boot or a lost link usually is
 LATE = timedelta(days=10)  # a certificate of 45 days renews with 15 left
 
 
@@ -20,7 +22,7 @@ def trouble_of(row: Mapping[str, Any], now: datetime) -> str:
     """What keeps a device away, or will soon.
 
     Args:
-        row: `state`, `state_why`, `online`, `status_at`, `certificate_until` (ISO texts or None).
+        row: `state`, `state_why`, `online`, `status_at`, `certificate_until`, `certificate_from` (ISO texts or None).
         now: aware.
     """
     state = str(row["state"])
@@ -43,6 +45,16 @@ def trouble_of(row: Mapping[str, Any], now: datetime) -> str:
             return f"its certificate expired on {ends:%Y-%m-%d}, so the broker refuses it; {way}"
         if ends - now < LATE:
             return f"its certificate ends on {ends:%Y-%m-%d} and was not renewed; can it reach the claim listener?"
+    begins = row.get("certificate_from")
+    if begins and datetime.fromisoformat(str(begins)) - now > CLOCK_OFF:
+        return f"its certificate was issued on {begins[:10]}, which is yet to come here: this server's clock is behind, set it (NTP)"
     if not row["online"] and not row["status_at"]:
         return "was never connected; `bowerbird-agent doctor` there says what is missing"
+    if not row["online"]:
+        since = datetime.fromisoformat(str(row["status_at"]))
+        if now - since > AWAY:
+            return (
+                f"not connected since {since:%Y-%m-%d %H:%M} UTC; `bowerbird-agent doctor` there says why: network, clock, certificate "
+                "(expired, not yet valid), another CA or host name"
+            )
     return ""

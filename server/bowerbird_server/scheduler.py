@@ -11,7 +11,7 @@ import logging
 import threading
 from datetime import UTC, datetime
 
-from bowerbird_server import retention
+from bowerbird_server import readers, retention
 from bowerbird_server.batch import open_batch, plan_batch
 from bowerbird_server.catalogue import Row, batches, fleet, frames, rollouts, second_looks
 from bowerbird_server.catalogue import models as model_rows
@@ -20,6 +20,7 @@ from bowerbird_server.erase import finish_all
 from bowerbird_server.errors import ServerError
 from bowerbird_server.looking import try_to_look
 from bowerbird_server.loop import LoopFacts, Step, next_step
+from bowerbird_server.provision import broker_of
 from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.registry import open_repository, publish
 from bowerbird_server.site import Site
@@ -34,6 +35,7 @@ REFRESH_S = 3600.0
 KEEP_RECORDS_S = 5.0
 # Frames that came while nothing else was to do are looked at every so often, so many at a time.
 LOOK_S, LOOK_FRAMES = 60.0, 256
+WARN_S = 6 * 3600.0  # of certificates that a person renews
 PRIVACY_S = 300.0  # what an erasure left, and what is kept too long
 # After a step that failed for want of something (disk, signature), do not try again at once.
 RETRY_S = 10.0
@@ -41,7 +43,7 @@ RETRY_S = 10.0
 
 def run(site: Site, stop: threading.Event) -> None:
     """Work until `stop` is set."""
-    refreshed_s = kept_s = privacy_s = 0.0
+    refreshed_s = kept_s = privacy_s = warned_s = 0.0
     looked_s = datetime.now(UTC).timestamp()
     warned = ""
     while not stop.is_set():
@@ -53,6 +55,9 @@ def run(site: Site, stop: threading.Event) -> None:
             if now_s - kept_s > KEEP_RECORDS_S:
                 keep_records(site.catalogue, site.blobs)
                 kept_s = now_s
+            if now_s - warned_s > WARN_S:
+                _warn_of_readers(site)
+                warned_s = now_s
             if now_s - privacy_s > PRIVACY_S:
                 finish_all(site)
                 retention.apply(site)
@@ -73,6 +78,13 @@ def run(site: Site, stop: threading.Event) -> None:
                 logger.warning("%s", error)
             warned = str(error)
             stop.wait(RETRY_S)
+
+
+def _warn_of_readers(site: Site) -> None:
+    broker = broker_of(site)
+    if broker is not None:
+        for text in readers.warn(site.catalogue, site.folder, broker.readers(), datetime.now(UTC)):
+            logger.warning("%s", text)
 
 
 def read_facts(site: Site) -> LoopFacts:

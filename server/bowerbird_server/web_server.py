@@ -104,6 +104,7 @@ def run(folder: DataFolder, endpoint: WebEndpoint, config: ServerConfig) -> None
         approval_is_manual=approval_is_manual,
         oidc=provider,
         labelling=config.labelling,
+        config=config,
     )
     stop = threading.Event()
     noting = (folder.catalogue, folder.audit_anchors, stop)
@@ -128,6 +129,7 @@ def make_server(
     approval_is_manual: bool = False,
     oidc: Provider | None = None,
     labelling: LabellingConfig | None = None,
+    config: ServerConfig | None = None,
 ) -> uvicorn.Server:
     """The server with its limits, ready to `run`."""
     BoundedProtocol.proxies = frozenset(web.proxies)
@@ -142,6 +144,7 @@ def make_server(
             approval_is_manual=approval_is_manual,
             oidc=oidc,
             labelling=labelling,
+            config=config,
         ),
         host=endpoint.host,
         port=endpoint.port,

@@ -148,6 +148,15 @@ def test_a_device_signs_and_is_believed(site: Site) -> None:
     assert site.alarms("cam-01") == []
 
 
+def test_what_a_newer_agent_says_beside_is_signed_with_the_rest(site: Site) -> None:
+    """Keys that this server does not know are kept, and the signature holds over them."""
+    board = site.enrol("cam-01")
+    site.roll_out("cam-01")
+    plain = Report(site.job("cam-01"), "committed", MODEL, model_digest=MODEL, extra={"later": {"b": [1, 2.5], "a": b"x"}})
+    site.hear("cam-01", ReportSigner(board.folder, "cam-01").signed(plain))
+    assert site.outcome("cam-01") == ("succeeded", MODEL)
+
+
 def test_a_report_without_a_signature_changes_nothing_and_raises_an_alarm(site: Site, caplog: pytest.LogCaptureFixture) -> None:
     board = site.enrol("cam-01")
     site.roll_out("cam-01")

@@ -14,12 +14,15 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import cbor2
 import cv2
 import numpy as np
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from joserfc import jwt
@@ -36,13 +39,14 @@ from bowerbird_testing.fuzz_device_targets import DEVICE, NOW_MS, director
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_testing.update_server import UpdateServer
 from bowerbird_wire.bundle import Bundle
-from bowerbird_wire.claim import ClaimRequest, RenewRequest, to_json
+from bowerbird_wire.claim import SETUP, Answer, ClaimRequest, RenewRequest, claim_text, to_json
 from bowerbird_wire.codec import encode
 from bowerbird_wire.fleet_sketch import DIMENSIONS, FleetSketch
 from bowerbird_wire.fleet_sketch import encode as encode_sketch
 from bowerbird_wire.local_detections import DetectionsMessage, LocalDetection
 from bowerbird_wire.local_detections import to_json as detections_json
-from bowerbird_wire.messages import Block, Boost, Campaign, Desired, EraseWish, FetchAnswer, Job
+from bowerbird_wire.messages import Block, Boost, Campaign, Desired, EraseWish, FetchAnswer, Job, Report
+from bowerbird_wire.report_proof import report_bytes
 
 GOLDEN = Path(__file__).parents[1] / "unit" / "golden"
 _CBOR = {
@@ -136,12 +140,41 @@ def _identity() -> dict[str, dict[str, bytes]]:
             "surrogate": b'{"token":"t","request":"r","serial":"\\ud800"}',
             "nan": b'{"state":"x","retry_after_s":NaN,"generation":%s}' % (b"9" * 5000),
         },
+        "claim-text": {
+            "good": claim_text("https://127.0.0.1:8443", "a" * 32, bundle.pin).encode(),
+            "empty": b"bowerbird:###",
+            "surrogate": b"bowerbird:https://\xed\xa0\x80#" + b"a" * 32 + b"#" + b"0" * 64,
+        },
+        "setup": {
+            "good": to_json(_answer(json.loads(text))),
+            "tables": to_json(_answer({**json.loads(text), "tables": {"broker": 5, "a b]\n[x": {"k\n": 1}}})),
+            "nothing": b'{"state":"active","extra":{}}',
+            "null": b'{"state":"active","extra":{"setup":{"claim_urls":null,"trusted_root":0,"tables":[],"cameras":{}}}}',
+        },
+        "signed-report": {"good": encode(_signed_report(key, leaf)), "bare": encode(Report("j", "trial", "")), **_CBOR},
+        "broker-log": {
+            "good": b"1795842614: New connection from 192.0.2.1:5 on port 8883.\n"
+            b"1795842615: OpenSSL Error[0]: error:0A000418:SSL routines::tlsv1 alert unknown ca\n",
+            "year": b"99999999999: OpenSSL Error[0]: error:0A000418:SSL routines::tlsv1 alert unknown ca",
+        },
         "bundle": {
             "good": text.encode(),
             "number": json.dumps({**json.loads(text), "claim_urls": 5}).encode(),
             "tables": json.dumps({**json.loads(text), "tables": {"broker": 5, "a b]\n[x": {"k\n": 1}}}).encode(),
         },
     }
+
+
+def _answer(bundle: dict[str, Any]) -> Answer:
+    """What the claim listener says to a board that has no bundle."""
+    told = {name: bundle[name] for name in ("claim_urls", "trusted_root", "cameras")}
+    tables = bundle["tables"] or {"broker": {"host": "127.0.0.1", "port": 8883}}
+    return Answer("active", device="dev-1", site="demo", generation=1, extra={SETUP: {**told, "tables": tables}})
+
+
+def _signed_report(key: ec.EllipticCurvePrivateKey, leaf: bytes) -> Report:
+    report = Report("job", "committed", "a" * 64, at_ms=1000, certificate=_der(leaf))
+    return replace(report, signature=key.sign(report_bytes("cam-01", report), ec.ECDSA(hashes.SHA256())))
 
 
 def _releases() -> dict[str, dict[str, bytes]]:

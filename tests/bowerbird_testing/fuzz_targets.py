@@ -143,10 +143,13 @@ def _wire() -> dict[str, Target]:
 def _identity() -> dict[str, Target]:
     from cryptography import x509
 
+    from bowerbird_agent.errors import AgentError
     from bowerbird_server.identity.authority import common_name, generation_of, is_reserved
     from bowerbird_server.identity.requests import RequestRefused, read_request
     from bowerbird_wire.bundle import Bundle, agent_toml
-    from bowerbird_wire.claim import Answer, ClaimRequest, RenewRequest, from_json
+    from bowerbird_wire.claim import Answer, ClaimRequest, RenewRequest, claim_text, from_json, read_claim_text
+    from bowerbird_wire.codec import decode
+    from bowerbird_wire.messages import Report
 
     def claim(data: bytes) -> object:
         found: list[object] = []
@@ -180,7 +183,36 @@ def _identity() -> dict[str, Target]:
         found = Bundle.from_text(data.decode(errors="replace"))
         return tomllib.loads(agent_toml(found, "dev-1"))["device"]["id"]
 
+    def text(data: bytes) -> object:
+        found = read_claim_text(data.decode(errors="replace"))
+        assert read_claim_text(claim_text(*found)) == found
+        return found
+
+    def setup(data: bytes) -> object:
+        from bowerbird_agent.enrolment import completed
+
+        begun = Bundle("", "token", ["https://127.0.0.1:1"], "", "", "")
+        return agent_toml(completed(begun, from_json(Answer, data)), "dev-1")
+
+    def signed_report(data: bytes) -> object:
+        from bowerbird_server.identity import report_check
+
+        report = decode(Report, data)
+        leaf = report_check._leaf(report.certificate)
+        return leaf is not None and report_check._is_signed(leaf, "cam-01", report)
+
+    def broker_log(data: bytes) -> object:
+        from datetime import UTC, datetime
+
+        from bowerbird_server.broker_refusals import refusals
+
+        return refusals(data.decode(errors="replace").splitlines(), now=datetime.fromtimestamp(1_795_842_700, tz=UTC))
+
     return {
+        "claim-text": Target(text, (WireError,)),
+        "setup": Target(setup, (WireError, AgentError)),
+        "signed-report": Target(signed_report, (WireError,)),
+        "broker-log": Target(broker_log, ()),
         "claim": Target(claim, (WireError,)),
         "certificate-request": Target(request, (RequestRefused,)),
         "certificate": Target(certificate, (ValueError, x509.InvalidVersion)),

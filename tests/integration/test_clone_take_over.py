@@ -103,12 +103,17 @@ def test_two_sessions_of_one_identity_that_take_over_from_each_other_are_both_su
     folder = DataFolder(tmp_path / "data")
     enrolled_board(tmp_path / "board", cat, Authority.open(folder.identity))
     shutil.copytree(tmp_path / "board", tmp_path / "twin")
-    stop, began_s = threading.Event(), time.monotonic()
+    stop, began_s, is_out = threading.Event(), time.monotonic(), threading.Event()
     with TlsBroker(tmp_path, {NAME: "demo"}, authority=folder.identity) as broker:
+
+        def shut_out(device: str) -> None:
+            broker.broker.remove_device(device, {})
+            is_out.set()
+
         serving = threading.Thread(
             target=delivery.run,
             args=(folder, broker.server, stop),
-            kwargs={"on_suspended": lambda device: broker.broker.remove_device(device, {})},
+            kwargs={"on_suspended": shut_out},
         )
         serving.start()
         sessions = [Session(tmp_path / name, broker.server.port, frames) for name, frames in (("board", 11), ("twin", 22))]
@@ -124,7 +129,7 @@ def test_two_sessions_of_one_identity_that_take_over_from_each_other_are_both_su
             assert all(session.link.attempt[0] >= TAKE_OVERS for session in sessions)
             assert "taken over" in fleet.get(cat, NAME)["state_why"]
             assert ["taken over" in alarm["why"]["why"] for alarm in rows.alarms(cat)] == [True]
-            wait_until(lambda: NAME in broker.broker.denied(), "the broker to shut it out")
+            wait_until(is_out.is_set, "the broker to shut it out")
             before = fleet.get(cat, NAME)
             with FreeClient(broker.server, WATCHER) as watcher:
                 watcher.subscribe("bowerbird/v1/demo/up/#")

@@ -27,12 +27,22 @@ def ends_in(days: float) -> dict[str, str]:
         ({**SEEN, "state": "suspended", "state_why": "two boards"}, "suspended: two boards"),
         ({**SEEN, "state": "pending"}, "approved"),
         ({**SEEN, "status_at": None}, "never connected"),
+        (SEEN, "not connected since 2026-11-20 00:00 UTC"),
+        ({**SEEN, **ends_in(30)}, "bowerbird-agent doctor"),
+        ({**SEEN, **ends_in(47), "certificate_from": (NOW + timedelta(days=2)).isoformat()}, "clock is behind"),
     ],
 )
 def test_what_is_wrong_is_said(row: dict[str, Any], word: str) -> None:
     assert word in trouble_of(row, NOW)
 
 
-@pytest.mark.parametrize("row", [SEEN, {**SEEN, **ends_in(30)}, {**SEEN, "state": "retired", **ends_in(-9)}])
+@pytest.mark.parametrize(
+    "row",
+    [
+        {**SEEN, "online": 1, **ends_in(30), "certificate_from": (NOW - timedelta(days=15)).isoformat()},
+        {**SEEN, "status_at": (NOW - timedelta(minutes=9)).isoformat()},
+        {**SEEN, "state": "retired", **ends_in(-9)},
+    ],
+)
 def test_nothing_is_said_while_nothing_is_wrong(row: dict[str, Any]) -> None:
     assert trouble_of(row, NOW) == ""

@@ -66,12 +66,14 @@ def get(cat: Catalogue, device: str) -> Row:
 
 
 def list_devices(cat: Catalogue, *, site: str | None = None, now: datetime | None = None) -> list[Row]:
-    """All devices by name, each with `health` as a dictionary, `cameras` as a list of names, `certificate_until` (None without one) and
+    """All devices by name, each with `health` as a dictionary, `cameras` as a list of names, `certificate_until` and
+    `certificate_from` (None without one) and
     `trouble`, a sentence or nothing.
     """
     rows = cat.rows(
         "SELECT device.*, (SELECT not_after FROM certificate WHERE certificate.device = device.id ORDER BY generation DESC LIMIT 1) "
-        "AS certificate_until FROM device WHERE ?1 IS NULL OR site = ?1 ORDER BY id",
+        "AS certificate_until, (SELECT issued_at FROM certificate WHERE certificate.device = device.id "
+        "ORDER BY generation DESC LIMIT 1) AS certificate_from FROM device WHERE ?1 IS NULL OR site = ?1 ORDER BY id",
         site,
     )
     cameras: dict[str, list[str]] = {}

@@ -305,7 +305,10 @@ def forget_tokens(cat: Catalogue) -> int:
     return cat.execute("UPDATE invitation SET state = 'withdrawn' WHERE state = 'open'")
 
 
-def alarms(cat: Catalogue, *, limit: int = 50) -> list[Row]:
-    """The newest alarms: `at`, `subject`, `why` as a dictionary."""
-    rows = cat.rows("SELECT at, subject, why FROM event WHERE kind = ? ORDER BY id DESC LIMIT ?", ALARM, limit)
+def alarms(cat: Catalogue, *, limit: int = 50, since: datetime | None = None, subject: str | None = None) -> list[Row]:
+    """The newest alarms, of one subject if that is named: `at`, `subject`, `why` as a dictionary."""
+    rows = cat.rows(
+        "SELECT at, subject, why FROM event WHERE kind = ?1 AND at >= ?2 AND (?3 IS NULL OR subject = ?3) ORDER BY id DESC LIMIT ?4",
+        *(ALARM, "" if since is None else text_of(since), subject, limit),
+    )
     return [{**row, "why": json.loads(row["why"])} for row in rows]

@@ -10,7 +10,7 @@ import typer
 
 from bowerbird_server.broker_own import write_own_broker
 from bowerbird_server.catalogue import fleet
-from bowerbird_server.cli.common import DATA, Config, Data, open_site, say
+from bowerbird_server.cli.common import DATA, Config, Data, actor, open_site, say
 from bowerbird_server.ingest_share import MAX_WORKERS, client_ids
 from bowerbird_server.mqtt_session import check_broker
 from bowerbird_server.provision import broker_of, device_ca_of, external_address, server_address
@@ -47,7 +47,9 @@ def write_config(
             device_ca=device_ca_of(site),
             now=datetime.now(tz=UTC),
         )
+        site.catalogue.log(actor(), "broker configured", name[0], {"folder": str(out.resolve()), "names": list(name)})
     say(f"{out} holds everything; start the broker with: mosquitto -c {(at or out) / 'mosquitto.conf'}")
+    say("as root it becomes the user mosquitto, who must be able to read that folder and nobody else: chown -R mosquitto, chmod 700")
     say("and tell the server of it in bowerbird.toml:")
     here = out.resolve()
     say(f'[broker]\nurl = "mqtts://{name[0]}:{port}"\nca_file = "{here / "ca.pem"}"\ncertificate = "{here / "services"}"')

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from bowerbird_server.catalogue.frames import blobs_of
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, say, show_json
 from bowerbird_server.config import load_config
 from bowerbird_server.errors import ServerError
+from bowerbird_server.provision import broker_of
+from bowerbird_server.readers import ends, trouble_of
 from bowerbird_server.site import Site
 
 _LEAST_FREE_BYTES = 2_000_000_000
@@ -89,10 +92,12 @@ def _examine_data(data: Path, config: Path | None) -> Iterator[Finding]:
             rows = blobs_of(site.catalogue)
             lost = [row["id"] for row in rows if not site.blobs.exists(row["blob"])]
             offline = sorted(path.name for path in (site.folder.keys / "offline").glob("*.pem"))
+            readers = list(_examine_readers(site))
             loose = [path.name for path in site.folder.keys.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
     except ServerError as error:
         yield Finding("data", "fault", str(error))
         return
+    yield from readers
     yield Finding(
         "catalogue",
         "fault" if damage else "ok",
@@ -108,3 +113,13 @@ def _examine_data(data: Path, config: Path | None) -> Iterator[Finding]:
         yield Finding(
             "keys", "note", f"move {', '.join(offline)} of {data}/keys/offline to a safe place away from this machine"
         )
+
+
+def _examine_readers(site: Site) -> Iterator[Finding]:
+    """Certificates that nobody but a person renews."""
+    broker, now = broker_of(site), datetime.now(tz=UTC)
+    until = ends(site.folder, broker.readers() if broker is not None else ())
+    for name, ends_at in sorted(until.items()):
+        trouble = trouble_of(name, ends_at, now)
+        if trouble and ends_at is not None:
+            yield Finding("readers", "fault" if ends_at <= now else "note", trouble)

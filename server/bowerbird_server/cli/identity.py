@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.cli.common import DATA, AsJson, Config, Data, open_site, say, show_json
+from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.place import listener_address
 
@@ -51,6 +51,7 @@ def roll(
     with open_site(data, config) as site:
         authority = Authority.open(site.folder.identity)
         rolled = authority.roll(root_key or authority.folder / "root.key", now=datetime.now(tz=UTC))
+        site.catalogue.log(actor(), "issuing authority rolled", rolled.pin[:16], {"until": rolled.issuing_ends.isoformat()})
     say(
         f"a new issuing authority signs from now on, until {rolled.issuing_ends:%Y-%m-%d}; restart `bowerbird serve` for its own"
     )

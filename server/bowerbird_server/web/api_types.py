@@ -239,6 +239,10 @@ class Device(_Out):
     image_bytes: int
     certificate_until: str | None
     trouble: str
+    label: str
+    serial: str
+    state_why: str
+    replaces: str | None
 
 
 class Model(_Out):
@@ -325,6 +329,27 @@ class RolloutIn(_In):
 
     model: str = Field(max_length=64, description="Digest of a published model, or the beginning of it")
     devices: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, min_length=1, max_length=10_000)
+
+
+class DeviceStepIn(_In):
+    """Why a device's state is changed, and for an approval in whose place it stands."""
+
+    why: str = Field(default="", max_length=200)
+    replaces: str | None = Field(
+        default=None, max_length=63, description="Only to approve: that device retires, its cameras go on"
+    )
+
+
+class Alarm(_Out):
+    """Something about a device that a person should look at."""
+
+    at: str
+    subject: str
+    why: Any
+
+
+class Alarms(_Out):
+    items: list[Alarm]
 
 
 class Event(_Out):

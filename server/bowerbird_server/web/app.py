@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue, accounts
 from bowerbird_server.catalogue.sessions import Ages
-from bowerbird_server.config import LabellingConfig
+from bowerbird_server.config import LabellingConfig, ServerConfig
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.oidc import Provider
@@ -29,6 +29,7 @@ from bowerbird_server.web import (
     api_rollouts,
     api_selection,
     drift_api,
+    fleet_api,
     login,
     login_oidc,
     metrics,
@@ -63,6 +64,7 @@ def create_app(
     approval_is_manual: bool = False,
     oidc: Provider | None = None,
     labelling: LabellingConfig | None = None,
+    config: ServerConfig | None = None,
 ) -> FastAPI:
     """The web application.
 
@@ -73,6 +75,7 @@ def create_app(
         failed_login_delay_s: how long the answer to a wrong log-in is held back.
         oidc: who else may say who somebody is.
         labelling: how batches are built; None for the defaults.
+        config: the site's, for what concerns its broker; None for that of the data folder.
         approval_is_manual: a rollout that is started here waits for somebody else's approval.
 
     Raises:
@@ -100,9 +103,11 @@ def create_app(
     app.state.ages, app.state.throttle, app.state.failed_login_delay_s = ages, Throttle(), failed_login_delay_s
     app.state.oidc = oidc
     app.state.labelling = labelling
+    app.state.config = config
     app.state.approval_is_manual = approval_is_manual
     for router in (api.open_router, api.router, api_rollouts.router, api_people.router, remote_api.router, drift_api.router):
         app.include_router(router, tags=["v1"])
+    app.include_router(fleet_api.router, tags=["v1"])
     app.include_router(api_selection.router, tags=["v1"])
     app.include_router(selection_page.router, include_in_schema=False)
     app.include_router(metrics.router, include_in_schema=False)
@@ -110,6 +115,7 @@ def create_app(
     app.include_router(login_oidc.router, include_in_schema=False)
     app.include_router(pages.router, include_in_schema=False)
     app.include_router(remote_pages.router, include_in_schema=False)
+    app.include_router(fleet_api.page_router, include_in_schema=False)
     app.include_router(drift_api.page_router, include_in_schema=False)
     app.mount("/static", StaticFiles(directory=STATIC_DIR), name="static")
     app.add_middleware(AccessGate, stores=held, ages=ages, error_page=pages.error_page)

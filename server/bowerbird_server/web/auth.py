@@ -142,7 +142,7 @@ class AccessGate:
 
 def _is_form(path: str) -> bool:
     """Forms carry the token in a field, which their own routes compare."""
-    return path == "/logout" or (path.startswith("/frames/") and path.endswith("/fetch"))
+    return path == "/logout" or (path.startswith("/frames/") and path.endswith("/fetch")) or path.startswith("/devices/")
 
 
 def csrf_matches(session: Session, given: str) -> bool:

@@ -6,7 +6,7 @@ In: requests that `auth.py` let through. Out: HTML from `templates/`, escaped by
 from __future__ import annotations
 
 import json
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,8 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 from markupsafe import Markup
 
-from bowerbird_server.catalogue import audit, batches, fetches, frames, judged, labels, overview
+from bowerbird_server.broker_refusals import Refused, recent
+from bowerbird_server.catalogue import audit, batches, fetches, frames, identity, judged, labels, overview
 from bowerbird_server.catalogue.sessions import Session
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
 from bowerbird_server.roles import Principal
@@ -23,12 +24,13 @@ from bowerbird_server.web.auth import csrf_matches, error_answer
 from bowerbird_server.web.permissions import NEEDS
 from bowerbird_server.web.shapes import fetch_shapes, frame_detail, frame_shape, label_shape
 from bowerbird_server.web.spending import Spent, spent
-from bowerbird_server.web.stores import catalogue, principal_of, whole_catalogue
+from bowerbird_server.web.stores import Stores, catalogue, principal_of, whole_catalogue
 from bowerbird_server.web.why import strategy_rows
 
 router = APIRouter()
 _templates = Jinja2Templates(directory=Path(__file__).parent / "templates")
 _FRAMES_A_PAGE = 48
+ALARMS_SHOWN = timedelta(days=7)  # at the dashboard; all are at /devices
 
 
 def _size(count: Any) -> str:
@@ -87,7 +89,11 @@ def render(request: Request, name: str, http_status: int = 200, **context: Any) 
 
 def _may(principal: Principal | None) -> dict[str, bool]:
     """What pages offer to somebody: whatever they could not do is not shown to them."""
-    asked = {"label": "/api/v1/frames/{frame_id}/label", "add_classes": "/api/v1/classes"}
+    asked = {
+        "label": "/api/v1/frames/{frame_id}/label",
+        "add_classes": "/api/v1/classes",
+        "devices": "/api/v1/devices/{device}/{step}",
+    }
     return {name: principal is not None and not NEEDS["POST", path].refusal(principal) for name, path in asked.items()}
 
 
@@ -110,7 +116,17 @@ def _dashboard(request: Request) -> dict[str, Any]:
         "rollouts": overview.rollouts(cat, 4),
         "events": overview.events(cat, limit=15, each_frame=False),
         "fallen_back": judged.fallen_back(cat),
+        "refused": refused_at_the_broker(request),
+        "alarms": identity.alarms(cat, limit=5, since=datetime.now(tz=UTC) - ALARMS_SHOWN),
     }
+
+
+def refused_at_the_broker(request: Request) -> list[Refused]:
+    """Who did not come in there; for those who are let in everywhere, since whose they are nobody knows."""
+    held: Stores = request.app.state.stores
+    if not principal_of(request).sites.everywhere:
+        return []
+    return recent(held.folder.logs / "broker.log", now=datetime.now(tz=UTC))
 
 
 @router.get("/")

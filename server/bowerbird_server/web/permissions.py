@@ -100,6 +100,11 @@ NEEDS: Mapping[tuple[str, str], Need] = MappingProxyType(
         # More of a frame costs the device's link, within its own daily cap.
         ("POST", "/frames/{frame_id}/fetch"): _LABELLER,
         ("POST", "/api/v1/frames/{frame_id}/fetch"): _LABELLER,
+        # Who belongs to the fleet. Shutting out must not wait for anybody.
+        ("GET", "/devices"): _VIEWER,
+        ("GET", "/api/v1/alarms"): _VIEWER,
+        ("POST", "/devices/{device}/{step}"): _OPERATOR,
+        ("POST", "/api/v1/devices/{device}/{step}"): _OPERATOR,
         # The site's work. The class list is one for all sites.
         ("POST", "/api/v1/batches"): _OPERATOR,
         ("POST", "/api/v1/classes"): Need(Role.OPERATOR, everywhere=True),
