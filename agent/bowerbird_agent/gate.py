@@ -167,7 +167,8 @@ class SlidingMedian:
         np.minimum(rest, thumb, out=grown[:-1])
         np.maximum(grown[1:], rest, out=grown[1:])
         self._sorted = grown
-        return grown[len(grown) // 2].copy()
+        median: NDArray[np.uint8] = grown[len(grown) // 2].copy()
+        return median
 
 
 class Background:
@@ -181,9 +182,12 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._median = np.zeros((HEIGHT, WIDTH), np.int16)
+        self._scene = SlidingMedian(_SAMPLES)
+        self._median: NDArray[np.int16] = np.zeros((HEIGHT, WIDTH), np.int16)
+        self._flicker: NDArray[np.int16] = self._median
         # What is from `lowest` to `lowest + span` is the background; both as of the frame that was last measured.
-        self._lowest = self._span = self._median
+        self._lowest: NDArray[np.int16] = self._median
+        self._span = self._lowest.view(np.uint16)
         self._learn_anew()
 
     def observe(self, thumb: NDArray[np.uint8]) -> Motion:
