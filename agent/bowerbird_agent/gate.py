@@ -4,7 +4,7 @@ In: BGR frames of one camera. Out: a 64x48 thumbnail, a 256-bit difference hash 
 the background or differ from another thumbnail. It does not know detections, and it neither keeps nor drops a frame.
 
 After a model has run, nothing of this is in the processor's cache, neither pixels nor code: a call of OpenCV then takes 30 to 50
-microseconds and one of NumPy 10, whatever they do. So there are few calls, none of OpenCV, and masks are whole numbers (`cells.py`).
+microseconds and one of NumPy 10, whatever they do. So motion takes few calls, none of OpenCV, and masks are whole numbers (`cells.py`).
 The thumbnail is best taken before the model runs (`glance`): the detector reads the same pixels a moment later and finds them there.
 
 A cell has changed when it differs by more than the noise of this picture and so do its neighbours: sensor noise at night is not
