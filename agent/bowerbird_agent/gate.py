@@ -4,7 +4,7 @@ In: BGR frames of one camera. Out: a 64x48 thumbnail, a 256-bit difference hash 
 the background or differ from another thumbnail. It does not know detections, and it neither keeps nor drops a frame.
 
 After a model has run, nothing of this is in the processor's cache, neither pixels nor code: a call of OpenCV then takes 30 to 50
-microseconds and one of NumPy 10, whatever they do. So there are few calls, none of OpenCV, and masks are whole numbers (`cells.py`).
+microseconds and one of NumPy 10, whatever they do. So motion takes few calls, none of OpenCV, and masks are whole numbers (`cells.py`).
 The thumbnail is best taken before the model runs (`glance`): the detector reads the same pixels a moment later and finds them there.
 
 A cell has changed when it differs by more than the noise of this picture and so do its neighbours: sensor noise at night is not
@@ -35,10 +35,12 @@ WARM_UP_FRAMES = _LEAST_SAMPLES * _SAMPLE_EVERY_AT_FIRST
 _LEAST_STEP = 10.0  # gray levels; smaller differences are compression and flicker
 _NOISE_FACTOR = 5.0
 _LARGEST_STEP = 30.0  # beyond, no mean of sixteen pixels is noise: half of the picture has changed, and nothing tells the noise
+_BUSY_CELLS = WIDTH * HEIGHT // 6  # more than these are not believed before brightness and noise are measured anew
 _LIGHT_SHARE = 0.4  # more of the picture than this does not move at once: the light changed or the camera moved
 _LIGHT_STEP = 8.0  # half of the cells differ by more gray levels, overall brightness apart: likewise
 _FLICKER_AT_FIRST = 2
-# Flicker learns from one frame in four, by a whole gray level; which ones has no beat that a lamp's could fall in with.
+# Brightness, noise and flicker are learned from one frame in four, flicker by a whole gray level; which ones has no beat that a
+# lamp's could fall in with.
 _LEARNS_FROM, _HASH_MULTIPLIER = 4, 0x9E3779B1
 _HASH_GRID = (17, 16)
 
@@ -165,7 +167,8 @@ class SlidingMedian:
         np.minimum(rest, thumb, out=grown[:-1])
         np.maximum(grown[1:], rest, out=grown[1:])
         self._sorted = grown
-        return grown[len(grown) // 2].copy()
+        median: NDArray[np.uint8] = grown[len(grown) // 2].copy()
+        return median
 
 
 class Background:
@@ -179,11 +182,13 @@ class Background:
     """
 
     def __init__(self) -> None:
-        self._frames = 0
         self._scene = SlidingMedian(_SAMPLES)
-        self._median = np.zeros((HEIGHT, WIDTH), np.int16)
-        self._flicker = np.full((HEIGHT, WIDTH), _FLICKER_AT_FIRST, np.int16)
-        self._limit, self._limit_step = self._flicker, 0  # the larger of flicker and a least step
+        self._median: NDArray[np.int16] = np.zeros((HEIGHT, WIDTH), np.int16)
+        self._flicker: NDArray[np.int16] = self._median
+        # What is from `lowest` to `lowest + span` is the background; both as of the frame that was last measured.
+        self._lowest: NDArray[np.int16] = self._median
+        self._span = self._lowest.view(np.uint16)
+        self._learn_anew()
 
     def observe(self, thumb: NDArray[np.uint8]) -> Motion:
         """What moves in this frame; the background then learns from it.
@@ -195,31 +200,44 @@ class Background:
         known = len(self._scene) >= _LEAST_SAMPLES
         if self._frames % (_SAMPLE_EVERY if known else _SAMPLE_EVERY_AT_FIRST) == 0:
             self._median = self._scene.add(thumb).astype(np.int16)
+            self._is_measured = False
         if not known:
             return Motion(0, known=False)
-        brighter, noise, size = _compare(thumb, self._median)
-        if brighter:
-            size -= brighter
-        np.abs(size, out=size)
-        step = _least_step(noise)
-        if step != self._limit_step:
-            self._limit, self._limit_step = np.maximum(self._flicker, np.int16(step)), step
-        moving = coherent(from_bools(size > self._limit))
-        if noise > _LIGHT_STEP or moving.bit_count() > _LIGHT_SHARE * HEIGHT * WIDTH:
+        learns = (self._frames * _HASH_MULTIPLIER >> 16) % _LEARNS_FROM == 0
+        over = self._over(thumb) if self._is_measured and not learns else None
+        if over is None or over.bit_count() > _BUSY_CELLS:
+            # Much differs, or it is time: how bright the picture is now, how noisy, and how each cell flickers.
+            self._measure(thumb, learns=learns)
+            over = self._over(thumb)
+        cells = coherent(over)
+        if self._noise > _LIGHT_STEP or cells.bit_count() > _LIGHT_SHARE * HEIGHT * WIDTH:
             self._learn_anew()
             return Motion(0, light_changed=True, known=False)
-        if (self._frames * _HASH_MULTIPLIER >> 16) % _LEARNS_FROM == 0:
-            size *= 3
-            size -= self._flicker
-            self._flicker += np.sign(size, out=size)
-            self._limit_step = 0
-        return Motion(moving)
+        return Motion(cells)
+
+    def _over(self, thumb: NDArray[np.uint8]) -> int:
+        """The cells that are not background. One comparison does for both sides: what is below wraps to far above."""
+        above = thumb.astype(np.int16)
+        above -= self._lowest
+        return from_bools(above.view(np.uint16) > self._span)
+
+    def _measure(self, thumb: NDArray[np.uint8], *, learns: bool) -> None:
+        brighter, self._noise, difference = _compare(thumb, self._median)
+        limit = np.maximum(self._flicker, np.int16(_least_step(self._noise)))
+        self._lowest = self._median - limit + np.int16(brighter)
+        self._span = (2 * limit).view(np.uint16)
+        self._is_measured = True
+        if learns:
+            difference -= brighter
+            size = np.abs(difference, out=difference)
+            self._flicker += np.sign(3 * size - self._flicker)
 
     def _learn_anew(self) -> None:
         self._frames = 0
+        self._noise = 0
+        self._is_measured = False
         self._scene = SlidingMedian(_SAMPLES)
         self._flicker = np.full((HEIGHT, WIDTH), _FLICKER_AT_FIRST, np.int16)
-        self._limit_step = 0
 
 
 def uncovered_cells(cells: int, boxes_xyxy: Iterable[Sequence[float]], *, image_width: int, image_height: int) -> int:

@@ -155,9 +155,8 @@ def _is_covered(box: list[float], others: list[list[float]], *, iou: float) -> b
     x1, y1, x2, y2 = box
     area = max(x2 - x1, 0.0) * max(y2 - y1, 0.0)
     for left, top, right, bottom in others:
-        width, height = min(x2, right) - max(x1, left), min(y2, bottom) - max(y1, top)
-        if width > 0 and height > 0:
-            overlap = width * height
+        if left < x2 and x1 < right and top < y2 and y1 < bottom:  # few do, and comparing is all that the others cost
+            overlap = (min(x2, right) - max(x1, left)) * (min(y2, bottom) - max(y1, top))
             union = area + max(right - left, 0.0) * max(bottom - top, 0.0) - overlap
             if union > 0 and overlap / union > iou:
                 return True

@@ -88,3 +88,12 @@ def test_a_rank_is_the_share_of_lower_values_among_the_last(values: list[float],
     last = values[-history:]
     expected = (sum(one < value for one in last) + sum(one == value for one in last) / 2) / len(last) if last else 0.5
     assert ranks.rank(value) == pytest.approx(expected)
+
+
+def test_a_rank_taken_and_remembered_at_once_is_the_same() -> None:
+    rng = np.random.default_rng(4)
+    one, both = Ranks(50), Ranks(50)
+    for value in (rng.integers(0, 30, 400) / 30).tolist():  # many ties
+        expected = one.rank(value)
+        one.add(value)
+        assert both.rank_and_add(value) == expected

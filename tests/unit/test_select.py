@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bowerbird_agent.fleet_novelty import fleet_novelty
+from bowerbird_agent.gate import glance
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.select import Candidate, Selector, rule_would_send
 from bowerbird_models.detections import Detections
@@ -247,3 +248,12 @@ def test_what_the_fleet_has_enough_of_is_less_new_than_what_it_has_not() -> None
     spool.show((frame(i), shown(i)) for i in range(60, 200))
     novelty = [spool.judged[f"gate/{i}"].strategy_scores["novelty"] for i in range(190, 200)]
     assert max(novelty[1::2]) >= min(novelty[0::2]), "without the fleet's word both are as new"
+
+
+def test_a_glance_beforehand_changes_no_judgement() -> None:
+    looking, glancing = Selector(Policy(), device="cam-01"), Selector(Policy(), device="cam-01")
+    for i in range(150):
+        shown = frame(i, image_bgr=textured(1 + (i % 50 == 7), width=640, height=480))
+        seen, beforehand = looking.judge(shown, DOUBTFUL), glancing.judge(shown, DOUBTFUL, glance(shown.image_bgr))
+        assert dataclasses.replace(seen, fingerprint=beforehand.fingerprint) == beforehand
+        assert (seen.fingerprint.hash_bits == beforehand.fingerprint.hash_bits).all()
