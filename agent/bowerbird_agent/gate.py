@@ -149,8 +149,12 @@ class Background:
         self._flicker = np.full((HEIGHT, WIDTH), 2.0, np.float32)
 
 
-def uncovered_cells(moving: NDArray[np.bool_], boxes_xyxy: NDArray[np.float32], *, image_width: int, image_height: int) -> int:
-    """Moving cells that no box covers, each box grown by one cell.
+def uncovered_blobs(
+    moving: NDArray[np.bool_], boxes_xyxy: NDArray[np.float32], *, image_width: int, image_height: int
+) -> tuple[int, ...]:
+    """How large each blob of motion is that no box explains, in cells; each box is grown by one cell.
+
+    Two things side by side are one blob; what hangs together at a corner hangs together.
 
     Args:
         moving: (48, 64) bool.
@@ -158,13 +162,16 @@ def uncovered_cells(moving: NDArray[np.bool_], boxes_xyxy: NDArray[np.float32], 
         image_width, image_height: of the frame, pixels.
     """
     if not moving.any():
-        return 0
+        return ()
     left_over = moving.copy()
     across, down = WIDTH / image_width, HEIGHT / image_height
     for x1, y1, x2, y2 in boxes_xyxy.tolist():
         top, left = max(0, int(y1 * down) - 1), max(0, int(x1 * across) - 1)
         left_over[top : int(y2 * down) + 2, left : int(x2 * across) + 2] = False
-    return int(np.count_nonzero(left_over))
+    if not left_over.any():
+        return ()
+    labels = cv2.connectedComponents(left_over.view(np.uint8), connectivity=8, ltype=cv2.CV_16U)[1]
+    return tuple(np.bincount(labels.reshape(-1))[1:].tolist())
 
 
 def _difference(thumb: NDArray[np.uint8], reference: NDArray[np.float32]) -> NDArray[np.float32]:

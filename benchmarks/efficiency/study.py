@@ -356,9 +356,8 @@ def _policy_text(arm: str) -> str:
     if name not in arms.POLICIES:
         return ""
     policy = Policy.template("balanced", **arms.POLICIES[name])
-    return json.dumps(
-        {f: getattr(policy, f) if f != "strategies" else dict(policy.strategies) for f in policy.__dataclass_fields__}
-    )
+    numbers = {f: getattr(policy, f) if f != "strategies" else dict(policy.strategies) for f in policy.__dataclass_fields__}
+    return json.dumps({"selector": arms.SELECTOR, **numbers})
 
 
 def _overshoot(places: Sequence[int], limit: arms.Limit, sizes: np.ndarray[Any, np.dtype[np.int64]]) -> int:

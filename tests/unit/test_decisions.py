@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bowerbird_agent.uncertainty import best_hidden, entropy, largest_of_overlapping, localisation
+from bowerbird_agent.uncertainty import entropy, hidden_objects, largest_of_overlapping, localisation
 from bowerbird_models.detections import Detections
 from bowerbird_testing.scene_decisions import POLICIES, decisions
 
@@ -43,7 +43,9 @@ def test_a_few_boxes_score_the_same_as_plain_numbers_and_as_arrays(boxes: int, m
     crowds = [_crowd(seed, boxes) for seed in range(60)]
 
     def scores() -> list[object]:
-        single = [(entropy(c), localisation(c), best_hidden(c), best_hidden(c, floor_score=0.1, visible=0.3)) for c in crowds]
+        single = [
+            (entropy(c), localisation(c), hidden_objects(c), hidden_objects(c, floor_score=0.1, visible=0.3)) for c in crowds
+        ]
         kept = [largest_of_overlapping(c.scores.astype(np.float64), c.boxes_xyxy, c.class_ids).tolist() for c in crowds]
         return [single, kept]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bowerbird_agent.gate import HEIGHT, WARM_UP_FRAMES, WIDTH, Background, changed_cells, dhash, thumbnail, uncovered_cells
+from bowerbird_agent.gate import HEIGHT, WARM_UP_FRAMES, WIDTH, Background, changed_cells, dhash, thumbnail, uncovered_blobs
 from bowerbird_testing.judged_frames import textured
 
 
@@ -81,9 +81,18 @@ def test_boxes_explain_the_motion_that_they_cover() -> None:
     moving = np.zeros((HEIGHT, WIDTH), np.bool_)
     moving[10:20, 10:20] = True
     covering = np.array([[100.0, 100.0, 200.0, 200.0]], np.float32)
-    assert uncovered_cells(moving, np.zeros((0, 4), np.float32), image_width=640, image_height=480) == 100
-    assert uncovered_cells(moving, covering, image_width=640, image_height=480) == 0
-    assert uncovered_cells(moving, covering + 300, image_width=640, image_height=480) == 100
+    assert uncovered_blobs(moving, np.zeros((0, 4), np.float32), image_width=640, image_height=480) == (100,)
+    assert uncovered_blobs(moving, covering, image_width=640, image_height=480) == ()
+    assert uncovered_blobs(moving, covering + 300, image_width=640, image_height=480) == (100,)
+
+
+def test_motion_is_counted_blob_by_blob() -> None:
+    moving = np.zeros((HEIGHT, WIDTH), np.bool_)
+    moving[10:20, 10:20] = moving[30:32, 40:44] = True
+    covering = np.array([[100.0, 100.0, 200.0, 200.0]], np.float32)
+    blobs = uncovered_blobs(moving, np.zeros((0, 4), np.float32), image_width=640, image_height=480)
+    assert sorted(blobs) == [8, 100]
+    assert uncovered_blobs(moving, covering, image_width=640, image_height=480) == (8,)
 
 
 def test_equal_pictures_hash_alike_and_unrelated_ones_differ_in_many_bits() -> None:
