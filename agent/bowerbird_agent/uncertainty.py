@@ -265,10 +265,16 @@ def hidden_objects(detections: Detections, *, floor_score: float = 0.05, visible
         0 or more.
     """
     least, most = float(np.float32(floor_score)), float(np.float32(visible))
-    scores = detections.scores.tolist()
-    # Most confident first: the shown ones lead, those that count follow.
-    shown = sum(score >= most for score in scores)
-    strengths = [s for score in scores[shown:] if (s := (score - least) / (most - least)) >= _LEAST_STRENGTH]
+    shown, strengths = 0, []
+    # Most confident first: the shown ones lead, those that count follow, the junk comes last.
+    for score in detections.scores.tolist():
+        if score >= most:
+            shown += 1
+            continue
+        strength = (score - least) / (most - least)
+        if not strength >= _LEAST_STRENGTH:
+            break
+        strengths.append(strength)
     if not strengths:
         return 0.0
     boxes = detections.boxes_xyxy[: shown + len(strengths)].tolist()
@@ -288,7 +294,7 @@ def _hidden_among_many(shown: list[list[float]], hidden: list[tuple[float, list[
     boxes = np.array([box for _, box in hidden], np.float64)
     free = np.ones(len(hidden), np.bool_)
     if shown:
-        free = (pairwise_iou(boxes, np.array(shown, np.float64)) <= _COVERED_IOU).all(axis=1)
+        free[(pairwise_iou(boxes, np.array(shown, np.float64)) > _COVERED_IOU).any(axis=1)] = False
     covers = pairwise_iou(boxes, boxes) > _COVERED_IOU
     total = 0.0
     for i, (strength, _) in enumerate(hidden):
