@@ -169,6 +169,10 @@ class Study:
             self._chain(world, seed, arm, start, seen, stream_sizes, test)
         shutil.rmtree(self._work(world), ignore_errors=True)
 
+    def first_model(self, world: World, seed: int) -> Path:
+        """The ONNX file that every arm of a seed begins with, trained if it is not there."""
+        return self._start(world, seed, self._write_test(world), {result.key for result in self.results()}).onnx
+
     def _work(self, world: World) -> Path:
         return self._folder / "work" / hashlib.sha256(world.name.encode()).hexdigest()[:12]
 
