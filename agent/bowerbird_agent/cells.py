@@ -65,3 +65,20 @@ def coherent(cells: int) -> int:
     three = both_a & (one_b | both_b) | both_b & one_a
     two = both_a | both_b | one_a & one_b
     return cells & (three | two & odd)
+
+
+def blob_sizes(cells: int) -> tuple[int, ...]:
+    """How many cells each blob has; what hangs together at a corner hangs together.
+
+    Each is flooded from its first cell, a ring a step.
+    """
+    found = []
+    while cells:
+        blob, grown = 0, cells & -cells
+        while grown != blob:
+            blob = grown
+            row = blob | blob << 1 & _NOT_FIRST_COLUMN | blob >> 1 & _NOT_LAST_COLUMN
+            grown = (row | row << WIDTH | row >> WIDTH) & cells
+        found.append(blob.bit_count())
+        cells ^= blob
+    return tuple(found)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cv2
 import numpy as np
 
-from bowerbird_agent.cells import HEIGHT, WIDTH, coherent, from_bools, rectangle, to_bools
+from bowerbird_agent.cells import HEIGHT, WIDTH, blob_sizes, coherent, from_bools, rectangle, to_bools
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -240,8 +240,12 @@ class Background:
         self._flicker = np.full((HEIGHT, WIDTH), _FLICKER_AT_FIRST, np.int16)
 
 
-def uncovered_cells(cells: int, boxes_xyxy: Iterable[Sequence[float]], *, image_width: int, image_height: int) -> int:
-    """How many moving cells no box covers, each box grown by one cell.
+def uncovered_blobs(
+    cells: int, boxes_xyxy: Iterable[Sequence[float]], *, image_width: int, image_height: int
+) -> tuple[int, ...]:
+    """How large each blob of motion is that no box explains, in cells; each box is grown by one cell.
+
+    Two things side by side are one blob; what hangs together at a corner hangs together.
 
     Args:
         cells: that move.
@@ -249,12 +253,12 @@ def uncovered_cells(cells: int, boxes_xyxy: Iterable[Sequence[float]], *, image_
         image_width, image_height: of the frame, pixels.
     """
     if not cells:
-        return 0
+        return ()
     across, down = WIDTH / image_width, HEIGHT / image_height
     covered = 0
     for x1, y1, x2, y2 in boxes_xyxy:
         covered |= rectangle(int(y1 * down) - 1, int(x1 * across) - 1, int(y2 * down) + 2, int(x2 * across) + 2)
-    return (cells & ~covered).bit_count()
+    return blob_sizes(cells & ~covered)
 
 
 def _compare(thumb: NDArray[np.uint8], reference: NDArray[np.int16]) -> tuple[int, int, NDArray[np.int16]]:

@@ -23,7 +23,7 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
         "localisation": "how blurred a box's edges are (models with a DFL head only)",
         "close_to_threshold": "how close a box's score is to the threshold for being shown",
         "count": "how many boxes are shown, for crowded frames",
-        "missed_object": "a strong box below the threshold, or motion that no box explains",
+        "missed_object": "strong boxes below the threshold and motion that no box explains, summed over the objects",
         "rule_max": "the printed rule `max conf < 0.6`",
         "rule_min": "its other printing, `min conf < 0.6`",
         "rare_class": "a box of a class that is seldom seen here",
@@ -34,7 +34,7 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
 
 
 def _balanced() -> Mapping[str, float]:
-    return MappingProxyType({"entropy": 1.0, "missed_object": 0.5, "novelty": 0.05})
+    return MappingProxyType({"entropy": 0.5, "missed_object": 1.0, "novelty": 0.05})
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,11 @@ import numpy as np
 
 from bowerbird_agent.choose import Candidate, Judgement, WindowResult, choose
 from bowerbird_agent.explore import AuditDraw, keyed_unit
-from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_cells
+from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_blobs
 from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
 from bowerbird_agent.pool import WORTH_REPLACING, Pool
 from bowerbird_agent.ring import Ring
-from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rare_class, rule_max_below
+from bowerbird_agent.uncertainty import SCORERS, entropy, hidden_objects, rare_class, rule_max_below
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 _USUAL_BUDGET_FRAMES = 16
 # Kept capture times remembered per camera: a day of one frame every ten seconds.
 _KEPT_TIMES = 8640
-# Unexplained moving cells at which motion speaks with half its strength; a blob of fewer than five is never seen.
+# Cells at which a blob of unexplained motion counts as half a missed object.
 _HALF_STRENGTH_CELLS = 12.0
 _SPEAKS_FROM = 0.3
 # Not chosen for these reasons, a candidate may wait for a later window.
@@ -430,15 +430,15 @@ class Selector:
             if name == "entropy":
                 scores[name] = entropy(detections, floor_score=floor)
             elif name == "missed_object":
-                cells = 0
+                blobs: tuple[int, ...] = ()
                 if motion.cells:
                     height, width = frame.image_bgr.shape[:2]
                     boxes, confidences, _ = detections.to_lists()
                     shown = [box for box, confidence in zip(boxes, confidences, strict=True) if confidence >= visible]
-                    cells = uncovered_cells(motion.cells, shown, image_width=width, image_height=height)
-                moved = cells / (cells + _HALF_STRENGTH_CELLS)
-                hidden = best_hidden(detections, floor_score=policy.decode_confidence, visible=visible)
-                scores[name] = 1.0 - (1.0 - moved) * (1.0 - hidden)
+                    blobs = uncovered_blobs(motion.cells, shown, image_width=width, image_height=height)
+                moved = sum(cells / (cells + _HALF_STRENGTH_CELLS) for cells in blobs)
+                hidden = hidden_objects(detections, floor_score=policy.decode_confidence, visible=visible)
+                scores[name] = -math.expm1(-(moved + hidden) / 2.0)
             elif name == "rare_class":
                 scores[name] = rare_class(detections, self._class_frequency, visible=visible)
                 self._count_classes(detections, visible)

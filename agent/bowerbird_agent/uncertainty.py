@@ -28,6 +28,8 @@ _SAME_OBJECT_IOU = 0.5
 _COVERED_IOU = 0.3
 # Up to so many boxes loops over plain numbers are faster than arrays.
 _FEW_BOXES = 24
+# A hidden box counts from this share of the way between the decode threshold and that for being shown.
+_LEAST_STRENGTH = 0.2
 # Boxes shown in a frame that counts as half crowded.
 _HALF_CROWDED = 8.0
 
@@ -277,41 +279,54 @@ def rare_class(detections: Detections, frequency: Mapping[int, float], *, visibl
     return score
 
 
-def best_hidden(detections: Detections, *, floor_score: float = 0.05, visible: float = 0.25) -> float:
-    """The best box below the threshold for being shown, unless a shown box covers it: the likeliest missed object.
+def hidden_objects(detections: Detections, *, floor_score: float = 0.05, visible: float = 0.25) -> float:
+    """About how many objects hide below the threshold for being shown: boxes there, each counted by its strength, added up.
+
+    Strength is 0 at `floor_score` and 1 just below `visible`, squared, for most boxes near the floor are junk; those under a fifth
+    do not count. A box counts once: not under a shown box, and not under a stronger hidden one.
 
     Returns:
-        [0, 1]: 0 at `floor_score` and below, 1 just below `visible`.
+        0 or more.
     """
-    if len(detections.scores) <= _FEW_BOXES:
-        return _best_hidden_of_few(detections, floor_score, visible)
-    shown = detections.scores >= visible
-    hidden = ~shown & (detections.scores > floor_score)
-    if not hidden.any():
-        return 0.0
-    boxes = detections.boxes_xyxy.astype(np.float64)
-    if shown.any():
-        covered = pairwise_iou(boxes[hidden], boxes[shown]).max(axis=1) > _COVERED_IOU
-        scores = detections.scores[hidden][~covered]
-    else:
-        scores = detections.scores[hidden]
-    if not len(scores):
-        return 0.0
-    return float(np.clip((float(scores.max()) - floor_score) / (visible - floor_score), 0.0, 1.0))
-
-
-def _best_hidden_of_few(detections: Detections, floor_score: float, visible: float) -> float:
-    boxes, scores, _ = detections.to_lists()
-    # Scores are compared in single precision, as arrays of them are.
+    all_boxes, confidences, _ = detections.to_lists()
     least, most = _single(floor_score), _single(visible)
-    hidden = [(score, i) for i, score in enumerate(scores) if least < score < most]
-    if not hidden:
+    shown, strengths = 0, []
+    # Most confident first: the shown ones lead, those that count follow, the junk comes last.
+    for score in confidences:
+        if score >= most:
+            shown += 1
+            continue
+        strength = (score - least) / (most - least)
+        if not strength >= _LEAST_STRENGTH:
+            break
+        strengths.append(strength)
+    if not strengths:
         return 0.0
-    shown = [box for box, score in zip(boxes, scores, strict=True) if score >= most]
-    for score, i in sorted(hidden, reverse=True):
-        if not _is_covered(boxes[i], shown, iou=_COVERED_IOU):
-            return float(min(1.0, max(0.0, (score - floor_score) / (visible - floor_score))))
-    return 0.0
+    boxes = all_boxes[: shown + len(strengths)]
+    # Ties are broken by position, never by the order in which the boxes came.
+    hidden = sorted(zip(strengths, boxes[shown:], strict=True), reverse=True)
+    if len(boxes) > _FEW_BOXES:
+        return _hidden_among_many(boxes[:shown], hidden)
+    total, others = 0.0, boxes[:shown]
+    for strength, box in hidden:
+        if not _is_covered(box, others, iou=_COVERED_IOU):
+            total += strength * strength
+            others.append(box)
+    return total
+
+
+def _hidden_among_many(shown: list[list[float]], hidden: list[tuple[float, list[float]]]) -> float:
+    boxes = np.array([box for _, box in hidden], np.float64)
+    free = np.ones(len(hidden), np.bool_)
+    if shown:
+        free[(pairwise_iou(boxes, np.array(shown, np.float64)) > _COVERED_IOU).any(axis=1)] = False
+    covers = pairwise_iou(boxes, boxes) > _COVERED_IOU
+    total = 0.0
+    for i, (strength, _) in enumerate(hidden):
+        if free[i]:
+            total += strength * strength
+            free &= ~covers[i]  # the stronger ones have been counted
+    return total
 
 
 @lru_cache(maxsize=16)

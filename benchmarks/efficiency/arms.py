@@ -103,16 +103,18 @@ class Choice:
 POLICIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "ours": {},
-        "ours-novelty": {"novelty_share": 0.0, "strategies": {"entropy": 1.0, "missed_object": 0.5}},
+        "ours-novelty": {"novelty_share": 0.0, "strategies": {"entropy": 0.5, "missed_object": 1.0}},
         "ours-diversity": {"shortlist": 1},
         "ours-spread": {"spread": 0.0},
         "ours-gap": {"spread": 0.0, "min_gap_s": 0.0, "near_duplicates": False},
         "ours-exploration": {"epsilon": 0.0},
-        "ours-missed": {"strategies": {"entropy": 1.0, "novelty": 0.05}},
-        "ours-entropy": {"strategies": {"missed_object": 0.5, "novelty": 0.05}},
+        "ours-missed": {"strategies": {"entropy": 0.5, "novelty": 0.05}},
+        "ours-entropy": {"strategies": {"missed_object": 1.0, "novelty": 0.05}},
         "ours-quiet": {"quiet_discount": 0.0},
     }
 )
+# Of the device's selector, not of its numbers: raise it when the code chooses otherwise, and rows of ours are another's.
+SELECTOR = 2
 LABEL_AWARE = "oracle"
 ALL = "all"
 

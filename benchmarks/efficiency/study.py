@@ -169,6 +169,10 @@ class Study:
             self._chain(world, seed, arm, start, seen, stream_sizes, test)
         shutil.rmtree(self._work(world), ignore_errors=True)
 
+    def first_model(self, world: World, seed: int) -> Path:
+        """The ONNX file that every arm of a seed begins with, trained if it is not there."""
+        return self._start(world, seed, self._write_test(world), {result.key for result in self.results()}).onnx
+
     def _work(self, world: World) -> Path:
         return self._folder / "work" / hashlib.sha256(world.name.encode()).hexdigest()[:12]
 
@@ -356,9 +360,8 @@ def _policy_text(arm: str) -> str:
     if name not in arms.POLICIES:
         return ""
     policy = Policy.template("balanced", **arms.POLICIES[name])
-    return json.dumps(
-        {f: getattr(policy, f) if f != "strategies" else dict(policy.strategies) for f in policy.__dataclass_fields__}
-    )
+    numbers = {f: getattr(policy, f) if f != "strategies" else dict(policy.strategies) for f in policy.__dataclass_fields__}
+    return json.dumps({"selector": arms.SELECTOR, **numbers})
 
 
 def _overshoot(places: Sequence[int], limit: arms.Limit, sizes: np.ndarray[Any, np.dtype[np.int64]]) -> int:

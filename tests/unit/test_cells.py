@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bowerbird_agent.cells import HEIGHT, WIDTH, coherent, from_bools, rectangle, to_bools
+from bowerbird_agent.cells import HEIGHT, WIDTH, blob_sizes, coherent, from_bools, rectangle, to_bools
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.5, 0.7, 1.0])
@@ -39,3 +39,11 @@ def test_a_rectangle_is_cut_at_the_edges_of_the_picture(top: int, left: int, bot
     picture = np.zeros((HEIGHT, WIDTH), np.bool_)
     picture[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = True
     assert (to_bools(rectangle(top, left, bottom, right)) == picture).all()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.2, 0.4, 1.0])
+def test_blobs_are_those_that_hang_together_also_at_a_corner(share: float) -> None:
+    picture = np.random.default_rng(3).random((HEIGHT, WIDTH)) < share
+    labels = cv2.connectedComponents(picture.view(np.uint8), connectivity=8, ltype=cv2.CV_16U)[1]
+    expected = np.bincount(labels.reshape(-1), minlength=1)[1:].tolist()
+    assert sorted(blob_sizes(from_bools(picture))) == sorted(expected)

@@ -18,7 +18,7 @@ from bowerbird_agent.gate import (
     dhash,
     glance,
     thumbnail,
-    uncovered_cells,
+    uncovered_blobs,
 )
 from bowerbird_testing.judged_frames import textured
 
@@ -130,9 +130,17 @@ def test_boxes_explain_the_motion_that_they_cover() -> None:
     moving = rectangle(10, 10, 20, 20)
     covering = [[100.0, 100.0, 200.0, 200.0]]
     aside = [[400.0, 400.0, 500.0, 500.0]]
-    assert uncovered_cells(moving, [], image_width=640, image_height=480) == 100
-    assert uncovered_cells(moving, covering, image_width=640, image_height=480) == 0
-    assert uncovered_cells(moving, aside, image_width=640, image_height=480) == 100
+    assert uncovered_blobs(moving, [], image_width=640, image_height=480) == (100,)
+    assert uncovered_blobs(moving, covering, image_width=640, image_height=480) == ()
+    assert uncovered_blobs(moving, aside, image_width=640, image_height=480) == (100,)
+
+
+def test_motion_is_counted_blob_by_blob() -> None:
+    moving = rectangle(10, 10, 20, 20) | rectangle(30, 40, 32, 44)
+    covering = [[100.0, 100.0, 200.0, 200.0]]
+    blobs = uncovered_blobs(moving, [], image_width=640, image_height=480)
+    assert sorted(blobs) == [8, 100]
+    assert uncovered_blobs(moving, covering, image_width=640, image_height=480) == (8,)
 
 
 def test_equal_pictures_hash_alike_and_unrelated_ones_differ_in_many_bits() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from bowerbird_agent import uncertainty as u
 from bowerbird_models.detections import Detections
 
-FRAME_SCORES: dict[str, Callable[[Detections], float]] = {**u.SCORERS, "entropy": u.entropy, "best_hidden": u.best_hidden}
+FRAME_SCORES: dict[str, Callable[[Detections], float]] = {**u.SCORERS, "entropy": u.entropy}
 
 
 def detections(*boxes: tuple[float, int, tuple[float, float, float, float]], classes: int | None = None) -> Detections:
@@ -107,9 +109,25 @@ def test_margin_of_one_class_is_an_error_for_arrays_and_the_binary_margin_for_fr
     assert u.margin(detections((0.5, 0, at(0)), classes=1)) == pytest.approx(1.0)
 
 
-def test_the_best_hidden_box_speaks_unless_a_shown_box_covers_it() -> None:
-    assert u.best_hidden(detections((0.2, 0, at(0)))) == pytest.approx(0.75)
-    assert u.best_hidden(detections((0.9, 1, at(0)), (0.2, 0, at(1)))) == 0.0
+def test_a_hidden_box_counts_by_its_strength_unless_a_shown_box_covers_it() -> None:
+    assert u.hidden_objects(detections((0.2, 0, at(0)))) == pytest.approx(0.75**2)
+    assert u.hidden_objects(detections((0.9, 1, at(0)), (0.2, 0, at(1)))) == 0.0
+    assert u.hidden_objects(detections((0.06, 0, at(0)))) == 0.0
+
+
+def test_hidden_objects_add_up_and_two_boxes_on_one_count_once() -> None:
+    one = u.hidden_objects(detections((0.2, 0, at(0))))
+    assert u.hidden_objects(detections((0.2, 0, at(0)), (0.2, 0, at(20)))) == pytest.approx(2 * one)
+    assert u.hidden_objects(detections((0.2, 0, at(0)), (0.15, 1, at(1)))) == pytest.approx(one)
+
+
+@given(st.lists(_box, max_size=40), st.randoms())
+def test_hidden_objects_do_not_hang_on_the_order_of_boxes(boxes: list[Any], luck: Random) -> None:
+    hidden = [(score * 0.3, class_id, box) for score, class_id, box in boxes]
+    total = u.hidden_objects(detections(*hidden))
+    luck.shuffle(hidden)
+    assert 0.0 <= total <= len(boxes)
+    assert u.hidden_objects(detections(*hidden)) == pytest.approx(total)
 
 
 def test_close_to_threshold_is_one_on_it() -> None:
