@@ -144,18 +144,3 @@ def test_localisation_is_nothing_for_models_without_it() -> None:
 def test_the_two_readings_of_the_printed_rule(scores: list[float], by_max: bool, by_min: bool) -> None:
     seen = detections(*((score, 0, at(20.0 * i)) for i, score in enumerate(scores)))
     assert (u.rule_max_below(seen), u.rule_min_below(seen)) == (by_max, by_min)
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_entropy_of_few_boxes_in_plain_numbers_is_that_of_the_arrays(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    # Crowded enough that boxes of one class overlap in some of these frames; scores of 0 and 1 are among them.
-    boxes = [
-        (float(np.float32(rng.choice([0.0, 1.0, rng.random()]))), int(rng.integers(0, 3)), at(float(rng.uniform(0, 30 * seed))))
-        for _ in range(int(rng.integers(0, 12)))
-    ]
-    frame = detections(*boxes)
-    floor = float(u.binary_entropy(np.array([0.05], np.float32))[0])
-    values = np.clip((u.binary_entropy(frame.scores) - floor) / (1 - floor), 0, 1)
-    kept = u.largest_of_overlapping(values, frame.boxes_xyxy, frame.class_ids)
-    assert u.entropy(frame) == pytest.approx(u.soft_sum(kept), abs=1e-9)
