@@ -146,7 +146,8 @@ class Device:
         self._counters = Counters(self._spool.counters())
         # What was promoted is the spool's to know; the counter only spares the inference thread a look at the disk.
         self._counters.set_to(names.FRAMES_SELECTED, self._spool.promoted)
-        self._give_up_old_candidates()
+        selector = self._make_selector()
+        self._give_up_old_candidates(selector)
 
         events: queue.Queue[Any] = queue.Queue()
         self._wake = threading.Event()
@@ -202,7 +203,7 @@ class Device:
         self._inference = Inference(
             self._exchange,
             self._storing,
-            self._make_selector(),
+            selector,
             encoder=encoder,
             counters=self._counters,
             seen=self._cameras.seen,
@@ -420,6 +421,8 @@ class Device:
         if "spool" not in self._hanging:
             with contextlib.suppress(SpoolError):
                 self._storing.flush()
+                if "inference" not in self._hanging:
+                    self._keep_selector()
             if "control" not in self._hanging:
                 self._spool.close()
         if self._remote is not None and self._exit_code == 0:
@@ -507,7 +510,7 @@ class Device:
         self._inference.set_policy(policy, device=config.device.id, cameras=len(config.running_cameras))
 
     def _look_at_boost(self) -> None:
-        """More exploration begins or ends."""
+        """More exploration of a camera begins or ends."""
         allowed = "selection" in self._config.remote.allow
         if self._boost.step(time.monotonic(), now_ms(), clock_ok=_clock_ok(), allowed=allowed):
             logger.info("exploration and target rate are %s", "raised for a while" if self._boost.facts() else "as usual again")
@@ -597,14 +600,21 @@ class Device:
                 logger.warning("%s; the selection starts without its memory", error)
         return Selector(self._config.selection, device=device, cameras=cameras)
 
-    def _give_up_old_candidates(self) -> None:
-        """Candidates of a run that was cut short: their window will never close. They are counted, and films run again."""
-        left = [frame.frame_id for frame in self._spool.frames(FrameState.CANDIDATE)]
+    def _give_up_old_candidates(self, selector: Selector) -> None:
+        """What waited for a later window goes on waiting. Candidates of a window that was cut short are counted: their judgements
+        are not known any more."""
+        here = {frame.frame_id for frame in self._spool.frames(FrameState.CANDIDATE)}
+        selector.keep_waiting(here)
+        left = sorted(here.difference(selector.candidates))
         if left:
             logger.info("%d candidates of a selection window that was cut short are given up", len(left))
             self._spool.drop(left, "window_cut_short")
 
     def _give_up_old_frames(self) -> None:
+    def _keep_selector(self) -> None:
+        """At an orderly end the open window's candidates wait for the next start."""
+        self._spool.set_note(SELECTOR_NOTE, base64.b64encode(self._inference.selector_state()).decode())
+
         """Nothing waits on the device for longer than is allowed; ages are known only while the clock is."""
         days = self._config.spool.max_age_days
         if days is None or not _clock_ok():

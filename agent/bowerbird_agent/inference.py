@@ -51,6 +51,7 @@ logger = logging.getLogger(__name__)
 _SWAP_TIMEOUT_S = 60.0
 _RECENT = 256  # frames over which speed and latency are told
 _STALE_ROUND = "round_over"
+_STALE_POLICY = "policy_changed"
 _NO_DETECTIONS_PAUSE_S = 0.05
 # What `select.py` refuses for a reason that holds for campaigns too.
 _NOT_FOR_CAMPAIGNS = frozenset({"already_chosen", "switched_off", "scoring_failed"})
@@ -208,8 +209,18 @@ class Inference:
 
     def set_policy(self, policy: Policy, *, device: str, cameras: int) -> None:
         """Choose by another policy, or for another number of cameras, from the next frame on.
+    def set_boosts(self, factors: Mapping[str, float]) -> None:
+        """From the next frame on these cameras explore more and have a higher target rate; see `Selector.boost`."""
+        with self._lock:
+            self._boosts, self._boosts_are_news = dict(factors), True
 
-        The open window is closed under the old policy, so no candidate is given up; what was sent so far stays remembered.
+    def selector_state(self) -> bytes:
+        """What the next start needs to go on, candidates of the open window included. Only once `run` has returned."""
+        return self._selector.to_state()
+
+
+        The open window is closed under the old policy; what was sent so far stays remembered. Candidates that wait for a later window
+        go on waiting, unless other strategies make their values incomparable.
         """
         with self._lock:
             self._next_selector = lambda state: Selector(policy, device=device, cameras=cameras, state=state)
@@ -584,11 +595,15 @@ class Inference:
         self._latencies_ms.clear()
         if model is not None:
             logger.info("model %s runs now", model.digest[:12])
-        if before is not None:
+        # After a restart the model may be another than the one whose embeddings and values are remembered.
+        known = "" if model is None else self._selector.model
+        if before is not None or (model is not None and known not in ("", model.digest)):
             self._start_round("new model", new_model=True)
         taken.set()
 
     def _take_restart(self) -> None:
+        if model is not None:
+            self._selector.model = model.digest
         with self._lock:
             why, self._restart_why = self._restart_why, ""
         if why:
@@ -601,13 +616,14 @@ class Inference:
             return
         if self._window_frames:
             self._close_window()
-        carried = self._selector.candidates
-        if carried:
-            self._storing.submit(Promote((), dict.fromkeys(carried, _STALE_ROUND), closes_window=False))
+        waited = self._selector.candidates
         self._selector = make(self._selector.to_state())
         self._enough_is_news = bool(self._enough)
         self._decode_confidence = self._selector.policy.decode_confidence
         self._selector.expect(self._frames_left())
+        gone = [frame_id for frame_id in waited if frame_id not in self._selector.candidates]
+        if gone:
+            self._storing.submit(Promote((), dict.fromkeys(gone, _STALE_POLICY), closes_window=False))
         logger.info("the selection goes on with the new configuration")
 
     def _take_enough(self) -> None:

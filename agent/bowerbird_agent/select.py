@@ -26,10 +26,12 @@ from bowerbird_agent.explore import AuditDraw, keyed_unit
 from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_cells
 from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
 from bowerbird_agent.pool import WORTH_REPLACING, Pool
-from bowerbird_agent.ring import Ring
+from bowerbird_agent.ring import Ring, of_plain, to_plain
 from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rare_class, rule_max_below
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from numpy.typing import NDArray
 
     from bowerbird_agent.capture import Frame
@@ -113,6 +115,9 @@ class Selector:
         self._scoring_failed = False
         # What the fleet has enough of, set by the owner; not part of the state, since the server says it again at each connection.
         self.fleet: FleetNovelty | None = None
+        # Digest of the model whose embeddings and values are remembered, set by the owner; "" while none was.
+        self.model = ""
+        self._boosts: Mapping[str, float] = {}
         if state is not None:
             self._restore(state)
         self._forget_ranks()
@@ -243,7 +248,7 @@ class Selector:
             self.policy,
             limit=limit,
             bytes_left=bytes_left,
-            epsilon=self._epsilon(self._cold),
+            epsilon=self._epsilon_of_all(self._cold),
             draw_key=self._draw_key(),
             typicality=self._typicality(candidates),
             saved_bytes=saved_bytes,
@@ -303,9 +308,23 @@ class Selector:
         return dropped
 
     def to_state(self) -> bytes:
-        """What must survive a restart of the agent: kept frames' fingerprints and times. Candidates and ranks do not."""
+        """What must survive a restart of the agent: kept frames' fingerprints and times, and the stored candidates, which wait
+        for a later window then. Ranks do not."""
         kept = {name: struct.pack(f"<{len(v.kept_at_ms)}q", *v.kept_at_ms) for name, v in self._views.items() if v.kept_at_ms}
-        return bytes(cbor2.dumps({"v": 1, "windows": self._windows, "kept": kept, "bank": self._bank.to_state()}))
+        state = {
+            "v": 1,
+            "windows": self._windows,
+            "kept": kept,
+            "bank": self._bank.to_state(),
+            "model": self.model,
+            "weights": dict(self.policy.strategies),
+            "waiting": [to_plain(candidate) for candidate in (*self._ring.candidates, *self._pool.candidates)],
+        }
+        return bytes(cbor2.dumps(state))
+
+    def keep_waiting(self, frame_ids: Collection[str]) -> None:
+        """After a restart: of the candidates that waited before it, only these are still in the spool."""
+        self._ring.keep(frame_ids)
 
     def _restore(self, state: bytes) -> None:
         try:
@@ -327,6 +346,11 @@ class Selector:
         self._cold = False
         self._reservoir: list[tuple[float, int, Fingerprint]] = []
         for view in self._views.values():
+            self.model = str(fields.get("model", ""))
+            # Values of other strategies cannot be compared; what chance took needs none.
+            is_same = fields.get("weights", {}) == dict(self.policy.strategies)
+            waiting = map(of_plain, fields.get("waiting", ()))
+            self._ring.restore(c for c in waiting if is_same or c.judgement.arm == "explore")
             view.draw = None
             view.last_admitted = None
 

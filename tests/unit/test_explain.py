@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -170,11 +171,23 @@ def test_a_frame_that_is_not_there_is_told_with_what_to_do(tmp_path: Path, selec
         explain(tmp_path, name)
 
 
-def test_every_reason_in_the_code_has_words() -> None:
-    code = "".join(
-        path.read_text("utf-8")
-        for path in (Path(__file__).parents[2] / "agent" / "bowerbird_agent").glob("*.py")
-        if path.name in {"select.py", "choose.py", "pool.py", "inference.py"}
-    )
+def test_every_reason_in_the_code_has_words_and_no_others() -> None:
+    folder = Path(__file__).parents[2] / "agent" / "bowerbird_agent"
+    named = {"select.py", "choose.py", "pool.py", "inference.py", "device.py"}
+    code = "".join((folder / name).read_text("utf-8") for name in sorted(named))
     for reason in (*REFUSALS, *DROPS):
         assert f'"{reason}"' in code
+    ways = (
+        r'refused="(\w+)"',
+        r'return "(\w+)", ',
+        r'dropped\[[^]]+\] = "(\w+)"',
+        r'dropped\[[^]]+\] = \("(\w+)"',
+        r'else "(no_frames_left|too_close)"',
+        r'_give_way\(\w+, "(\w+)"\)',
+        r'dict\.fromkeys\(\w+, "(\w+)"\)',
+        r'_STALE_\w+ = "(\w+)"',
+        r'\.drop\(\w+, "(\w+)"\)',
+    )
+    said = {reason for way in ways for reason in re.findall(way, code)}
+    assert said - {*REFUSALS, *DROPS} == set()
+    assert len(said) > 15
