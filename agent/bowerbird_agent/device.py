@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from bowerbird_agent import counters as names
@@ -32,7 +33,7 @@ from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
 from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.device_models import DeviceModels
 from bowerbird_agent.dry_run import FOLDER as DRY_FOLDER
-from bowerbird_agent.dry_run import DryRun
+from bowerbird_agent.dry_run import DryRun, keep_trial, read_trial
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.erasing import Erasing
 from bowerbird_agent.errors import AgentError, ConfigError, SpoolError, StageDied, StageHung
@@ -64,7 +65,7 @@ from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
 from bowerbird_agent.spool import FrameState, Spool
 from bowerbird_agent.stages import Stages
 from bowerbird_agent.state_format import claim_state
-from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
+from bowerbird_agent.storing import SELECTOR_NOTE, OnDisk, StoringThread
 from bowerbird_agent.surroundings import Surroundings
 from bowerbird_agent.tariff import Tariff
 from bowerbird_agent.telemetry import Readings
@@ -75,6 +76,7 @@ from bowerbird_models.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pathlib import Path
     from bowerbird_agent.config import AgentConfig
     from bowerbird_agent.remote_runner import RemoteWishes
 
@@ -530,6 +532,7 @@ class Device:
         self._dry_decisions.keep = config.accounting.keep_decisions
         self._inference.dry_run = DryRun(
             config.dry_run,
+            self._storing.submit(OnDisk(partial(keep_trial, folder, None)))
             device=config.device.id,
             cameras=len(config.running_cameras),
             log=self._dry_decisions,
@@ -539,9 +542,14 @@ class Device:
         logger.info("a policy is tried in dry run; nothing of it is sent")
 
     def _tell_control(self) -> None:
+            state=read_trial(folder),
+            keep=lambda state: self._keep_trial(folder, state),
         limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
         every_s, idle_s = self._config.health.interval_s, self._config.health.idle_interval_s
         self._control.reconfigure(limits, metered, every_s, idle_interval_s(every_s, idle_s))
+    def _keep_trial(self, folder: Path, state: bytes) -> None:
+        self._storing.submit(OnDisk(partial(keep_trial, folder, state)))
+
 
     # --- models --------------------------------------------------------------------------------------------------------
 
@@ -612,7 +620,9 @@ class Device:
 
     def _give_up_old_frames(self) -> None:
     def _keep_selector(self) -> None:
-        """At an orderly end the open window's candidates wait for the next start."""
+        """At an orderly end the open window's candidates wait for the next start, and a trial goes on from where it was."""
+        if self._inference.dry_run is not None:
+            keep_trial(self._config.device.state_dir / DRY_FOLDER, self._inference.dry_run.to_state())
         self._spool.set_note(SELECTOR_NOTE, base64.b64encode(self._inference.selector_state()).decode())
 
         """Nothing waits on the device for longer than is allowed; ages are known only while the clock is."""
