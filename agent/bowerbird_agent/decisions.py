@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 REFUSALS: Mapping[str, str] = MappingProxyType(
     {
         "nothing_to_learn": "no strategy says that a label would teach anything",
+        "camera_fault": "its camera is dark or frozen: a label would teach nothing",
         "audit_only": "this policy takes frames by chance alone",
         "duplicate": "nothing has changed since the last candidate",
         "too_close_to_chosen": "too soon after a frame that was sent",

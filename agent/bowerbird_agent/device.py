@@ -24,6 +24,7 @@ from bowerbird_agent.attempt import cameras_hang
 from bowerbird_agent.boost import BoostWatch
 from bowerbird_agent.broker_tls import tls_of
 from bowerbird_agent.budget_note import restore_budget
+from bowerbird_agent.camera_health import SHOWS_NOTHING
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.campaign_book import CampaignBook
 from bowerbird_agent.config import read_password
@@ -219,6 +220,7 @@ class Device:
             pulse=self._pulses["inference"],
             campaigns=campaigns,
             histograms=self._histograms,
+            is_unwell=lambda camera: self._cameras.state_of(camera).partition(";")[0] in SHOWS_NOTHING,
         )
         self._dry_decisions = self._storing.dry_decisions = DecisionLog(
             device.state_dir / DRY_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()

@@ -109,6 +109,7 @@ class Inference:
         on_promoted: called in the spool thread when frames became ready to send.
         campaigns: which frames are looked for beside the policy; None for none.
         histograms: counts every new frame; None for nobody.
+        is_unwell: whether a camera shows nothing, so that its frames are not worth a label; must not block.
     """
 
     def __init__(
@@ -132,8 +133,10 @@ class Inference:
         pulse: Pulse | None = None,
         campaigns: CampaignBook | None = None,
         histograms: HistogramBook | None = None,
+        is_unwell: Callable[[str], bool] = lambda _camera: False,
     ) -> None:
         self._histograms = histograms
+        self._is_unwell = selector.is_unwell = is_unwell
         self.dry_run: DryRun | None = None  # replaced whole, by the main thread
         self._pulse = pulse or no_pulse()
         self._campaigns = campaigns
@@ -624,6 +627,11 @@ class Inference:
         gone = [frame_id for frame_id in waited if frame_id not in self._selector.candidates]
         if gone:
             self._storing.submit(Promote((), dict.fromkeys(gone, _STALE_POLICY), closes_window=False))
+        self._enough_is_news = bool(self._enough)
+        self._boosts_are_news = bool(self._boosts)
+        self._selector.is_unwell = self._is_unwell
+        self._decode_confidence = self._selector.policy.decode_confidence
+        self._selector.expect(self._frames_left())
         logger.info("the selection goes on with the new configuration")
 
     def _take_enough(self) -> None:

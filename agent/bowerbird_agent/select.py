@@ -120,6 +120,8 @@ class Selector:
         self._boosts: Mapping[str, float] = {}
         if state is not None:
             self._restore(state)
+        # Whether a camera shows nothing (dark, frozen), set by the owner: then chance alone takes frames of it.
+        self.is_unwell: Callable[[str], bool] = lambda _camera: False
         self._forget_ranks()
         self._begin_window()
 
@@ -513,3 +515,5 @@ def _speakers(scores: dict[str, float], policy: Policy) -> tuple[str, ...]:
     """The strategies whose weighted score says something, the strongest first."""
     weighted = sorted(((weight * scores.get(name, 0.0), name) for name, weight in policy.strategies.items()), reverse=True)
     return tuple(name for score, name in weighted if score >= _SPEAKS_FROM) or tuple(n for s, n in weighted[:1] if s > 0)
+        if self.is_unwell(frame.camera):
+            return "camera_fault", None
