@@ -27,6 +27,7 @@ from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, t
 from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
 from bowerbird_agent.pool import WORTH_REPLACING, Pool
 from bowerbird_agent.ring import Ring, of_plain, to_plain
+from bowerbird_agent.temporal import Tracks, periodic
 from bowerbird_agent.uncertainty import SCORERS, best_hidden, entropy, rare_class, rule_max_below
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ class _CameraView:
         self.kept_at_ms: list[int] = []  # sorted capture times of the frames chosen so far
         self.last_admitted: tuple[NDArray[np.uint8], float] | None = None  # thumbnail and value
         self.draw: AuditDraw | None = None
+        self.tracks = Tracks()
 
     def keep(self, at_ms: int) -> None:
         insort(self.kept_at_ms, at_ms)
@@ -316,6 +318,8 @@ class Selector:
         state = {
             "v": 1,
             "windows": self._windows,
+            for view in self._views.values():
+                view.tracks = Tracks()
             "kept": kept,
             "bank": self._bank.to_state(),
             "model": self.model,
@@ -413,6 +417,14 @@ class Selector:
         if motion.known and not motion.moving.any():
             value *= 1.0 - self.policy.quiet_discount
         rank = self._value_ranks.rank(value)
+        frames = self._frames_a_window()
+        if view.draw is None:
+            view.draw = AuditDraw(self._draw_key(), camera)
+        wanted = self._epsilon(cold) * self._budget_frames() / (frames * self._cameras)
+        return view.draw.take(wanted * self._more_audit(camera, cold=cold) if self._boosts else wanted)
+
+    def _frames_a_window(self) -> float:
+        """Of one camera."""
         self._value_ranks.add(value)
         if self._samples:
             self._sample(draw, fingerprint)
@@ -441,11 +453,20 @@ class Selector:
             raise ValueError(f"detections gave scores that are not numbers: {scores}")
         return scores
 
+            if "flicker" in self.policy.strategies:
+                height, width = frame.image_bgr.shape[:2]
+                visible = self.policy.visible_confidence
+                scores["flicker"] = view.tracks.flicker(
+                    detections, at_ms=frame.captured_at_ms, size_wh=(width, height), visible=visible
+                )
     def _count_classes(self, detections: Detections, visible: float) -> None:
         """Remember which classes this frame shows, after it was compared with those before."""
         for class_id in self._class_frequency:
             self._class_frequency[class_id] *= _FREQUENCY_KEPT
         for class_id in set(detections.class_ids[detections.scores >= visible].tolist()):
+        if "periodic" in self.policy.strategies:
+            stretch = self._frames_a_window() * self._cameras / max(1e-9, self._budget_frames())
+            scores["periodic"] = periodic(self._seen[frame.camera] - 1, stretch)
             self._class_frequency[class_id] = self._class_frequency.get(class_id, 0.0) + 1.0
 
     def _why_not(
