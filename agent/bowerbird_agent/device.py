@@ -76,8 +76,8 @@ from bowerbird_models.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
     from pathlib import Path
+
     from bowerbird_agent.config import AgentConfig
     from bowerbird_agent.remote_runner import RemoteWishes
 
@@ -504,21 +504,22 @@ class Device:
             self._fetching.forget(name)  # with other masks, or other things covered
         cameras = len(config.running_cameras)
         if "selection" in plan.live or cameras != len(before.running_cameras):
-            self._set_policy()
+            self._inference.set_policy(config.selection, device=config.device.id, cameras=cameras)
+        self._set_boosts()
         if "dry_run" in plan.live or (config.dry_run is not None and cameras != len(before.running_cameras)):
             self._set_dry_run()
 
-    def _set_policy(self) -> None:
-        config = self._config
-        policy = self._boost.over(config.selection)
-        self._inference.set_policy(policy, device=config.device.id, cameras=len(config.running_cameras))
+    def _set_boosts(self) -> None:
+        self._inference.set_boosts(self._boost.factors(camera.name for camera in self._config.running_cameras))
 
     def _look_at_boost(self) -> None:
         """More exploration of a camera begins or ends."""
         allowed = "selection" in self._config.remote.allow
         if self._boost.step(time.monotonic(), now_ms(), clock_ok=_clock_ok(), allowed=allowed):
-            logger.info("exploration and target rate are %s", "raised for a while" if self._boost.facts() else "as usual again")
-            self._set_policy()
+            facts = self._boost.facts()
+            cameras = ", ".join(map(str, facts.get("cameras") or ("all cameras",))) if facts else ""
+            logger.info("exploration and target rate are %s", f"raised for a while: {cameras}" if facts else "as usual again")
+            self._set_boosts()
 
     def _beside(self) -> dict[str, object]:
         """What health says of drift."""
@@ -528,30 +529,31 @@ class Device:
     def _set_dry_run(self) -> None:
         """Begin, replace or end the trial of a policy."""
         config = self._config
+        folder = config.device.state_dir / DRY_FOLDER
         if config.dry_run is None:
             self._inference.dry_run = None
+            self._storing.submit(OnDisk(partial(keep_trial, folder, None)))
             return
         self._dry_decisions.keep = config.accounting.keep_decisions
         self._inference.dry_run = DryRun(
             config.dry_run,
-            self._storing.submit(OnDisk(partial(keep_trial, folder, None)))
             device=config.device.id,
             cameras=len(config.running_cameras),
             log=self._dry_decisions,
             frames_left=lambda: self._inference.frames_left,
             bytes_left=lambda: self._control.bytes_left_today,
+            state=read_trial(folder),
+            keep=lambda state: self._keep_trial(folder, state),
         )
         logger.info("a policy is tried in dry run; nothing of it is sent")
 
-    def _tell_control(self) -> None:
-            state=read_trial(folder),
-            keep=lambda state: self._keep_trial(folder, state),
-        limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
-        every_s, idle_s = self._config.health.interval_s, self._config.health.idle_interval_s
-        self._control.reconfigure(limits, metered, every_s, idle_interval_s(every_s, idle_s))
     def _keep_trial(self, folder: Path, state: bytes) -> None:
         self._storing.submit(OnDisk(partial(keep_trial, folder, state)))
 
+    def _tell_control(self) -> None:
+        limits, metered = self._config.budget.to_limits(), self._config.metered.to_limits()
+        every_s, idle_s = self._config.health.interval_s, self._config.health.idle_interval_s
+        self._control.reconfigure(limits, metered, every_s, idle_interval_s(every_s, idle_s))
 
     # --- models --------------------------------------------------------------------------------------------------------
 
@@ -620,13 +622,13 @@ class Device:
             logger.info("%d candidates of a selection window that was cut short are given up", len(left))
             self._spool.drop(left, "window_cut_short")
 
-    def _give_up_old_frames(self) -> None:
     def _keep_selector(self) -> None:
         """At an orderly end the open window's candidates wait for the next start, and a trial goes on from where it was."""
         if self._inference.dry_run is not None:
             keep_trial(self._config.device.state_dir / DRY_FOLDER, self._inference.dry_run.to_state())
         self._spool.set_note(SELECTOR_NOTE, base64.b64encode(self._inference.selector_state()).decode())
 
+    def _give_up_old_frames(self) -> None:
         """Nothing waits on the device for longer than is allowed; ages are known only while the clock is."""
         days = self._config.spool.max_age_days
         if days is None or not _clock_ok():

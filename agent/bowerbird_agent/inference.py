@@ -162,6 +162,8 @@ class Inference:
         self._round = counters.round
         self._enough, self._enough_is_news = b"", False
         self._next_selector: Callable[[bytes], Selector] | None = None
+        self._boosts: Mapping[str, float] = {}
+        self._boosts_are_news = False
         self._stop = threading.Event()
         self._reserved = 0
         self._window_frames = 0
@@ -210,8 +212,6 @@ class Inference:
             if sketch != self._enough:
                 self._enough, self._enough_is_news = sketch, True
 
-    def set_policy(self, policy: Policy, *, device: str, cameras: int) -> None:
-        """Choose by another policy, or for another number of cameras, from the next frame on.
     def set_boosts(self, factors: Mapping[str, float]) -> None:
         """From the next frame on these cameras explore more and have a higher target rate; see `Selector.boost`."""
         with self._lock:
@@ -221,6 +221,8 @@ class Inference:
         """What the next start needs to go on, candidates of the open window included. Only once `run` has returned."""
         return self._selector.to_state()
 
+    def set_policy(self, policy: Policy, *, device: str, cameras: int) -> None:
+        """Choose by another policy, or for another number of cameras, from the next frame on.
 
         The open window is closed under the old policy; what was sent so far stays remembered. Candidates that wait for a later window
         go on waiting, unless other strategies make their values incomparable.
@@ -301,6 +303,7 @@ class Inference:
         self._take_model()
         self._take_restart()
         self._take_policy()
+        self._take_boosts()
         self._take_enough()
         if self._rests(timeout_s):
             return False
@@ -602,11 +605,11 @@ class Inference:
         known = "" if model is None else self._selector.model
         if before is not None or (model is not None and known not in ("", model.digest)):
             self._start_round("new model", new_model=True)
+        if model is not None:
+            self._selector.model = model.digest
         taken.set()
 
     def _take_restart(self) -> None:
-        if model is not None:
-            self._selector.model = model.digest
         with self._lock:
             why, self._restart_why = self._restart_why, ""
         if why:
@@ -621,9 +624,6 @@ class Inference:
             self._close_window()
         waited = self._selector.candidates
         self._selector = make(self._selector.to_state())
-        self._enough_is_news = bool(self._enough)
-        self._decode_confidence = self._selector.policy.decode_confidence
-        self._selector.expect(self._frames_left())
         gone = [frame_id for frame_id in waited if frame_id not in self._selector.candidates]
         if gone:
             self._storing.submit(Promote((), dict.fromkeys(gone, _STALE_POLICY), closes_window=False))
@@ -633,6 +633,13 @@ class Inference:
         self._decode_confidence = self._selector.policy.decode_confidence
         self._selector.expect(self._frames_left())
         logger.info("the selection goes on with the new configuration")
+
+    def _take_boosts(self) -> None:
+        with self._lock:
+            is_news, self._boosts_are_news = self._boosts_are_news, False
+            factors = self._boosts
+        if is_news:
+            self._selector.boost(factors)
 
     def _take_enough(self) -> None:
         with self._lock:
