@@ -160,6 +160,17 @@ def test_the_newest_of_two_that_fit_is_told(tmp_path: Path, selector: Selector) 
     assert explain(tmp_path, "gate:7").why == "already_chosen"
 
 
+def test_a_frame_that_the_model_was_too_slow_for_is_told_as_that(tmp_path: Path, selector: Selector) -> None:
+    log = DecisionLog(tmp_path, keep=1000)
+    for number in (2, 5, 9, 12):
+        log.note(decide(selector, number, 0.5))
+    log.write(1.0)
+    with pytest.raises(AgentError, match="nobody looked at frame gate:7: after 5 the device looked at 9"):
+        explain(tmp_path, "gate:7")
+    with pytest.raises(AgentError, match="is not among the 4 decisions"):
+        explain(tmp_path, "gate:13")
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("gate", "names no frame"), ("gate:8", "is not among"), ("abcdef012345", "not among")]
 )
