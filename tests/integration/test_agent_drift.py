@@ -73,7 +73,7 @@ def test_an_agents_hours_are_counted_whole_and_it_explores_more_while_it_is_told
         wait_until(
             lambda: cat.value("SELECT sum(frames) FROM camera_hour WHERE camera = 'cam-01/gate'") == 36, "every frame", 60
         )
-        assert len(drift_rows.verdicts(cat, "cam-01/gate")) >= 3
+        wait_until(lambda: len(drift_rows.verdicts(cat, "cam-01/gate")) >= 3, "what is said of each hour", 30)
         assert boost() is None
         series = drift_rows.Series("cam-01/gate", "ab" * 8, 5)
         verdict = Verdict("drifted", "content", {"scores": Distance(1.0, 0.5, 0.25, 0.1)})
