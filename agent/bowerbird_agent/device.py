@@ -516,9 +516,8 @@ class Device:
         """More exploration of a camera begins or ends."""
         allowed = "selection" in self._config.remote.allow
         if self._boost.step(time.monotonic(), now_ms(), clock_ok=_clock_ok(), allowed=allowed):
-            facts = self._boost.facts()
-            cameras = ", ".join(map(str, facts.get("cameras") or ("all cameras",))) if facts else ""
-            logger.info("exploration and target rate are %s", f"raised for a while: {cameras}" if facts else "as usual again")
+            boosted = ", ".join(self._boost.factors(camera.name for camera in self._config.running_cameras))
+            logger.info("exploration and target rate are %s", f"raised for a while: {boosted}" if boosted else "as usual again")
             self._set_boosts()
 
     def _beside(self) -> dict[str, object]:

@@ -48,8 +48,8 @@ class Tracks:
         """
         n = _MOST_BOXES
         now = [
-            _Box(*box, score, class_id)
-            for box, score, class_id in zip(
+            _Box(left, top, right, bottom, score, class_id)
+            for (left, top, right, bottom), score, class_id in zip(
                 detections.boxes_xyxy[:n].tolist(),
                 detections.scores[:n].tolist(),
                 detections.class_ids[:n].tolist(),

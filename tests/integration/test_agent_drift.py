@@ -71,7 +71,7 @@ def test_an_agents_hours_are_counted_whole_and_it_explores_more_while_it_is_told
     drift_rows.note_new_camera(cat, fleet.touch_camera(cat, "cam-01", "gate"), boost_until_ms=0, factor=1.0)
     with AgentProcess(config) as agent:
         wait_until(
-            lambda: cat.value("SELECT sum(frames) FROM camera_hour WHERE camera = 'cam-01/gate'") == 36, "every frame", 60
+            lambda: cat.value("SELECT sum(frames) FROM camera_hour WHERE camera = 'cam-01/gate'") == 36, "every frame", 180
         )
         wait_until(lambda: len(drift_rows.verdicts(cat, "cam-01/gate")) >= 3, "what is said of each hour", 30)
         assert boost() is None
