@@ -35,6 +35,8 @@ ADVICE = {
     "blurred": "less sharp than it was: clean the lens, or focus it again",
     "moved": "it looks at something else than before: put it back, or leave it and the new view is taken as the right one",
 }
+# States in which a picture has nothing, or nothing new, to label. A blurred or moved camera shows something, and may be well after all.
+SHOWS_NOTHING = frozenset({"dark", "frozen"})
 _LEARN_LOOKS = 15
 _RECENT_LOOKS = 9  # whose median shows no passers-by
 _LEAST_LOOKS = 3  # a slow camera: a sign needs at least so many looks however long they took

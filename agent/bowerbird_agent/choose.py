@@ -105,6 +105,8 @@ def choose(
     draw_key: str,
     typicality: Mapping[str, float] | None = None,
     saved_bytes: float | None = None,
+    extra_for: frozenset[str] | None = None,
+    usual_limit: int | None = None,
 ) -> WindowResult:
     """Choose at most `limit` candidates.
 
@@ -117,8 +119,11 @@ def choose(
         draw_key: settles ties and the pick among explore frames.
         typicality: frame id -> [0, 1], how typical it is; used with the policy's weight.
         saved_bytes: choose until they are spent, the last frame may cost more than is left (`pace.py`); None for no such limit.
+        extra_for, usual_limit: what `limit` has beyond the second is for these cameras only; None for all.
     """
     state = _Choice(policy, limit, bytes_left, saved_bytes)
+    if extra_for is not None and usual_limit is not None:
+        state.extra_for, state.usual_left = extra_for, usual_limit
     explore = [c for c in candidates if c.judgement.arm == "explore"]
     explore.sort(key=lambda c: (keyed_unit(draw_key, "explore", c.frame_id), c.frame_id))
     slots = min(limit, math.ceil(epsilon * limit - 1e-9))
@@ -150,6 +155,8 @@ class _Choice:
 
     def __init__(self, policy: Policy, limit: int, bytes_left: int | None, saved_bytes: float | None) -> None:
         self.policy, self.limit, self.bytes_left, self.saved_bytes = policy, limit, bytes_left, saved_bytes
+        self.extra_for: frozenset[str] = frozenset()
+        self.usual_left: int | None = None  # frames that other cameras may still take; None for no limit of their own
         self.chosen: list[Candidate] = []
         self.dropped: dict[str, str] = {}
 
@@ -170,6 +177,12 @@ class _Choice:
         if self.bytes_left is not None and candidate.size_bytes > self.bytes_left:
             self.dropped[candidate.frame_id] = "byte_budget"
             return False
+        is_usual = self.usual_left is not None and candidate.camera not in self.extra_for
+        if self.usual_left == 0 and is_usual:
+            self.dropped[candidate.frame_id] = "explore_share" if candidate.judgement.arm == "explore" else "weaker"
+            return False
+        if self.usual_left is not None and is_usual:
+            self.usual_left -= 1
         if self.bytes_left is not None:
             self.bytes_left -= candidate.size_bytes
         if self.saved_bytes is not None:

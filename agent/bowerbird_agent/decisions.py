@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 REFUSALS: Mapping[str, str] = MappingProxyType(
     {
         "nothing_to_learn": "no strategy says that a label would teach anything",
+        "camera_fault": "its camera is dark or frozen: a label would teach nothing",
         "audit_only": "this policy takes frames by chance alone",
         "duplicate": "nothing has changed since the last candidate",
         "too_close_to_chosen": "too soon after a frame that was sent",
         "weaker_than_neighbour": "a frame shortly before it is worth as much or more",
         "pool_full": "enough frames wait already, and each is worth more",
+        "ring_full": "frames that wait for bytes already are worth more",
         "no_frames_left": "the server wants no more frames",
         "already_chosen": "this frame was sent before",
         "scoring_failed": "the frame could not be scored; the log says why",
@@ -37,9 +39,13 @@ DROPS: Mapping[str, str] = MappingProxyType(
         "weaker": "others of its window were worth more or more unlike each other",
         "too_close": "too near in time to a frame that was chosen",
         "byte_budget": "its bytes did not fit into what was left of the budget",
+        "byte_pace": "its window's part of the day's bytes was spent",
+        "ring_full": "its window's bytes were spent, and those that wait for later ones are worth more",
         "explore_share": "the random share of the window was full",
         "no_frames_left": "the server wanted no more frames",
         "round_over": "another model or another wish of the server began a new round",
+        "policy_changed": "it waited for bytes when the policy changed, and its value says nothing under the new one",
+        "window_cut_short": "the agent ended before its window did",
     }
 )
 

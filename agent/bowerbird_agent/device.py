@@ -197,6 +197,8 @@ class Device:
         if "spool" not in self._hanging:
             with contextlib.suppress(SpoolError):
                 parts.storing.flush()
+                if "inference" not in self._hanging:
+                    parts.keep_selector()
             if "control" not in self._hanging:
                 parts.spool.close()
         if self._remote is not None and self._exit_code == 0:

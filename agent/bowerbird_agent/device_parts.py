@@ -18,6 +18,7 @@ from bowerbird_agent import counters as names
 from bowerbird_agent.boost import BoostWatch
 from bowerbird_agent.broker_tls import tls_of
 from bowerbird_agent.budget_note import restore_budget
+from bowerbird_agent.camera_health import SHOWS_NOTHING
 from bowerbird_agent.cameras import Cameras
 from bowerbird_agent.campaign_book import CampaignBook
 from bowerbird_agent.clock import clock_ok
@@ -28,6 +29,7 @@ from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
 from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.device_models import DeviceModels
 from bowerbird_agent.dry_run import FOLDER as DRY_FOLDER
+from bowerbird_agent.dry_run import keep_trial
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.erasing import Erasing
 from bowerbird_agent.errors import AgentError
@@ -121,7 +123,8 @@ class DeviceParts:
         self.counters = Counters(self.spool.counters())
         # What was promoted is the spool's to know; the counter only spares the inference thread a look at the disk.
         self.counters.set_to(names.FRAMES_SELECTED, self.spool.promoted)
-        give_up_candidates(self.spool)
+        selector = _selector(config, self.spool)
+        give_up_candidates(self.spool, selector)
 
         events: queue.Queue[Any] = queue.Queue()
         self.stages = Stages(wake)
@@ -174,7 +177,7 @@ class DeviceParts:
         self.inference = Inference(
             self.exchange,
             self.storing,
-            _selector(config, self.spool),
+            selector,
             encoder=encoder,
             counters=self.counters,
             seen=self.cameras.seen,
@@ -188,6 +191,7 @@ class DeviceParts:
             pulse=self.pulses["inference"],
             campaigns=campaigns,
             histograms=self.histograms,
+            is_unwell=lambda camera: self.cameras.state_of(camera).partition(";")[0] in SHOWS_NOTHING,
         )
         self.dry_decisions = self.storing.dry_decisions = DecisionLog(
             device.state_dir / DRY_FOLDER, keep=config.accounting.keep_decisions, now_s=time.monotonic()
@@ -274,6 +278,12 @@ class DeviceParts:
             pulse=self.pulses["update"],
             agent=None if launch is None else launch.agent_update(device.state_dir, restart),
         )
+
+    def keep_selector(self) -> None:
+        """At an orderly end the open window's candidates wait for the next start, and a trial goes on from where it was."""
+        if self.inference.dry_run is not None:
+            keep_trial(self.config.device.state_dir / DRY_FOLDER, self.inference.dry_run.to_state())
+        self.spool.set_note(SELECTOR_NOTE, base64.b64encode(self.inference.selector_state()).decode())
 
     def _count_replaced(self, camera: str) -> None:
         if self.inference.rate.is_resting:

@@ -3,7 +3,8 @@
 In: every frame with its detections, what the policy in force decided. Out: decisions in a log of their own, and counts for health. The
 trial has the same allowance at each window's end as the policy in force has then. What it costs is a second scoring of each frame;
 whatever fails in it ends the trial and nothing else. It encodes and stores no frame: a frame counts as large as those in force are on
-average.
+average. Its counts and what it remembers of chosen frames survive a restart, as they were at the end of its last window; of frames
+that only one of the two policies had chosen by then it is not known any more whether the other one followed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,16 @@ import hashlib
 import logging
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from dataclasses import fields as fields_of
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import cbor2
 
 from bowerbird_agent.choose import Candidate
 from bowerbird_agent.decisions import Decision
 from bowerbird_agent.select import Selector
+from bowerbird_models.durable import write_durably
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -32,6 +38,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FOLDER = "decisions-dry"
+FILE = "trial.cbor"  # beside its decisions
 _REMEMBERED = 20_000  # chosen frames that are compared with those of the other policy
 _FRAME_BYTES = 50_000  # until the first frame was encoded
 
@@ -47,6 +54,8 @@ class DryRun:
         log: where its decisions go; None for nowhere.
         frames_left, bytes_left: what the policy in force may still send; None for no limit.
         now_ms: UTC.
+        state: what `keep` was given before a restart; None for a trial that begins, which that of another policy is as well.
+        keep: takes the state at the end of each window; must not block.
     """
 
     def __init__(
@@ -59,9 +68,11 @@ class DryRun:
         frames_left: Callable[[], int | None] = lambda: None,
         bytes_left: Callable[[], int | None] = lambda: None,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        state: bytes | None = None,
+        keep: Callable[[bytes], None] = lambda _state: None,
     ) -> None:
         self.policy = policy
-        self._selector = Selector(policy, device=device, cameras=cameras)
+        self._keep = keep
         self._log, self._frames_left, self._bytes_left = log, frames_left, bytes_left
         self._since_ms = now_ms()
         self._waiting: dict[str, tuple[Key, str, int]] = {}  # candidate of the trial -> key, arm, size
@@ -72,6 +83,8 @@ class DryRun:
         self._counts = {"frames": 0, "chosen": 0, "explore": 0, "bytes": 0, "in_force": 0, "both": 0}
         self._refused: dict[str, int] = {}
         self._has_failed = False
+        self._selector = Selector(policy, device=device, cameras=cameras, state=None if state is None else self._restore(state))
+        self._selector.keep_waiting(())  # what the trial would have kept waiting lies on no disk
         self._selector.expect(frames_left())
 
     def look(
@@ -119,6 +132,32 @@ class DryRun:
         strategies = {name: round(weight, 3) for name, weight in self.policy.strategies.items()}
         return {"since_ms": self._since_ms, "strategies": strategies, **self._counts, "refused": dict(self._refused), **failed}
 
+    def to_state(self) -> bytes:
+        """For the next start: the policy that is tried, the counts, and what its selector remembers."""
+        counts = {"since_ms": self._since_ms, "counts": self._counts, "refused": self._refused, "sizes": self._sizes}
+        return bytes(cbor2.dumps({"v": 1, "policy": _plain(self.policy), **counts, "selector": self._selector.to_state()}))
+
+    def _restore(self, state: bytes) -> bytes | None:
+        """Take up the counts of the same policy; what its selector remembered then, None when it begins anew."""
+        try:
+            fields = cbor2.loads(state)
+            if fields["policy"] != _plain(self.policy):
+                return None
+            counts = {name: int(fields["counts"][name]) for name in self._counts}
+            refused = {str(why): int(count) for why, count in fields["refused"].items()}
+            since_ms, sizes, selector = (
+                int(fields["since_ms"]),
+                [int(size) for size in fields["sizes"]],
+                bytes(fields["selector"]),
+            )
+            Selector(self.policy, device="", state=selector)
+        except (cbor2.CBORDecodeError, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            logger.warning("what was counted of the policy in dry run is damaged (%r); it is counted anew", error)
+            return None
+        if len(sizes) == 2:
+            self._counts, self._refused, self._since_ms, self._sizes = counts, refused, since_ms, sizes
+        return selector
+
     def _look(self, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8] | None, model_digest: str) -> None:
         selector = self._selector
         if selector.window_closed():
@@ -162,6 +201,7 @@ class DryRun:
             self._counts["both"] += key in self._in_force
             _remember(self._chosen, key)
         self._waiting.clear()
+        self._keep(self.to_state())
         if self._log is not None:
             self._log.window(
                 result.chosen,
@@ -171,6 +211,31 @@ class DryRun:
                 bytes_left=bytes_left,
                 explore_share=result.explore_share,
             )
+
+
+def _plain(policy: Policy) -> dict[str, Any]:
+    """Every field of a policy, for comparison."""
+    return {field.name: getattr(policy, field.name) for field in fields_of(policy)} | {"strategies": dict(policy.strategies)}
+
+
+def read_trial(folder: Path) -> bytes | None:
+    """What was kept of a trial before a restart; None for nothing that can be read."""
+    try:
+        return (folder / FILE).read_bytes()
+    except OSError:
+        return None
+
+
+def keep_trial(folder: Path, state: bytes | None) -> None:
+    """Write a trial's state, None for a trial that is over. A disk that refuses is told; the counts are then those of before."""
+    try:
+        if state is None:
+            (folder / FILE).unlink(missing_ok=True)
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        write_durably(folder / FILE, state, 0o600)
+    except OSError as error:
+        logger.warning("the counts of the policy in dry run cannot be written (%s); a restart would lose some", error)
 
 
 def _remember(keys: OrderedDict[Key, None], key: Key) -> None:

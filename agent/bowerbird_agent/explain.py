@@ -108,6 +108,7 @@ def explain(folder: Path, frame: str) -> Explanation:
         raise AgentError(f"{frame!r} names no frame; write camera:sequence, such as gate:1234, or a frame id in hex digits")
     became: dict[str, tuple[str, str, int | None, Mapping[str, Any]]] = {}
     count = 0
+    around: dict[str, int] = {}  # of this camera the nearest frames that were looked at, "before" and "after"
     oldest: Mapping[str, Any] | None = None
     for entry in read_newest_first(folder):
         if "sequence" not in entry:
@@ -120,6 +121,9 @@ def explain(folder: Path, frame: str) -> Explanation:
                 became.setdefault(frame_id, ("dropped", why, None, window))
             continue
         count, oldest = count + 1, entry
+        if place is not None and entry["camera"] == place["camera"]:
+            side, nearer = ("before", max) if entry["sequence"] < int(place["sequence"]) else ("after", min)
+            around[side] = nearer(around.get(side, entry["sequence"]), entry["sequence"])
         if place is None:
             fits = bool(entry["frame_id"]) and entry["frame_id"].startswith(frame)
         else:
@@ -128,6 +132,11 @@ def explain(folder: Path, frame: str) -> Explanation:
             if not entry["admitted"]:
                 return Explanation(entry, "refused", entry["refused"], None, {})
             return Explanation(entry, *became.get(entry["frame_id"], ("waiting", "", None, {})))
+    if len(around) == 2:
+        raise AgentError(
+            f"nobody looked at frame {frame}: after {around['before']} the device looked at {around['after']}. A newer frame had "
+            "replaced it before the model was free; a lower fps of the camera, or a faster model, leaves fewer out"
+        )
     raise AgentError(_unknown(frame, folder, count, oldest))
 
 

@@ -49,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 _SWAP_TIMEOUT_S = 60.0
 _STALE_ROUND = "round_over"
+_STALE_POLICY = "policy_changed"
 
 
 class Inference:
@@ -73,6 +74,7 @@ class Inference:
         on_promoted: called in the spool thread when frames became ready to send.
         campaigns: which frames are looked for beside the policy; None for none.
         histograms: counts every new frame; None for nobody.
+        is_unwell: whether a camera shows nothing, so that its frames are not worth a label; must not block.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class Inference:
         pulse: Pulse | None = None,
         campaigns: CampaignBook | None = None,
         histograms: HistogramBook | None = None,
+        is_unwell: Callable[[str], bool] = lambda _camera: False,
     ) -> None:
         self._histograms = histograms
+        self._is_unwell = selector.is_unwell = is_unwell
         self.dry_run: DryRun | None = None  # replaced whole, by the main thread
         self._pulse = pulse or no_pulse()
         self._exchange, self._storing, self._selector = exchange, storing, selector
@@ -126,6 +130,8 @@ class Inference:
         self._round = counters.round
         self._enough, self._enough_is_news = b"", False
         self._next_selector: Callable[[bytes], Selector] | None = None
+        self._boosts: Mapping[str, float] = {}
+        self._boosts_are_news = False
         self._is_flushed = False
         self._said_no_model = False
         selector.expect(self._window.frames_left)
@@ -161,10 +167,20 @@ class Inference:
             if sketch != self._enough:
                 self._enough, self._enough_is_news = sketch, True
 
+    def set_boosts(self, factors: Mapping[str, float]) -> None:
+        """From the next frame on these cameras explore more and have a higher target rate; see `Selector.boost`."""
+        with self._lock:
+            self._boosts, self._boosts_are_news = dict(factors), True
+
+    def selector_state(self) -> bytes:
+        """What the next start needs to go on, candidates of the open window included. Only once `run` has returned."""
+        return self._selector.to_state()
+
     def set_policy(self, policy: Policy, *, device: str, cameras: int) -> None:
         """Choose by another policy, or for another number of cameras, from the next frame on.
 
-        The open window is closed under the old policy, so no candidate is given up; what was sent so far stays remembered.
+        The open window is closed under the old policy; what was sent so far stays remembered. Candidates that wait for a later window
+        go on waiting, unless other strategies make their values incomparable.
         """
         with self._lock:
             self._next_selector = lambda state: Selector(policy, device=device, cameras=cameras, state=state)
@@ -228,6 +244,7 @@ class Inference:
         self._take_model()
         self._take_restart()
         self._take_policy()
+        self._take_boosts()
         self._take_enough()
         if self.rate.rests(timeout_s):
             return False
@@ -366,8 +383,12 @@ class Inference:
         self.detecting.begin()
         if model is not None:
             logger.info("model %s runs now", model.digest[:12])
-        if before is not None:
+        # After a restart the model may be another than the one whose embeddings and values are remembered.
+        known = "" if model is None else self._selector.model
+        if before is not None or (model is not None and known not in ("", model.digest)):
             self._start_round("new model", new_model=True)
+        if model is not None:
+            self._selector.model = model.digest
         taken.set()
 
     def _take_restart(self) -> None:
@@ -383,14 +404,24 @@ class Inference:
             return
         if self._window.frames:
             self._close_window()
-        carried = self._selector.candidates
-        if carried:
-            self._storing.submit(Promote((), dict.fromkeys(carried, _STALE_ROUND), closes_window=False))
+        waited = self._selector.candidates
         self._selector = make(self._selector.to_state())
+        gone = [frame_id for frame_id in waited if frame_id not in self._selector.candidates]
+        if gone:
+            self._storing.submit(Promote((), dict.fromkeys(gone, _STALE_POLICY), closes_window=False))
         self._enough_is_news = bool(self._enough)
+        self._boosts_are_news = bool(self._boosts)
+        self._selector.is_unwell = self._is_unwell
         self.detecting.decode_confidence = self._selector.policy.decode_confidence
         self._selector.expect(self._window.frames_left)
         logger.info("the selection goes on with the new configuration")
+
+    def _take_boosts(self) -> None:
+        with self._lock:
+            is_news, self._boosts_are_news = self._boosts_are_news, False
+            factors = self._boosts
+        if is_news:
+            self._selector.boost(factors)
 
     def _take_enough(self) -> None:
         with self._lock:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from bowerbird_agent.clock import clock_ok
-from bowerbird_agent.dry_run import DryRun
+from bowerbird_agent.dry_run import FOLDER as DRY_FOLDER
+from bowerbird_agent.dry_run import DryRun, keep_trial, read_trial
 from bowerbird_agent.errors import AgentError, ConfigError
 from bowerbird_agent.health import idle_interval_s, now_ms
 from bowerbird_agent.redaction import redactors_after, redactors_of
 from bowerbird_agent.reload import ReloadPlan, reload_plan
+from bowerbird_agent.storing import OnDisk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -102,29 +105,38 @@ class LiveConfig:
             parts.fetching.forget(name)  # with other masks, or other things covered
         cameras = len(config.running_cameras)
         if "selection" in plan.live or cameras != len(before.running_cameras):
-            self._set_policy()
+            parts.inference.set_policy(config.selection, device=config.device.id, cameras=cameras)
+        self._set_boosts()
         if "dry_run" in plan.live or (config.dry_run is not None and cameras != len(before.running_cameras)):
             self.set_dry_run()
 
-    def _set_policy(self) -> None:
-        parts, config = self._parts, self._parts.config
-        policy = parts.boost.over(config.selection)
-        parts.inference.set_policy(policy, device=config.device.id, cameras=len(config.running_cameras))
+    def _factors(self) -> dict[str, float]:
+        return self._parts.boost.factors(camera.name for camera in self._parts.config.running_cameras)
+
+    def _set_boosts(self) -> None:
+        self._parts.inference.set_boosts(self._factors())
 
     def look_at_boost(self) -> None:
-        """More exploration begins or ends."""
+        """More exploration of a camera begins or ends."""
         parts = self._parts
         allowed = "selection" in parts.config.remote.allow
         if parts.boost.step(time.monotonic(), now_ms(), clock_ok=clock_ok(), allowed=allowed):
-            logger.info("exploration and target rate are %s", "raised for a while" if parts.boost.facts() else "as usual again")
-            self._set_policy()
+            boosted = ", ".join(self._factors())
+            logger.info("exploration and target rate are %s", f"raised for a while: {boosted}" if boosted else "as usual again")
+            self._set_boosts()
 
     def set_dry_run(self) -> None:
         """Begin, replace or end the trial of a policy."""
         parts, config = self._parts, self._parts.config
+        folder = config.device.state_dir / DRY_FOLDER
         if config.dry_run is None:
             parts.inference.dry_run = None
+            parts.storing.submit(OnDisk(partial(keep_trial, folder, None)))
             return
+
+        def keep(state: bytes) -> None:
+            parts.storing.submit(OnDisk(partial(keep_trial, folder, state)))
+
         parts.dry_decisions.keep = config.accounting.keep_decisions
         parts.inference.dry_run = DryRun(
             config.dry_run,
@@ -133,6 +145,8 @@ class LiveConfig:
             log=parts.dry_decisions,
             frames_left=lambda: parts.inference.frames_left,
             bytes_left=lambda: parts.control.bytes_left_today,
+            state=read_trial(folder),
+            keep=keep,
         )
         logger.info("a policy is tried in dry run; nothing of it is sent")
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-# Every strategy that can be named in a policy. `uncertainty.py` holds those that look at detections; `select.py` adds motion,
-# novelty and chance.
+# Every strategy that can be named in a policy. `uncertainty.py` holds those that look at detections, `temporal.py` those that look
+# at several frames; `select.py` adds motion, novelty and chance.
 STRATEGIES: Mapping[str, str] = MappingProxyType(
     {
         "entropy": "binary entropy of every box's score, summed over the boxes",
@@ -24,10 +24,12 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
         "close_to_threshold": "how close a box's score is to the threshold for being shown",
         "count": "how many boxes are shown, for crowded frames",
         "missed_object": "strong boxes below the threshold and motion that no box explains, summed over the objects",
+        "flicker": "an object that was seen in one frame and is lost in the next",
         "rule_max": "the printed rule `max conf < 0.6`",
         "rule_min": "its other printing, `min conf < 0.6`",
         "rare_class": "a box of a class that is seldom seen here",
         "novelty": "how far the frame is from the frames already kept",
+        "periodic": "the middle of each of as many equal stretches as frames may be sent",
         "random": "chance, by a keyed hash",
     }
 )
@@ -47,7 +49,7 @@ class Policy:
         frames_per_window: most frames sent from one window; None leaves it to the server's `frames_total` alone.
         strategies: name in STRATEGIES -> weight in (0, 1]; combined as 1 - product of (1 - weight x score).
         epsilon: share in [0, 1] of the frame budget that goes to frames taken at random, without looking.
-        cold_epsilon: the same while there is no model yet.
+        cold_epsilon: the same for frames that the model failed on; a device without any model looks at no frame.
         min_gap_s: no two policy frames of one camera are closer than this in capture time, in this or any earlier window.
         spread: the wanted gap is this share in [0, 1] of (time in the window / frames to choose); it gives way down to
             `min_gap_s` when too few frames are left. 0 switches it off.
@@ -148,7 +150,7 @@ TEMPLATES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "shortlist": 1,
         },
         # Hunts for what the model does not see.
-        "missed_objects": {"strategies": {"missed_object": 1.0, "close_to_threshold": 0.3, "novelty": 0.05}},
+        "missed_objects": {"strategies": {"missed_object": 1.0, "flicker": 0.5, "close_to_threshold": 0.3, "novelty": 0.05}},
         # The long tail: frames with a class that the model seldom finds here, faint boxes included.
         "rare_class": {"strategies": {"rare_class": 1.0, "entropy": 0.2, "novelty": 0.05}, "epsilon": 0.2},
         # Frames unlike those already kept, whatever the model says.

@@ -1,18 +1,23 @@
 """Candidates that a window's bytes were too few for, and that wait for later windows: the best of them, for as long as it takes.
 
-In: what a window left. Out: candidates for the next choice, and the ids of those that made way. Pure. While bytes are spread over the
-day, a busy hour has more good frames than bytes and a calm one more bytes than good frames; waiting brings the two together.
-The files lie in the spool as candidates all the while.
+In: what a window left. Out: candidates for the next choice, and the ids of those that made way; all of it as plain values, and back,
+for a restart of the agent. Pure. While bytes are spread over the day, a busy hour has more good frames than bytes and a calm one more
+bytes than good frames; waiting brings the two together. The files lie in the spool as candidates all the while.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bowerbird_agent.choose import Candidate, Judgement
+from bowerbird_agent.gate import HASH_BYTES
+from bowerbird_agent.novelty import Fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-
-    from bowerbird_agent.choose import Candidate
 
 
 class Ring:
@@ -60,12 +65,67 @@ class Ring:
             kept.append(candidate)
             bytes_kept += candidate.size_bytes
         gone = order[len(kept) :]
-        self._waiting = tuple(kept)
-        self._places = frozenset((candidate.camera, candidate.captured_at_ms) for candidate in kept)
+        self._hold(tuple(kept))
         bar = max((_density(c) for c in gone if c.judgement.arm == "policy"), default=0.0) if kept else 0.0
         # A frame's size is not known before it is encoded: it is given the benefit of being as small as any here.
         self.floor = bar * min((c.size_bytes for c in order), default=0)
         return tuple(candidate.frame_id for candidate in gone)
+
+    def keep(self, frame_ids: Collection[str]) -> None:
+        """Of what waits, only these are still wanted."""
+        self._hold(tuple(candidate for candidate in self._waiting if candidate.frame_id in frame_ids))
+
+    def restore(self, candidates: Iterable[Candidate]) -> None:
+        """Take up what waited before a restart, the first so many; what a newcomer must exceed is learnt anew."""
+        self._hold(tuple(candidates)[: self._most_frames])
+        self.floor = 0.0
+
+    def _hold(self, candidates: tuple[Candidate, ...]) -> None:
+        self._waiting = candidates
+        self._places = frozenset((candidate.camera, candidate.captured_at_ms) for candidate in candidates)
+
+
+def to_plain(candidate: Candidate) -> dict[str, Any]:
+    """A candidate for `of_plain`: some 200 bytes as CBOR, and 900 more with an embedding of 448 numbers (half precision)."""
+    judged = candidate.judgement
+    embedding = judged.fingerprint.embedding
+    plain = {
+        "id": candidate.frame_id,
+        "camera": candidate.camera,
+        "at": candidate.captured_at_ms,
+        "bytes": candidate.size_bytes,
+        "arm": judged.arm,
+        "score": judged.score,
+        "value": judged.value,
+        "reasons": list(judged.reasons),
+        "scores": {name: round(float(score), 4) for name, score in judged.strategy_scores.items()},
+        "p": judged.inclusion_probability,
+        "hash": judged.fingerprint.hash_bits.tobytes(),
+    }
+    return plain if embedding is None else {**plain, "embedding": embedding.astype("<f2").tobytes()}
+
+
+def of_plain(plain: Mapping[str, Any]) -> Candidate:
+    """A candidate as it was saved.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is none.
+    """
+    hash_bits = np.frombuffer(plain["hash"], np.uint8)
+    if len(hash_bits) != HASH_BYTES or plain["arm"] not in ("policy", "explore"):
+        raise ValueError("no saved candidate")
+    embedding = np.frombuffer(plain["embedding"], "<f2").astype(np.float32) if "embedding" in plain else None
+    judgement = Judgement(
+        True,
+        plain["arm"],
+        float(plain["score"]),
+        float(plain["value"]),
+        tuple(map(str, plain["reasons"])),
+        {str(name): float(score) for name, score in plain["scores"].items()},
+        float(plain["p"]),
+        Fingerprint.of(hash_bits, embedding),
+    )
+    return Candidate(str(plain["id"]), str(plain["camera"]), int(plain["at"]), judgement, int(plain["bytes"]))
 
 
 def _density(candidate: Candidate) -> float:

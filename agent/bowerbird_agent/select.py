@@ -26,10 +26,13 @@ from bowerbird_agent.explore import AuditDraw, keyed_unit
 from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_blobs
 from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
 from bowerbird_agent.pool import WORTH_REPLACING, Pool
-from bowerbird_agent.ring import Ring
+from bowerbird_agent.ring import Ring, of_plain, to_plain
+from bowerbird_agent.temporal import Tracks, periodic
 from bowerbird_agent.uncertainty import SCORERS, entropy, hidden_objects, rare_class, rule_max_below
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
     from numpy.typing import NDArray
 
     from bowerbird_agent.capture import Frame
@@ -80,6 +83,7 @@ class _CameraView:
         self.kept_at_ms: list[int] = []  # sorted capture times of the frames chosen so far
         self.last_admitted: tuple[NDArray[np.uint8], float] | None = None  # thumbnail and value
         self.draw: AuditDraw | None = None
+        self.tracks = Tracks()
 
     def keep(self, at_ms: int) -> None:
         insort(self.kept_at_ms, at_ms)
@@ -127,6 +131,11 @@ class Selector:
         self._scoring_failed = False
         # What the fleet has enough of, set by the owner; not part of the state, since the server says it again at each connection.
         self.fleet: FleetNovelty | None = None
+        # Digest of the model whose embeddings and values are remembered, set by the owner; "" while none was.
+        self.model = ""
+        self._boosts: Mapping[str, float] = {}
+        # Whether a camera shows nothing (dark, frozen), set by the owner: then chance alone takes frames of it.
+        self.is_unwell: Callable[[str], bool] = lambda _camera: False
         if state is not None:
             self._restore(state)
         self._forget_ranks()
@@ -142,6 +151,15 @@ class Selector:
         self._frames_left = None if frames_left is None else max(0, frames_left)
         self._frames_expected = frames_a_window
         self._audit_wanted.clear()
+
+    def boost(self, factors: Mapping[str, float]) -> None:
+        """From the next frame on these cameras explore more, and the window has more frames for them.
+
+        Args:
+            factors: camera -> by how much its audit's share, and its part of the frames of a window, are multiplied; above 1.
+        """
+        self._boosts = dict(factors)
+        self.expect(self._frames_left, self._frames_expected)
 
     @property
     def frames_left(self) -> int | None:
@@ -257,7 +275,8 @@ class Selector:
         """
         self.expect(frames_left, self._frames_expected)
         candidates = (*self._pool.candidates, *map(self._as_novel_as_now, self._ring.candidates))
-        caps = [cap for cap in (self._frames_left, self.policy.frames_per_window) if cap is not None]
+        usual = self.policy.frames_per_window
+        caps = [cap for cap in (self._frames_left, self._with_boosts(usual)) if cap is not None]
         # Without a cap every candidate may go; the audit's share is then of what the window was expected to give.
         limit = min(caps) if caps else max(len(candidates), _USUAL_BUDGET_FRAMES)
         result = choose(
@@ -265,10 +284,12 @@ class Selector:
             self.policy,
             limit=limit,
             bytes_left=bytes_left,
-            epsilon=self._epsilon(self._cold),
+            epsilon=self._epsilon_of_all(self._cold),
             draw_key=self._draw_key(),
             typicality=self._typicality(candidates),
             saved_bytes=saved_bytes,
+            extra_for=frozenset(self._boosts) if self._boosts and usual is not None else None,
+            usual_limit=usual,
         )
         by_id = {candidate.frame_id: candidate for candidate in candidates}
         for frame_id in result.chosen:
@@ -319,15 +340,31 @@ class Selector:
         if new_model:
             self._bank.forget_embeddings()
             self._class_frequency.clear()
+            for view in self._views.values():
+                view.tracks = Tracks()
         self._scoring_failed = False
         self._forget_ranks()
         self._begin_window()
         return dropped
 
     def to_state(self) -> bytes:
-        """What must survive a restart of the agent: kept frames' fingerprints and times. Candidates and ranks do not."""
+        """What must survive a restart of the agent: kept frames' fingerprints and times, and the stored candidates, which wait
+        for a later window then. Ranks do not."""
         kept = {name: struct.pack(f"<{len(v.kept_at_ms)}q", *v.kept_at_ms) for name, v in self._views.items() if v.kept_at_ms}
-        return bytes(cbor2.dumps({"v": 1, "windows": self._windows, "kept": kept, "bank": self._bank.to_state()}))
+        state = {
+            "v": 1,
+            "windows": self._windows,
+            "kept": kept,
+            "bank": self._bank.to_state(),
+            "model": self.model,
+            "weights": dict(self.policy.strategies),
+            "waiting": [to_plain(candidate) for candidate in (*self._ring.candidates, *self._pool.candidates)],
+        }
+        return bytes(cbor2.dumps(state))
+
+    def keep_waiting(self, frame_ids: Collection[str]) -> None:
+        """After a restart: of the candidates that waited before it, only these are still in the spool."""
+        self._ring.keep(frame_ids)
 
     def _restore(self, state: bytes) -> None:
         try:
@@ -337,6 +374,11 @@ class Selector:
             for name, packed in fields["kept"].items():
                 view = self._view(str(name))
                 view.kept_at_ms = sorted(struct.unpack(f"<{len(packed) // 8}q", packed))
+            self.model = str(fields.get("model", ""))
+            # Values of other strategies cannot be compared; what chance took needs none.
+            is_same = fields.get("weights", {}) == dict(self.policy.strategies)
+            waiting = map(of_plain, fields.get("waiting", ()))
+            self._ring.restore(c for c in waiting if is_same or c.judgement.arm == "explore")
         except (cbor2.CBORDecodeError, struct.error, KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError("the saved selection state is damaged; delete it to start with an empty one") from error
 
@@ -363,6 +405,36 @@ class Selector:
     def _epsilon(self, cold: bool) -> float:
         return max(self.policy.epsilon, self.policy.cold_epsilon) if cold else self.policy.epsilon
 
+    def _epsilon_of_all(self, cold: bool) -> float:
+        """The audit's share of a whole window, in which some cameras may explore more and have more frames."""
+        usual = self._epsilon(cold)
+        if not self._boosts:
+            return usual
+        factors = list(self._boosts.values())
+        others = max(0, self._cameras - len(factors))
+        more = sum(min(1.0, usual * factor) * factor for factor in factors)
+        return min(1.0, (usual * others + more) / (others + sum(factors)))
+
+    def _with_boosts(self, frames: int | None) -> int | None:
+        """The frames of a window, with what boosted cameras get on top of their part; None for no limit."""
+        if frames is None or not self._boosts:
+            return frames
+        return round(
+            frames * (1.0 + sum(factor - 1.0 for factor in self._boosts.values()) / max(self._cameras, len(self._boosts)))
+        )
+
+    def _more_audit(self, camera: str, *, cold: bool) -> float:
+        """By how much a camera's boost raises its chance to be explored: its share of the budget, and its budget."""
+        factor, usual = self._boosts.get(camera, 1.0), self._epsilon(cold)
+        if factor == 1.0 or not usual:
+            return 1.0
+        caps = [cap for cap in (self._frames_left, self._frames_expected) if cap is not None]
+        of_window = self.policy.frames_per_window
+        budget = 1.0
+        if of_window:
+            budget = min([*caps, factor * of_window]) / max(1e-9, min([*caps, of_window]))
+        return min(1.0, usual * factor) / usual * budget
+
     def _budget_frames(self) -> float:
         caps = [cap for cap in (self._frames_left, self.policy.frames_per_window, self._frames_expected) if cap is not None]
         return min(caps) if caps else _USUAL_BUDGET_FRAMES
@@ -379,13 +451,18 @@ class Selector:
         wanted = self._audit_wanted.get(cold)
         if wanted is None:
             wanted = self._audit_wanted[cold] = self._audit_probability(cold)
-        return view.draw.take(wanted)
+        return view.draw.take(wanted * self._more_audit(camera, cold=cold) if self._boosts else wanted)
 
     def _audit_probability(self, cold: bool) -> float:
+        """Of a frame of a camera that is not boosted."""
+        return self._epsilon(cold) * self._budget_frames() / (self._frames_a_window() * self._cameras)
+
+    def _frames_a_window(self) -> float:
+        """Of one camera."""
         frames = float(self.policy.window_frames)
         if self.policy.window_s is not None and self._frame_rate:
             frames = max(1.0, min(frames, self.policy.window_s * self._frame_rate))
-        return self._epsilon(cold) * self._budget_frames() / (frames * self._cameras)
+        return frames
 
     def _count(self, frame: Frame) -> None:
         if not self._seen:
@@ -406,11 +483,20 @@ class Selector:
             self._cold = True
         else:
             scores |= self._detection_scores(frame, detections, motion)
+            if "flicker" in self.policy.strategies:
+                height, width = frame.image_bgr.shape[:2]
+                visible = self.policy.visible_confidence
+                scores["flicker"] = view.tracks.flicker(
+                    detections, at_ms=frame.captured_at_ms, size_wh=(width, height), visible=visible
+                )
         draw = 0.0
         if "random" in self.policy.strategies or self._samples:
             draw = keyed_unit(self._draw_key(), "score", frame.camera, frame.sequence)
         if "random" in self.policy.strategies:
             scores["random"] = draw
+        if "periodic" in self.policy.strategies:
+            stretch = self._frames_a_window() * self._cameras / max(1e-9, self._budget_frames())
+            scores["periodic"] = periodic(self._seen[frame.camera] - 1, stretch)
         # Without a model there is no doubt to measure: every frame is equally worth a label, but for novelty and typicality.
         doubt = 1.0 if detections is None else _noisy_or(scores, self.policy)
         share = self.policy.novelty_share
@@ -462,6 +548,8 @@ class Selector:
         policy = self.policy
         if policy.epsilon >= 1.0:
             return "audit_only", None
+        if self.is_unwell(frame.camera):
+            return "camera_fault", None
         if value <= 0.0:
             return "nothing_to_learn", 0.0
         if gap_ms < policy.min_gap_s * 1000.0:
@@ -479,7 +567,8 @@ class Selector:
 
     def _capacity(self) -> int:
         """Candidates worth writing: enough to choose among, few enough for the disk."""
-        return min(self.policy.max_candidates, math.ceil(max(self.policy.shortlist, 2) * self._budget_frames()) + 8)
+        more = max(self._boosts.values(), default=1.0)
+        return min(self.policy.max_candidates, math.ceil(max(self.policy.shortlist, 2) * self._budget_frames() * more) + 8)
 
     @property
     def _samples(self) -> bool:

@@ -464,9 +464,8 @@ class Spool:
     def _settle_row(self, frame_id: str, outcome: Outcome, reason: str) -> bool:
         if outcome in (Outcome.EVICTED, Outcome.DROPPED):
             frame = self._index.frame(frame_id)
-            # A candidate that was not chosen is counted, not named: the share of the sample that was chosen is known.
-            unsent = frame is not None and (outcome is Outcome.EVICTED or frame.state is not FrameState.CANDIDATE)
-            if frame is not None and unsent and frame.arm in (EXPLORE, FETCHED):
+            # Of the random sample a candidate that was not chosen is named as well: estimates take it for missing, not for absent.
+            if frame is not None and frame.arm in (EXPLORE, FETCHED):
                 self._index.bury(frame_id, f"{outcome.value}:{reason.partition('.')[0]}")
         if self._index.settle(frame_id, outcome, reason):
             return True

@@ -1,7 +1,7 @@
 """What is given up of a spool without having been sent: candidates of a run that was cut short, frames that waited for too long.
 
-In: the spool and the clock. Out: frames dropped or expired in it, counted there and told to the server. What makes way in a full spool
-is `spool_eviction.py`'s business.
+In: the spool, the selector that goes on, and the clock. Out: frames dropped or expired in the spool, counted there and told to the
+server. What makes way in a full spool is `spool_eviction.py`'s business.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ from bowerbird_agent.clock import CLOCK_OK_FROM_S
 from bowerbird_agent.spool import FrameState
 
 if TYPE_CHECKING:
+    from bowerbird_agent.select import Selector
     from bowerbird_agent.spool import Spool
 
 logger = logging.getLogger(__name__)
 
 
-def give_up_candidates(spool: Spool) -> None:
-    """Candidates of a run that was cut short: their window will never close. They are counted, and films run again."""
-    left = [frame.frame_id for frame in spool.frames(FrameState.CANDIDATE)]
+def give_up_candidates(spool: Spool, selector: Selector) -> None:
+    """What waited for a later window goes on waiting. Candidates of a window that was cut short are counted: their judgements are not
+    known any more."""
+    here = {frame.frame_id for frame in spool.frames(FrameState.CANDIDATE)}
+    selector.keep_waiting(here)
+    left = sorted(here.difference(selector.candidates))
     if left:
         logger.info("%d candidates of a selection window that was cut short are given up", len(left))
         spool.drop(left, "window_cut_short")

@@ -111,6 +111,7 @@ POLICIES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "ours-missed": {"strategies": {"entropy": 0.5, "novelty": 0.05}},
         "ours-entropy": {"strategies": {"missed_object": 1.0, "novelty": 0.05}},
         "ours-quiet": {"quiet_discount": 0.0},
+        "ours+flicker": {"strategies": {"entropy": 1.0, "missed_object": 0.5, "flicker": 0.5, "novelty": 0.05}},
     }
 )
 # Of the device's selector, not of its numbers: raise it when the code chooses otherwise, and rows of ours are another's.

@@ -269,7 +269,12 @@ class DriftConfig(_Part):
     reference_hours: int = Field(24, ge=3, description="Hours of a new model before anything is judged.")
     reference_days: float = Field(7.0, gt=0, description="Hours of so many days are what counts as normal.")
     after_hours: int = Field(2, ge=1, description="Drifted hours in a row that begin an episode.")
-    boost_hours: float = Field(24.0, gt=0, le=168, description="How long the device then explores more, inside its caps.")
+    boost_hours: float = Field(
+        24.0,
+        gt=0,
+        le=168,
+        description="How long the device then explores that camera more, inside its caps; a new camera as well.",
+    )
     boost_factor: float = Field(2.0, ge=1, le=4, description="How much more; 1 changes nothing on devices.")
 
 

@@ -43,8 +43,19 @@ class DriftWatch:
             WireError: histograms that are none; the hours before them are kept.
         """
         arrived = [drift_rows.record(self._cat, device, hour) for hour in message.hours[:_MOST_HOURS]]
+        self._look_for_new_cameras({series.camera for series, _ in arrived})
         for series, at_ms in sorted(set(arrived), key=lambda pair: (pair[1], pair[0].camera)):
             self._judge(series, at_ms)
+
+    def _look_for_new_cameras(self, cameras: set[str]) -> None:
+        """Nobody knows yet what a new camera shows: it is explored more, as long as one that has drifted."""
+        settings = self._settings
+        until_ms = self._now_ms() + int(settings.boost_hours * 3_600_000) if settings.boost_factor > 1 else 0
+        for camera in sorted(cameras):
+            with self._cat.transaction(durable=False):
+                is_new = drift_rows.note_new_camera(self._cat, camera, boost_until_ms=until_ms, factor=settings.boost_factor)
+            if is_new:
+                log.info("camera %s is new; its device explores it more for %g hours", camera, settings.boost_hours)
 
     def _judge(self, series: Series, at_ms: int) -> None:
         cat, settings = self._cat, self._settings
@@ -71,7 +82,7 @@ class DriftWatch:
                     factor=settings.boost_factor,
                 )
                 log.warning(
-                    "camera %s has drifted since %s (%s); its device explores more for %g hours",
+                    "camera %s has drifted since %s (%s); its device explores it more for %g hours",
                     series.camera,
                     newest[0][0],
                     verdict.cause,

@@ -51,6 +51,7 @@ class EvaluationFrame:
         boxes_xyxy: (n, 4) in source pixels; n may be 0.
         class_ids: (n,) index into the data set's class names.
         ignored_xyxy: (m, 4) regions that the device covered: what a model finds there is neither right nor wrong.
+        unreviewed: class ids that the label's author did not look for: the same holds for what a model finds of them.
     """
 
     image_path: Path
@@ -59,6 +60,7 @@ class EvaluationFrame:
     boxes_xyxy: NDArray[np.float32]
     class_ids: NDArray[np.int32]
     ignored_xyxy: NDArray[np.float64] = field(default_factory=lambda: np.zeros((0, 4)))
+    unreviewed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -179,6 +181,7 @@ def evaluate_model(
             latencies_ms.append((time.perf_counter() - before) * 1000)
             class_ids = to_ours[detections.class_ids]
             known = (class_ids >= 0) & ~covered(detections.boxes_xyxy.astype(np.float64), frame.ignored_xyxy)
+            known &= ~np.isin(class_ids, frame.unreviewed)
             found.append(
                 FrameBoxes(
                     detections.boxes_xyxy[known].astype(np.float64),
@@ -268,6 +271,8 @@ def frames_digest(frames: Sequence[EvaluationFrame], class_names: Sequence[str])
         digest.update(np.asarray(frame.class_ids, "<i4").tobytes())
         if len(frame.ignored_xyxy):
             digest.update(np.asarray(frame.ignored_xyxy, "<f8").tobytes())
+        if frame.unreviewed:
+            digest.update(json.dumps(list(frame.unreviewed)).encode())
     return digest.hexdigest()
 
 

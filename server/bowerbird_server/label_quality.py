@@ -14,6 +14,7 @@ from bowerbird_server.labelling.boxes import Box, iou
 from bowerbird_server.rescoring import SAME_IOU, Seen, pairs
 
 CONSENSUS, GOLD, SUSPICIOUS = "consensus", "gold", "suspicious"
+NEW_CLASS = "new_class"  # labelled before anybody looked for a class
 # Labels that agree less than this differ.
 AGREES = 0.8
 # A detection that nobody drew is odd from here on; below it models often see what is not there.

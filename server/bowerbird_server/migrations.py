@@ -10,7 +10,7 @@ from __future__ import annotations
 from sqlite_utils import Database, Migrations
 
 from bowerbird_server.access_tables import chain_events, make_accounts
-from bowerbird_server.migrations_drift import DRIFT_TABLES
+from bowerbird_server.migrations_drift import DRIFT_TABLES, NEW_CAMERA_TABLE
 from bowerbird_server.migrations_remote import REMOTE_TABLES
 from bowerbird_server.privacy_tables import PRIVACY_TABLES
 
@@ -375,3 +375,10 @@ def m_drift(db: Database) -> None:
 from bowerbird_server import migrations_batches as _batches  # noqa: E402, F401 - registers its step behind those above
 from bowerbird_server import migrations_identity as _identity  # noqa: E402, F401 - registers its step behind those above
 from bowerbird_server import migrations_reports as _reports  # noqa: E402, F401 - the same
+
+
+@catalogue_migrations()
+def new_cameras(db: Database) -> None:
+    """Cameras that are explored more because they are new. Those that were heard of before are not."""
+    db.execute(NEW_CAMERA_TABLE)
+    db.execute("INSERT INTO new_camera (camera, found_at) SELECT camera, min(received_at) FROM camera_hour GROUP BY camera")

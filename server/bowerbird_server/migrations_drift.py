@@ -50,3 +50,12 @@ CREATE TABLE drift (
 CREATE INDEX drift_camera ON drift(camera, closed_at);
 CREATE INDEX drift_boost ON drift(boost_until_ms);
 """
+
+NEW_CAMERA_TABLE = """
+CREATE TABLE new_camera (           -- cameras whose first hour was heard of, and how long they are explored more for it
+    camera TEXT PRIMARY KEY REFERENCES camera(id),
+    found_at TEXT NOT NULL,
+    boost_until_ms INTEGER NOT NULL DEFAULT 0,
+    boost_factor REAL NOT NULL DEFAULT 1
+) STRICT
+"""

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,7 @@ def _manifest_entry(frame: LabelledFrame, split: str) -> dict[str, Any]:
         "boxes": [{"class": name, "box_xyxy": list(box)} for name, box in frame.boxes],
         # Only where there is something to say, so that the same labels give the same version as before.
         **({"redacted": [list(box) for box in frame.redacted]} if frame.redacted else {}),
+        **({"unreviewed": list(frame.unreviewed)} if frame.unreviewed else {}),
     }
 
 
@@ -102,6 +103,34 @@ def read_manifest(blobs: BlobStore, version: Row) -> dict[str, Any]:
     gone = set(version.get("removed", ()))
     manifest["frames"] = [entry for entry in manifest["frames"] if entry["frame"] not in gone]
     return manifest
+
+
+def misleading(manifest: Mapping[str, Any]) -> list[str]:
+    """Training frames that would teach misses: nobody looked there for a class that other training frames show.
+
+    They are left out of training until somebody has looked at them again. While no training frame shows the class, they do no harm.
+    """
+    training = [entry for entry in manifest["frames"] if entry["split"] == "train"]
+    taught = {box["class"] for entry in training for box in entry["boxes"]}
+    return [entry["frame"] for entry in training if taught.intersection(entry.get("unreviewed", ()))]
+
+
+def check_replay(manifest: Mapping[str, Any]) -> None:
+    """Refuse to train on new frames alone.
+
+    Raises:
+        BadInput: more than half of the training frames were labelled before a class was added that others show.
+    """
+    left_out = set(misleading(manifest))
+    training = [entry for entry in manifest["frames"] if entry["split"] == "train"]
+    if 2 * len(left_out) <= len(training):
+        return
+    classes = sorted({name for entry in training if entry["frame"] in left_out for name in entry["unreviewed"]})
+    raise BadInput(
+        f"{len(left_out)} of {len(training)} training frames were labelled before anybody looked for {', '.join(classes)}; trained "
+        "with them a model would learn to miss it, and without them it would forget. They wait on the page of second looks; if none "
+        f"of them shows it, say so: bowerbird labels classes --looked-for {classes[0]}"
+    )
 
 
 def materialise(blobs: BlobStore, version: Row, folder: Path, *, copy: bool = False) -> Path:
@@ -136,7 +165,9 @@ def materialise(blobs: BlobStore, version: Row, folder: Path, *, copy: bool = Fa
 
 def _lay_out(blobs: BlobStore, manifest: dict[str, Any], scratch: Path, target: Path, *, copy: bool) -> None:
     class_id = {name: i for i, name in enumerate(manifest["classes"])}
-    for entry in manifest["frames"]:
+    left_out = set(misleading(manifest))
+    entries = [entry for entry in manifest["frames"] if entry["frame"] not in left_out]
+    for entry in entries:
         images, labels = (scratch / kind / entry["split"] for kind in ("images", "labels"))
         images.mkdir(parents=True, exist_ok=True)
         labels.mkdir(parents=True, exist_ok=True)
@@ -148,7 +179,7 @@ def _lay_out(blobs: BlobStore, manifest: dict[str, Any], scratch: Path, target: 
         else:
             put(blobs.path(entry["blob"]), images / f"{entry['frame']}{suffix}")
         (labels / f"{entry['frame']}.txt").write_text(_yolo_lines(entry, class_id))
-    used = {entry["split"] for entry in manifest["frames"]}
+    used = {entry["split"] for entry in entries}
     description = {
         "path": str(target),
         "train": "images/train",
@@ -208,6 +239,7 @@ def evaluation_frames(catalogue: Catalogue, blobs: BlobStore, version: Row) -> t
                 boxes_xyxy=np.array([box["box_xyxy"] for box in _counting(entry)], np.float32).reshape(-1, 4),
                 class_ids=np.array([class_id[box["class"]] for box in _counting(entry)], np.int32),
                 ignored_xyxy=_array(entry.get("redacted", [])),
+                unreviewed=tuple(class_id[name] for name in entry.get("unreviewed", ())),
             )
         )
     return frames, manifest["classes"]

@@ -26,7 +26,7 @@ from bowerbird_server.evaluate import EvaluationRun, evaluate_model
 from bowerbird_server.promotion_gate import PROFILES, Verdict, compare
 from bowerbird_server.registry import GOLDEN_IMAGES, float_file, register_model
 from bowerbird_server.site import Site
-from bowerbird_server.snapshot import evaluation_frames, materialise
+from bowerbird_server.snapshot import check_replay, evaluation_frames, materialise, read_manifest
 from bowerbird_server.train import TrainingCancelled, TrainingProgress, TrainingRequest, TrainingResult, run_training
 from bowerbird_server.variants import OnProgress, Variants, build_variants
 
@@ -37,8 +37,9 @@ def queue_run(site: Site, version: Row, settings: TrainingConfig, actor: str) ->
     """Queue a training on a data set version, starting from the champion's base if there is one; returns the run's id.
 
     Raises:
-        BadInput: the champion is no detection model.
+        BadInput: the champion is no detection model, or most training frames were labelled before a class was added.
     """
+    check_replay(read_manifest(site.blobs, version))
     base = model_rows.champion(site.catalogue)
     if base is not None and model_rows.task_of(base) != DETECT:
         raise BadInput(

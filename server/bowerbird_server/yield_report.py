@@ -9,12 +9,12 @@ import dataclasses
 from typing import Any
 
 from bowerbird_server.catalogue import Catalogue, judged
-from bowerbird_server.yields import by_strategy, judge_policy
+from bowerbird_server.yields import by_strategy, edit_rates, judge_policy
 
 
 def yield_report(cat: Catalogue) -> dict[str, Any]:
-    """`verdict`, `strategies`, `accuracy` (newest model first), `by` (`score` or `diversity`) and `fallen_back` (None, or since when
-    and why)."""
+    """`verdict`, `strategies`, `edits` (how good pre-labels were), `accuracy` (newest model first), `by` (`score` or `diversity`) and
+    `fallen_back` (None, or since when and why)."""
     frames = judged.judged_frames(cat)
     fallen = judged.fallen_back(cat)
     return {
@@ -22,5 +22,6 @@ def yield_report(cat: Catalogue) -> dict[str, Any]:
         "fallen_back": None if fallen is None else {"since": fallen["since"], "why": fallen["why"]},
         "verdict": dataclasses.asdict(judge_policy(frames)),
         "strategies": [dataclasses.asdict(one) for one in by_strategy(frames)],
+        "edits": [dataclasses.asdict(one) for one in edit_rates(frames)],
         "accuracy": [dataclasses.asdict(one) for one in judged.accuracy_gains(cat)],
     }

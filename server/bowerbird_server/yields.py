@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bowerbird_server.batch_choice import CONTROL, POLICY, RARE
+from bowerbird_server.batch_choice import CONTROL, EVALUATION, POLICY, RARE
 
 RESAMPLES = 2000
 # Before the control is this large no verdict is given: frames and scenes.
@@ -39,6 +39,7 @@ class Judged:
         reasons: the strategies that spoke for it.
         bytes: of its image, which the link carried.
         changes: boxes that the labeller added, deleted, reclassed or moved.
+        shown, drawn, right: boxes that the pre-label showed, that the label has, and those of both that are of one class.
     """
 
     role: str
@@ -47,6 +48,9 @@ class Judged:
     reasons: tuple[str, ...]
     bytes: int
     changes: int
+    shown: int = 0
+    drawn: int = 0
+    right: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,12 +64,37 @@ class Estimate:
 
 @dataclass(frozen=True)
 class StrategyYield:
-    """What came of a strategy's frames: how many were labelled, which share of them the labeller changed, how it might be weighed."""
+    """What came of a strategy's frames: how many were labelled, which share of them the labeller changed, how it might be weighed.
+
+    `per_label` and `per_megabyte` are changed boxes; None of a single scene, since an interval needs two. A frame for which several
+    strategies spoke counts for each.
+    """
 
     strategy: str
     frames: int
     changed: Estimate
     weight: float
+    per_label: Estimate | None = None
+    per_megabyte: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class EditRate:
+    """How good pre-labels were, by what labellers did to them, on the frames of one role; None where there was no box.
+
+    Of chosen frames these are no rates of the field: they were chosen for being wrong. `field_metrics.py` has those.
+
+    Args:
+        role: `chosen`, `control` or `evaluation`.
+        frames: labelled ones.
+        precision: share of the shown boxes that stayed, moved or not.
+        recall: share of the drawn boxes that were shown.
+    """
+
+    role: str
+    frames: int
+    precision: Estimate | None
+    recall: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -139,8 +168,51 @@ def by_strategy(judged: Sequence[Judged]) -> list[StrategyYield]:
         own = [one.changes > 0 for one in chosen if strategy in one.reasons]
         posterior = (sum(own) + _PRIOR_FRAMES * overall) / (len(own) + _PRIOR_FRAMES)
         weight = min(HEAVIEST, max(LIGHTEST, posterior / overall))
-        found.append(StrategyYield(strategy, len(own), wilson(sum(own), len(own)), weight))
+        theirs = [one for one in chosen if strategy in one.reasons]
+        per_label = _rate(theirs, lambda one: one.changes, lambda _one: 1.0)
+        per_megabyte = _rate(theirs, lambda one: one.changes, lambda one: one.bytes / 1e6)
+        found.append(StrategyYield(strategy, len(own), wilson(sum(own), len(own)), weight, per_label, per_megabyte))
     return sorted(found, key=lambda one: (-one.frames, one.strategy))
+
+
+def edit_rates(judged: Sequence[Judged]) -> list[EditRate]:
+    """Precision and recall of pre-labels, free with every label: what was kept, of what was shown and of what was drawn."""
+    found = []
+    for name, roles in (("chosen", (POLICY, RARE)), ("control", (CONTROL,)), ("evaluation", (EVALUATION,))):
+        own = [one for one in judged if one.role in roles]
+        if own:
+            precision = _rate(own, lambda one: one.right, lambda one: one.shown, share=True)
+            recall = _rate(own, lambda one: one.right, lambda one: one.drawn, share=True)
+            found.append(EditRate(name, len(own), precision, recall))
+    return found
+
+
+def _rate(
+    frames: Sequence[Judged], above: Callable[[Judged], float], below: Callable[[Judged], float], *, share: bool = False
+) -> Estimate | None:
+    """A ratio of two sums with its 95 % interval over scenes drawn with replacement; None without two scenes or anything below.
+
+    Args:
+        share: it cannot exceed 1: with few boxes the interval is Wilson's where that is wider, since boxes that were all right say
+            nothing of the next one to a resample.
+    """
+    scenes = sorted({one.scene for one in frames})
+    place = {scene: i for i, scene in enumerate(scenes)}
+    sums = np.zeros((len(scenes), 2))
+    for one in frames:
+        sums[place[one.scene]] += (above(one), below(one))
+    total = sums.sum(axis=0)
+    if len(scenes) < 2 or total[1] <= 0:
+        return None
+    counts = np.random.default_rng(0).multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), RESAMPLES)
+    drawn = counts @ sums
+    rates = _ratio(drawn[:, 0], drawn[:, 1])
+    low, high = np.percentile(rates[np.isfinite(rates)], [2.5, 97.5])
+    value = float(total[0] / total[1])
+    if share:
+        least = wilson(round(float(total[0])), round(float(total[1])))
+        return Estimate(value, min(float(low), least.low), max(float(high), least.high))
+    return Estimate(value, min(value, float(low)), max(value, float(high)))
 
 
 def judge_policy(judged: Sequence[Judged], *, seed: int = 0) -> PolicyVerdict:

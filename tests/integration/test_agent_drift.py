@@ -67,17 +67,19 @@ def test_an_agents_hours_are_counted_whole_and_it_explores_more_while_it_is_told
     def boost() -> object:
         return fleet.get(cat, "cam-01")["health"].get("extra", {}).get("boost")
 
+    # A camera that is known: one that is new would be boosted for that.
+    drift_rows.note_new_camera(cat, fleet.touch_camera(cat, "cam-01", "gate"), boost_until_ms=0, factor=1.0)
     with AgentProcess(config) as agent:
         wait_until(
-            lambda: cat.value("SELECT sum(frames) FROM camera_hour WHERE camera = 'cam-01/gate'") == 36, "every frame", 60
+            lambda: cat.value("SELECT sum(frames) FROM camera_hour WHERE camera = 'cam-01/gate'") == 36, "every frame", 180
         )
-        assert len(drift_rows.verdicts(cat, "cam-01/gate")) >= 3
+        wait_until(lambda: len(drift_rows.verdicts(cat, "cam-01/gate")) >= 3, "what is said of each hour", 30)
         assert boost() is None
         series = drift_rows.Series("cam-01/gate", "ab" * 8, 5)
         verdict = Verdict("drifted", "content", {"scores": Distance(1.0, 0.5, 0.25, 0.1)})
         until_ms = int(time.time() * 1000) + 3_600_000
         drift_rows.open_episode(cat, series, verdict, "2026-01-01", "2026-01-02", boost_until_ms=until_ms, factor=2.0)
-        wait_until(lambda: boost() == {"factor": 2.0, "until_ms": until_ms}, "the boost", 30)
+        wait_until(lambda: boost() == {"factor": 2.0, "until_ms": until_ms, "cameras": ["gate"]}, "the boost", 30)
         assert drift_rows.stop_boost(cat, "cam-01", "anna") == 1
         wait_until(lambda: boost() is None, "the end of the boost", 30)
         agent.terminate()

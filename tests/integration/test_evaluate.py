@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -84,6 +85,23 @@ def test_a_class_that_the_model_lacks_counts_as_missed(tmp_path: Path) -> None:
     assert evaluation.per_class == {"person": pytest.approx(1.0), "car": 0.0, "bus": None}
     assert evaluation.map50_95 == pytest.approx(0.5)
     assert evaluation.missing_classes == ("car", "bus")
+
+
+def test_what_nobody_looked_for_is_neither_right_nor_wrong(tmp_path: Path) -> None:
+    """Frames that were labelled before a class was added do not count against a model that knows it; frames since then do."""
+    model = write_tiny_yolo(
+        tmp_path / "m.onnx",
+        class_names=(*NAMES, "bus"),
+        boxes=(TinyBox(PERSON, 0), TinyBox(CAR, 1), TinyBox((20, 2, 62, 30), 2)),
+    )
+    drawn = np.array([PERSON, CAR, (20, 2, 62, 30)], np.float32)
+    old, new = frames(tmp_path)[:12], frames(tmp_path)[12:]
+    new = [replace(frame, boxes_xyxy=drawn, class_ids=np.array([0, 1, 2], np.int32)) for frame in new]
+    wrong = evaluate_model(model, [*old, *new], (*NAMES, "bus")).evaluation
+    assert wrong.per_class["bus"] == pytest.approx(0.5, abs=0.1)
+    right = evaluate_model(model, [*(replace(frame, unreviewed=(2,)) for frame in old), *new], (*NAMES, "bus")).evaluation
+    assert right.per_class["bus"] == pytest.approx(1.0)
+    assert right.per_class["person"] == pytest.approx(1.0)
 
 
 def test_what_cannot_be_evaluated_is_refused(tmp_path: Path) -> None:

@@ -55,9 +55,11 @@ def test_both_are_symmetric_and_zero_for_the_same(pair: tuple[list[int], list[in
 class Watched:
     """A catalogue with one device, and a watch whose clock stands."""
 
-    def __init__(self, folder: Path, settings: DriftSettings = SETTINGS) -> None:
+    def __init__(self, folder: Path, settings: DriftSettings = SETTINGS, *, new_camera: bool = False) -> None:
         self.cat = Catalogue(folder / "catalogue.db")
         fleet.add_device(self.cat, "cam-01", "demo", "test")
+        if not new_camera:
+            drift_rows.note_new_camera(self.cat, fleet.touch_camera(self.cat, "cam-01", "gate"), boost_until_ms=0, factor=1.0)
         self.watch = DriftWatch(self.cat, settings, lambda: NOW_MS)
         self.camera = DriftingCamera()
 
@@ -106,7 +108,7 @@ def test_a_change_is_found_in_its_second_hour_with_its_cause(
     assert (found["camera"], found["cause"], found["closed_at"]) == ("cam-01/gate", cause, None)
     far = found["distances"][where]
     assert far["psi"] > far["psi_limit"] >= 0.25
-    assert drift_rows.boosts(watched.cat, NOW_MS) == {"cam-01": Boost(NOW_MS + DAY_MS, 2.0)}
+    assert drift_rows.boosts(watched.cat, NOW_MS) == {"cam-01": Boost(NOW_MS + DAY_MS, 2.0, {"gate": NOW_MS + DAY_MS})}
 
 
 def test_a_covered_lens_is_a_fault_of_the_camera_and_not_of_its_model(watched: Watched) -> None:
@@ -200,15 +202,48 @@ def test_the_wish_holds_the_boost_until_it_ends_or_is_stopped(watched: Watched, 
     watched.show(range(48))
     watched.show(range(48, 51), score_shift=-0.35)
     monkeypatch.setattr("bowerbird_server.wishes.time.time", lambda: NOW_MS / 1000)
-    assert wanted_of(watched.cat, ["cam-01"])["cam-01"].boost == Boost(NOW_MS + DAY_MS)
+    assert wanted_of(watched.cat, ["cam-01"])["cam-01"].boost == Boost(NOW_MS + DAY_MS, 2.0, {"gate": NOW_MS + DAY_MS})
     monkeypatch.setattr("bowerbird_server.wishes.time.time", lambda: (NOW_MS + DAY_MS) / 1000)
     assert wanted_of(watched.cat, ["cam-01"]) == {"cam-01": Desired(0)}, "what is retained must say that it is over"
     monkeypatch.undo()
     assert drift_rows.stop_boost(watched.cat, "cam-01", "ada") == int(time.time() * 1000 < NOW_MS + DAY_MS)
 
 
+def test_a_camera_that_was_never_heard_of_is_explored_more_for_a_day(tmp_path: Path) -> None:
+    there = Watched(tmp_path, new_camera=True)
+    hour = there.camera.hour(0)
+    there.watch.take("cam-01", Histograms((hour, dataclasses.replace(hour, camera="yard"))))
+    ends = {"gate": NOW_MS + DAY_MS, "yard": NOW_MS + DAY_MS}
+    assert drift_rows.boosts(there.cat, NOW_MS) == {"cam-01": Boost(NOW_MS + DAY_MS, 2.0, ends)}
+    there.watch = DriftWatch(there.cat, SETTINGS, lambda: NOW_MS + DAY_MS)
+    there.show(range(1, 4))
+    assert drift_rows.boosts(there.cat, NOW_MS + DAY_MS) == {}, "it is new once"
+    assert drift_rows.episodes(there.cat) == [], "and that is no drift"
+    said = [row["subject"] for row in there.cat.rows("SELECT kind, subject FROM event") if row["kind"] == "new camera"]
+    assert said == ["cam-01", "cam-01"]
+    there.cat.close()
+
+
+def test_a_board_that_replaces_another_brings_no_new_camera(watched: Watched) -> None:
+    cat = watched.cat
+    watched.show(range(2))
+    fleet.add_device(cat, "cam-02", "demo", "test")
+    cat.execute("UPDATE device SET replaces = 'cam-01' WHERE id = 'cam-02'")
+    watched.watch.take("cam-02", Histograms((watched.camera.hour(2),)))
+    assert drift_rows.boosts(cat, NOW_MS) == {}
+
+
+def test_a_camera_that_drifts_is_boosted_and_the_one_beside_it_is_not(watched: Watched) -> None:
+    drift_rows.note_new_camera(watched.cat, fleet.touch_camera(watched.cat, "cam-01", "yard"), boost_until_ms=0, factor=1.0)
+    for number in range(51):
+        hour = watched.camera.hour(number, score_shift=-0.35 if number >= 48 else 0.0)
+        well = dataclasses.replace(watched.camera.hour(number), camera="yard")
+        watched.watch.take("cam-01", Histograms((hour, well)))
+    assert drift_rows.boosts(watched.cat, NOW_MS)["cam-01"].cameras == {"gate": NOW_MS + DAY_MS}
+
+
 def test_without_a_boost_in_the_settings_drift_is_only_said(tmp_path: Path) -> None:
-    quiet = Watched(tmp_path, DriftSettings(boost_factor=1.0))
+    quiet = Watched(tmp_path, DriftSettings(boost_factor=1.0), new_camera=True)
     quiet.show(range(48))
     quiet.show(range(48, 51), score_shift=-0.35)
     assert len(drift_rows.episodes(quiet.cat)) == 1

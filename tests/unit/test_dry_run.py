@@ -12,7 +12,7 @@ from bowerbird_agent.capture import Frame
 from bowerbird_agent.choose import Candidate
 from bowerbird_agent.config import parse_config, parse_wished
 from bowerbird_agent.decision_log import DecisionLog
-from bowerbird_agent.dry_run import DryRun
+from bowerbird_agent.dry_run import DryRun, keep_trial, read_trial
 from bowerbird_agent.errors import ConfigError
 from bowerbird_agent.explain import explain
 from bowerbird_agent.policy import Policy
@@ -117,6 +117,46 @@ def test_a_new_model_begins_the_trials_window_again() -> None:
     assert dry.facts()["chosen"] == 0
     there.show(30)
     assert dry.facts()["frames"] == 60
+
+
+def test_a_trial_goes_on_counting_after_a_restart_and_one_of_another_policy_begins_anew() -> None:
+    kept: list[bytes] = []
+    dry = DryRun(POLICY, device="cam-01", cameras=1, now_ms=lambda: 5, keep=kept.append)
+    InForce(dry).show(130)
+    assert len(kept) == 3, "at the end of each window"
+    at_last_window = DryRun(POLICY, device="cam-01", cameras=1, now_ms=lambda: 9, state=kept[-1]).facts()
+    assert (at_last_window["frames"], at_last_window["chosen"], at_last_window["since_ms"]) == (120, 18, 5)
+    again = DryRun(POLICY, device="cam-01", cameras=1, now_ms=lambda: 9, state=dry.to_state())
+    assert again.facts() == dry.facts()
+    again.look(frame(7), seen(7), model_digest="ab" * 32)
+    assert again.facts()["frames"] == 131
+    judged = again.facts()["refused"]
+    assert isinstance(judged, dict)
+    assert sum(judged.values()) >= sum(dict(dry.facts()["refused"]).values())  # type: ignore[call-overload]
+    other = DryRun(Policy.template("rare_class"), device="cam-01", cameras=1, now_ms=lambda: 9, state=dry.to_state())
+    assert (other.facts()["frames"], other.facts()["since_ms"]) == (0, 9)
+
+
+def test_a_trial_remembers_over_a_restart_which_frames_it_has_chosen() -> None:
+    dry = DryRun(POLICY, device="cam-01", cameras=1)
+    InForce(dry).show(130)
+    again = DryRun(POLICY, device="cam-01", cameras=1, state=dry.to_state())
+    InForce(again).show(130)  # a film that runs again
+    assert again.facts()["chosen"] == 36
+    assert dict(again.facts()["refused"])["already_chosen"] >= 18  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("state", [b"", b"\xa0", b"\xff", DryRun(POLICY, device="d", cameras=1).to_state()[:-40]])
+def test_a_damaged_trial_is_counted_anew(state: bytes) -> None:
+    dry = DryRun(POLICY, device="cam-01", cameras=1, now_ms=lambda: 9, state=state)
+    assert (dry.facts()["frames"], dry.facts()["since_ms"]) == (0, 9)
+
+
+def test_what_is_kept_of_a_trial_is_gone_when_it_is_over(tmp_path: Path) -> None:
+    keep_trial(tmp_path / "dry", b"state")
+    assert read_trial(tmp_path / "dry") == b"state"
+    keep_trial(tmp_path / "dry", None)
+    assert read_trial(tmp_path / "dry") is None
 
 
 def test_a_section_of_its_own_says_what_is_tried_and_none_is_usual() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -159,6 +160,17 @@ def test_the_newest_of_two_that_fit_is_told(tmp_path: Path, selector: Selector) 
     assert explain(tmp_path, "gate:7").why == "already_chosen"
 
 
+def test_a_frame_that_the_model_was_too_slow_for_is_told_as_that(tmp_path: Path, selector: Selector) -> None:
+    log = DecisionLog(tmp_path, keep=1000)
+    for number in (2, 5, 9, 12):
+        log.note(decide(selector, number, 0.5))
+    log.write(1.0)
+    with pytest.raises(AgentError, match="nobody looked at frame gate:7: after 5 the device looked at 9"):
+        explain(tmp_path, "gate:7")
+    with pytest.raises(AgentError, match="is not among the 4 decisions"):
+        explain(tmp_path, "gate:13")
+
+
 @pytest.mark.parametrize(
     ("name", "said"), [("gate", "names no frame"), ("gate:8", "is not among"), ("abcdef012345", "not among")]
 )
@@ -170,11 +182,23 @@ def test_a_frame_that_is_not_there_is_told_with_what_to_do(tmp_path: Path, selec
         explain(tmp_path, name)
 
 
-def test_every_reason_in_the_code_has_words() -> None:
-    code = "".join(
-        path.read_text("utf-8")
-        for path in (Path(__file__).parents[2] / "agent" / "bowerbird_agent").glob("*.py")
-        if path.name in {"select.py", "choose.py", "pool.py", "inference.py", "selection_window.py"}
-    )
+def test_every_reason_in_the_code_has_words_and_no_others() -> None:
+    folder = Path(__file__).parents[2] / "agent" / "bowerbird_agent"
+    named = {"select.py", "choose.py", "pool.py", "inference.py", "selection_window.py", "spool_leftovers.py"}
+    code = "".join((folder / name).read_text("utf-8") for name in sorted(named))
     for reason in (*REFUSALS, *DROPS):
         assert f'"{reason}"' in code
+    ways = (
+        r'refused="(\w+)"',
+        r'return "(\w+)", ',
+        r'dropped\[[^]]+\] = "(\w+)"',
+        r'dropped\[[^]]+\] = \("(\w+)"',
+        r'else "(no_frames_left|too_close)"',
+        r'_give_way\(\w+, "(\w+)"\)',
+        r'dict\.fromkeys\(\w+, "(\w+)"\)',
+        r'_STALE_\w+ = "(\w+)"',
+        r'\.drop\(\w+, "(\w+)"\)',
+    )
+    said = {reason for way in ways for reason in re.findall(way, code)}
+    assert said - {*REFUSALS, *DROPS} == set()
+    assert len(said) > 15

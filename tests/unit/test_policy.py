@@ -20,7 +20,9 @@ def test_the_default_policy_is_the_balanced_template() -> None:
 
 
 def test_every_strategy_that_can_be_named_has_code() -> None:
-    assert set(STRATEGIES) == set(SCORERS) | {"entropy", "missed_object", "rare_class", "novelty", "random"}
+    assert set(STRATEGIES) == set(SCORERS) | {
+        *("entropy", "missed_object", "rare_class", "novelty", "flicker", "periodic", "random"),
+    }
 
 
 def test_all_faults_are_listed_at_once() -> None:

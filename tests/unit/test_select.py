@@ -121,6 +121,17 @@ def test_without_frames_left_none_is_admitted_but_every_frame_is_judged() -> Non
     assert spool.judged["gate/10"].strategy_scores["entropy"] > 0.5
 
 
+def test_of_a_camera_that_shows_nothing_only_the_audit_takes_frames() -> None:
+    spool = _spool(Policy(window_frames=100, epsilon=0.5), frames_left=10, cameras=2)
+    spool.selector.is_unwell = lambda camera: camera == "gate"
+    spool.show((frame(i, camera=camera), TORN) for i in range(100) for camera in ("gate", "yard"))
+    by_camera = {
+        camera: {j.arm for n, j in spool.judged.items() if j.admit and n.startswith(camera)} for camera in ("gate", "yard")
+    }
+    assert by_camera == {"gate": {"explore"}, "yard": {"explore", "policy"}}
+    assert {j.refused for n, j in spool.judged.items() if n.startswith("gate") and not j.admit} == {"camera_fault"}
+
+
 def test_a_still_scene_gives_one_candidate_not_hundreds() -> None:
     spool = _spool(Policy(window_frames=300, epsilon=0.0))
     spool.show((frame(i, image_bgr=textured(0)), TORN) for i in range(300))

@@ -121,6 +121,21 @@ def test_evicted_frames_of_the_random_sample_are_named_until_the_server_has_note
     spool.close()
 
 
+def test_a_candidate_of_the_random_sample_that_is_not_sent_is_named_and_one_of_the_policy_is_only_counted(
+    tmp_path: Path,
+) -> None:
+    spool = Spool(tmp_path, max_bytes=SMALL)
+    taken, chosen, kept = (make_frame(number, arm=arm)[0] for number, arm in enumerate(("explore", "policy", "explore")))
+    for number, arm in enumerate(("explore", "policy", "explore")):
+        spool.put(*make_frame(number, arm=arm))
+    spool.drop([taken.frame_id, chosen.frame_id], "window_cut_short")
+    spool.promote([kept.frame_id])
+    (named,) = spool.tombstones()
+    assert (named.frame.hex(), named.why) == (taken.frame_id, "dropped:window_cut_short")
+    assert spool.ledger().balanced
+    spool.close()
+
+
 def test_an_index_of_the_first_version_is_carried_over_with_its_states(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=SMALL)
     headers = [make_frame(number, arm=arm, score=0.4)[0] for number, arm in enumerate(("explore", "policy"))]

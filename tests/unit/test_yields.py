@@ -14,6 +14,7 @@ from bowerbird_server.yields import (
     Judged,
     accuracy_gain,
     by_strategy,
+    edit_rates,
     judge_policy,
     wilson,
 )
@@ -90,6 +91,52 @@ def test_a_policy_that_pays_per_label_but_brings_larger_files_is_judged_by_both(
 def test_a_share_lies_in_its_interval_and_that_in_0_to_1(hits: int, misses: int) -> None:
     found = wilson(hits, hits + misses)
     assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def edited(scene: int, role: str, *, kept: int, deleted: int, added: int) -> Judged:
+    return Judged(role, "score", f"s{scene}", ("entropy",), 50_000, deleted + added, kept + deleted, kept + added, kept)
+
+
+def test_edits_say_how_good_the_pre_labels_were() -> None:
+    frames = [edited(n, CONTROL, kept=8, deleted=2, added=0 if n % 2 else 4) for n in range(10)]
+    (rate,) = edit_rates(frames)
+    assert (rate.role, rate.frames) == ("control", 10)
+    assert rate.precision is not None
+    assert rate.recall is not None
+    assert rate.precision.value == pytest.approx(0.8)
+    assert rate.recall.value == pytest.approx(0.8)
+    assert rate.recall.low < 0.75, "scenes differ in what is missed"
+    assert rate.recall.high > 0.85
+    assert edit_rates([]) == []
+
+
+def test_edits_of_one_scene_or_without_a_box_promise_nothing() -> None:
+    (one_scene,) = edit_rates([edited(0, POLICY, kept=8, deleted=0, added=0)] * 5)
+    assert one_scene.precision is None
+    (empty,) = edit_rates([edited(n, POLICY, kept=0, deleted=0, added=0) for n in range(5)])
+    assert (empty.role, empty.precision, empty.recall) == ("chosen", None, None)
+    (perfect,) = edit_rates([edited(n, POLICY, kept=2, deleted=0, added=0) for n in range(5)])
+    assert perfect.precision is not None
+    assert perfect.precision.value == 1.0
+    assert perfect.precision.low < 0.8, "ten boxes that were right are no proof"
+
+
+def test_each_strategy_is_told_per_label_and_per_megabyte() -> None:
+    (found,) = by_strategy(simulated(1, chosen_rate=2.0, control_rate=1.0))
+    assert found.per_label is not None
+    assert found.per_megabyte is not None
+    assert found.per_label.low < found.per_label.value < found.per_label.high
+    assert found.per_megabyte.value == pytest.approx(20 * found.per_label.value), "fifty kilobytes a frame"
+
+
+def test_the_interval_of_a_strategys_yield_holds_the_truth() -> None:
+    """Negative binomial counts of scenes with mean 2: in nine of ten of 60 simulations at least."""
+    held = 0
+    for seed in range(60):
+        (found,) = by_strategy(simulated(seed, chosen_rate=2.0, control_rate=1.0))
+        assert found.per_label is not None
+        held += found.per_label.low <= 2.0 <= found.per_label.high
+    assert held >= 52
 
 
 def test_wilson_is_the_textbooks() -> None:

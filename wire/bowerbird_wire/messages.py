@@ -270,13 +270,15 @@ class Campaign(Message):
 
 @dataclass(frozen=True)
 class Boost(Message):
-    """More exploration and a higher target rate until then, inside the caps: what the server wants after a drift.
+    """More exploration and a higher target rate until then, inside the caps: what the server wants after a drift or of a new camera.
 
-    `factor` multiplies the audit's share and the frames of a window; 1 changes nothing.
+    `factor` multiplies the audit's share and the frames of a window; 1 changes nothing. `cameras`: each camera that is meant and when
+    its boost ends, UTC ms; empty for all of them until `until_ms`, which is how agents that do not know the field take it.
     """
 
     until_ms: int = field(metadata=_key("u"))
     factor: float = _opt("f", 2.0)
+    cameras: Mapping[str, int] = field(default_factory=dict, metadata=_key("cm"))
     extra: Mapping[str, Any] = _extra()
 
 

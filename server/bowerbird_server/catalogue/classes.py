@@ -1,17 +1,18 @@
 """The class list: names with ids from 0, append-only, because a class id in an old data set must keep its meaning for ever.
 
-In: names. Out: names in id order. It renames and removes nothing.
+In: names. Out: names in id order, and which of them a label's author did not look for. It renames and removes nothing.
 """
 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bowerbird_server.catalogue.core import Catalogue, utc_now
 from bowerbird_server.errors import BadInput
 
 _LONGEST_NAME = 64
+_LOOKED_FOR = "classes.looked_for"
 
 
 def class_names(cat: Catalogue) -> list[str]:
@@ -49,3 +50,38 @@ def add_classes(cat: Catalogue, names: Sequence[str], actor: str) -> list[str]:
             cat.log(actor, "class.added", name, {"id": next_id})
             added.append(name)
     return added
+
+
+def unreviewed(
+    known: Sequence[str], reviewed: Sequence[str], labelled_at: str = "", looked_for: Mapping[str, str] | None = None
+) -> tuple[str, ...]:
+    """The classes that a label's author did not look for, in class id order: the frame may well show them undrawn.
+
+    Args:
+        known: all classes.
+        reviewed: those that the label names.
+        labelled_at: UTC text.
+        looked_for: from `declared_looked_for`.
+    """
+    declared = looked_for or {}
+    named = set(reviewed)
+    return tuple(name for name in known if name not in named and not (name in declared and labelled_at <= declared[name]))
+
+
+def declared_looked_for(cat: Catalogue) -> dict[str, str]:
+    """Class -> until when an operator says that labels looked for it, whatever they name."""
+    found: dict[str, str] = cat.setting(_LOOKED_FOR, {})
+    return found
+
+
+def declare_looked_for(cat: Catalogue, name: str, actor: str) -> None:
+    """Whatever is labelled by now was looked through for a class, says an operator: what is not drawn there is not there.
+
+    Raises:
+        BadInput: there is no such class.
+    """
+    if name not in class_names(cat):
+        raise BadInput(f"{name!r} is not in the class list; `bowerbird labels classes` shows it, `--add` appends one")
+    with cat.transaction():
+        cat.set_setting(_LOOKED_FOR, {**declared_looked_for(cat), name: utc_now()})
+        cat.log(actor, "class.looked_for", name, {})

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from bowerbird_server.catalogue.classes import class_names, declared_looked_for, unreviewed
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now
 from bowerbird_server.errors import NotFound
 
@@ -16,7 +17,7 @@ from bowerbird_server.errors import NotFound
 @dataclass(frozen=True)
 class LabelledFrame:
     """A frame with its newest label. `boxes` are (class name, (left, top, right, bottom)) in pixels of the stored image, `redacted`
-    the regions that its device covered, which teach nothing."""
+    the regions that its device covered, which teach nothing, `unreviewed` the classes that the label's author did not look for."""
 
     frame: str
     blob: str
@@ -28,16 +29,19 @@ class LabelledFrame:
     label: str
     boxes: tuple[tuple[str, tuple[float, float, float, float]], ...]
     redacted: tuple[tuple[float, float, float, float], ...] = ()
+    unreviewed: tuple[str, ...] = ()
 
 
 def labelled_frames(catalogue: Catalogue) -> list[LabelledFrame]:
     """Every frame in state `labelled`, by id."""
     rows = catalogue.rows(
         """SELECT frame.id, frame.blob, frame.image_format, frame.width, frame.height, frame.scene,
-                  coalesce(frame.camera, '') AS camera, label_newest.id AS label, label_newest.boxes
+                  coalesce(frame.camera, '') AS camera, label_newest.id AS label, label_newest.boxes,
+                  label_newest.classes_reviewed, label_newest.created_at AS labelled_at
            FROM frame JOIN label_newest ON label_newest.frame = frame.id
            WHERE frame.state = 'labelled' AND label_newest.verdict = 'labelled' ORDER BY frame.id"""
     )
+    known, looked_for = class_names(catalogue), declared_looked_for(catalogue)
     covered: dict[str, list[tuple[float, float, float, float]]] = {}
     for region in catalogue.rows(
         'SELECT frame, "left", top, "right", bottom FROM redaction JOIN frame ON frame.id = redaction.frame '
@@ -56,6 +60,7 @@ def labelled_frames(catalogue: Catalogue) -> list[LabelledFrame]:
             label=row["label"],
             boxes=tuple((box["class"], tuple(box["box_xyxy"])) for box in json.loads(row["boxes"])),
             redacted=tuple(covered.get(row["id"], ())),
+            unreviewed=unreviewed(known, json.loads(row["classes_reviewed"]), row["labelled_at"], looked_for),
         )
         for row in rows
     ]

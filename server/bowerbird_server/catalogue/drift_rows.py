@@ -200,30 +200,72 @@ def close_episodes(cat: Catalogue, camera: str, why: str, *, model: str | None =
     return len(rows)
 
 
+def note_new_camera(cat: Catalogue, camera: str, *, boost_until_ms: int, factor: float) -> bool:
+    """A camera whose hours were never heard of is explored more from now on; False for one that is known.
+
+    One in the place of a known camera (a board was replaced) is none that is new.
+    """
+    if cat.value("SELECT 1 FROM new_camera WHERE camera = ?", camera) is not None:
+        return False
+    is_new = (
+        cat.value(
+            "SELECT 1 FROM new_camera JOIN camera ON camera.id = new_camera.camera "
+            "WHERE camera.place = (SELECT place FROM camera WHERE id = ?)",
+            camera,
+        )
+        is None
+    )
+    until_ms = boost_until_ms if is_new else 0
+    cat.insert(
+        "new_camera",
+        {"camera": camera, "found_at": utc_now(), "boost_until_ms": until_ms, "boost_factor": factor if until_ms else 1},
+    )
+    if until_ms:
+        details = {"camera": camera, "boost_until": utc_text(until_ms), "boost_factor": factor}
+        cat.log("drift", "new camera", camera.partition("/")[0], details)
+    return bool(until_ms)
+
+
+_BOOSTED = """SELECT camera, boost_until_ms, boost_factor FROM drift
+UNION ALL SELECT camera, boost_until_ms, boost_factor FROM new_camera"""
+
+
 def boosts(cat: Catalogue, now_ms: int) -> dict[str, Boost]:
-    """Device -> what is wished of it now because one of its cameras has drifted."""
+    """Device -> what is wished of it now because cameras of it have drifted or are new, each with its own end."""
     rows = cat.rows(
-        "SELECT camera.device, max(boost_until_ms) AS until_ms, max(boost_factor) AS factor FROM drift "
-        "JOIN camera ON camera.id = drift.camera WHERE boost_until_ms > ? AND boost_factor > 1 GROUP BY camera.device",
+        "SELECT camera.device, camera.name, max(boost_until_ms) AS until_ms, max(boost_factor) AS factor "  # noqa: S608 - constants
+        f"FROM ({_BOOSTED}) JOIN camera ON camera.id = camera WHERE boost_until_ms > ? AND boost_factor > 1 "
+        "GROUP BY camera.id ORDER BY camera.name",
         now_ms,
     )
-    return {row["device"]: Boost(row["until_ms"], row["factor"]) for row in rows}
+    cameras: dict[str, dict[str, int]] = {}
+    factors: dict[str, float] = {}
+    for row in rows:
+        cameras.setdefault(row["device"], {})[row["name"]] = row["until_ms"]
+        factors[row["device"]] = max(row["factor"], factors.get(row["device"], 1.0))
+    return {device: Boost(max(ends.values()), factors[device], ends) for device, ends in cameras.items()}
 
 
 def were_boosted(cat: Catalogue) -> set[str]:
     """The devices that were ever told to explore more: their retained wish has to say so when it is over."""
-    rows = cat.rows("SELECT DISTINCT camera.device FROM drift JOIN camera ON camera.id = drift.camera WHERE boost_factor > 1")
+    rows = cat.rows(
+        f"SELECT DISTINCT camera.device FROM ({_BOOSTED}) JOIN camera ON camera.id = camera WHERE boost_factor > 1"  # noqa: S608 - constants
+    )
     return {row["device"] for row in rows}
 
 
 def stop_boost(cat: Catalogue, device: str, actor: str) -> int:
-    """End a device's boosts now; returns how many there were."""
+    """End the boosts of a device's cameras now; returns how many there were."""
     now_ms = int(datetime.now(tz=UTC).timestamp() * 1000)
     with cat.transaction():
-        count = cat.execute(
-            "UPDATE drift SET boost_until_ms = ?1 WHERE boost_until_ms > ?1 AND camera IN (SELECT id FROM camera WHERE device = ?2)",
-            now_ms,
-            device,
+        count = sum(
+            cat.execute(
+                f"UPDATE {table} SET boost_until_ms = ?1 WHERE boost_until_ms > ?1 "  # noqa: S608 - constants
+                "AND camera IN (SELECT id FROM camera WHERE device = ?2)",
+                now_ms,
+                device,
+            )
+            for table in ("drift", "new_camera")
         )
         if count:
             cat.log(actor, "drift boost stopped", device, {})

@@ -30,17 +30,26 @@ def judged_frames(cat: Catalogue, limit: int = NEWEST) -> list[Judged]:
         cat.setting(_JUDGED_FROM, ""),
         limit,
     )
-    return [
-        Judged(
+    found = []
+    for row in rows:
+        edits = {kind: int(count) for kind, count in json.loads(row["edits"]).items()}
+        kept, moved, reclassed = (edits.get(kind, 0) for kind in ("kept", "moved", "reclassed"))
+        counts = {
+            "shown": kept + moved + reclassed + edits.get("deleted", 0),
+            "drawn": kept + moved + reclassed + edits.get("added", 0),
+            "right": kept + moved,
+        }
+        one = Judged(
             row["role"],
             row["chosen_by"],
             row["scene"],
             tuple(name for name in row["reason"].split(",") if name),
             row["bytes"],
-            sum(int(count) for kind, count in json.loads(row["edits"]).items() if kind in CHANGES),
+            sum(count for kind, count in edits.items() if kind in CHANGES),
+            **counts,
         )
-        for row in rows
-    ]
+        found.append(one)
+    return found
 
 
 def accuracy_gains(cat: Catalogue, limit: int = 10) -> list[AccuracyGain]:

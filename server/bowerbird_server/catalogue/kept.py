@@ -64,6 +64,7 @@ NOT_REBUILT = (
     "camera_hour",
     "drift_hour",
     "drift",
+    "new_camera",
     "fetch",
     "unsent",
     "tombstone",

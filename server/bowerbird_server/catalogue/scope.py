@@ -51,6 +51,7 @@ THEIRS: Mapping[str, str] = {
     "camera_hour": _OUR_CAMERA,
     "drift_hour": _OUR_CAMERA,
     "drift": _OUR_CAMERA,
+    "new_camera": _OUR_CAMERA,
     # About a device, a frame or a rollout of theirs; what happened to the server as a whole is not theirs.
     "event": " OR ".join(
         (f"subject IN ({_OURS})", "subject IN (SELECT id FROM rollout)", _OUR_FRAME.format(key="event.subject"))

@@ -1,8 +1,9 @@
 """Labels that somebody looks at again: which were asked for, who answered, and how far the two agree.
 
-In: labels that `label_quality.py` finds odd or chance draws, frames that an operator declares gold. Out: rows; what is open for
-somebody, and how far each author agrees with others. A consensus or gold look is blind: who answers does not see the label. What
-follows from a disagreement is a person's decision: nothing here changes a label but for gold frames, whose reference is put back.
+In: labels that `label_quality.py` finds odd, that chance draws, or that are older than a class; frames that an operator declares gold.
+Out: rows; what is open for somebody, and how far each author agrees with others. A consensus or gold look is blind: who answers does
+not see the label. What follows from a disagreement is a person's decision: nothing here changes a label but for gold frames, whose
+reference is put back.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ from typing import Any
 
 from bowerbird_server.catalogue import classes, frames, labels
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
+from bowerbird_server.catalogue.datasets import labelled_frames
 from bowerbird_server.errors import BadInput
-from bowerbird_server.label_quality import AGREES, CONSENSUS, GOLD, SUSPICIOUS, agreement, is_drawn, suspicion
+from bowerbird_server.label_quality import AGREES, CONSENSUS, GOLD, NEW_CLASS, SUSPICIOUS, agreement, is_drawn, suspicion
 from bowerbird_server.labelling.boxes import Box
 from bowerbird_server.rescoring import Seen
 from bowerbird_server.yields import wilson
 
 REFERENCE = "gold reference"
 BLIND = (CONSENSUS, GOLD)
-_AFTER, _SEED = "quality.after", "quality.seed"
+_AFTER, _SEED, _CLASSES = "quality.after", "quality.seed", "quality.classes"
 _AT_ONCE = 500
 
 
@@ -50,8 +52,24 @@ def ask(cat: Catalogue, consensus_share: float, actor: str) -> int:
             if odd is not None:
                 asked += _open(cat, row, SUSPICIOUS, odd.why)
         cat.set_setting(_AFTER, after)
+        asked += _ask_for_new_classes(cat)
         if asked:
             cat.log(actor, "second looks asked for", seed, {"labels": asked})
+    return asked
+
+
+def _ask_for_new_classes(cat: Catalogue) -> int:
+    """Once for each class list: every label whose author did not look for some class is asked about; returns how many were not yet."""
+    stands = [classes.class_names(cat), classes.declared_looked_for(cat)]
+    before = cat.setting(_CLASSES)
+    if stands == before:
+        return 0
+    cat.set_setting(_CLASSES, stands)
+    cat.execute("DELETE FROM second_look WHERE kind = ? AND state = 'open'", NEW_CLASS)  # some may have been answered by a word
+    asked = 0
+    for frame in labelled_frames(cat):
+        if frame.unreviewed:
+            asked += _open(cat, labels.get(cat, frame.label), NEW_CLASS, f"nobody looked for {', '.join(frame.unreviewed)}")
     return asked
 
 
@@ -80,7 +98,8 @@ def open_for(cat: Catalogue, author: str, limit: int = 100, *, frame: str | None
     """
     return cat.rows(
         "SELECT second_look.*, frame.camera, frame.captured_at FROM second_look JOIN frame ON frame.id = second_look.frame "
-        "WHERE second_look.state = 'open' AND frame.state = 'labelled' AND (kind = 'suspicious' OR author <> ?1) AND NOT EXISTS "
+        "WHERE second_look.state = 'open' AND frame.state = 'labelled' "
+        "AND (kind IN ('suspicious', 'new_class') OR author <> ?1) AND NOT EXISTS "
         "(SELECT 1 FROM second_look AS done WHERE done.frame = second_look.frame AND done.kind = 'gold' AND done.answered_by = ?1) "
         "AND (?3 IS NULL OR second_look.frame = ?3) ORDER BY kind = 'suspicious' DESC, asked_at, second_look.id LIMIT ?2",
         author,
@@ -132,11 +151,11 @@ def answer(cat: Catalogue, frame: str, author: str, label_id: str) -> list[str]:
 def report(cat: Catalogue) -> list[Row]:
     """For each author and kind: looks that were answered, mean agreement, and the share that agreed with its 95 % interval.
 
-    A gold look is about who answered, every other about whose label was looked at.
+    A gold look is about who answered, every other about whose label was looked at; one for a new class is about nobody.
     """
     rows = cat.rows(
         "SELECT CASE kind WHEN 'gold' THEN answered_by ELSE author END AS name, kind, count(*) AS looks, avg(agreement) AS agreement, "
-        "sum(state = 'agreed') AS agreed FROM second_look WHERE state <> 'open' GROUP BY 1, 2 ORDER BY 1, 2"
+        "sum(state = 'agreed') AS agreed FROM second_look WHERE state <> 'open' AND kind <> 'new_class' GROUP BY 1, 2 ORDER BY 1, 2"
     )
     found = []
     for row in rows:

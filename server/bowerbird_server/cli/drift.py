@@ -104,7 +104,7 @@ def _known(cat: Catalogue, camera: str) -> None:
 
 @app.command("stop-boost")
 def stop_boost(device: str, data: Data = DATA) -> None:
-    """Let a device explore as much as its policy says again, before the day is over."""
+    """Let a device explore all its cameras as much as its policy says again, before the day is over."""
     with open_site(data) as site:
         count = drift_rows.stop_boost(site.catalogue, device, actor())
     say(f"{device} explores as usual again" if count else f"{device} was not boosted")

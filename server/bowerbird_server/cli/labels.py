@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +12,7 @@ import typer
 
 from bowerbird_server.catalogue import batches, judged, second_looks
 from bowerbird_server.catalogue import frames as frame_rows
-from bowerbird_server.catalogue.classes import add_classes, class_names
+from bowerbird_server.catalogue.classes import add_classes, class_names, declare_looked_for
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.labelling import files
 from bowerbird_server.yield_report import yield_report
@@ -45,12 +46,21 @@ def queue(data: Data = DATA, limit: Annotated[int, typer.Option(min=1)] = 50, as
 def classes(
     data: Data = DATA,
     add: Annotated[list[str] | None, typer.Option(help="A new class; may be repeated. Classes are never removed.")] = None,
+    looked_for: Annotated[
+        list[str] | None,
+        typer.Option(help="Say that whatever is labelled by now was looked through for this class; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """The classes that this site labels, in class id order."""
+    """The classes that this site labels, in class id order.
+
+    Frames that were labelled before a class was added wait for a second look, since they would teach a model to miss it.
+    """
     with open_site(data, make=bool(add)) as site:
         if add:
             add_classes(site.catalogue, add, actor())
+        for name in looked_for or ():
+            declare_looked_for(site.catalogue, name, actor())
         names = class_names(site.catalogue)
     if as_json:
         show_json(names)
@@ -114,15 +124,30 @@ def yield_(
         say(f"batches are chosen by diversity alone since {found['fallen_back']['since']}: {found['fallen_back']['why']}")
     say(f"policy against control: {found['verdict']['word'].replace('_', ' ')}; {found['verdict']['why']}")
     rows = [
-        {**one, "share": f"{one['changed']['value']:.2f} ({one['changed']['low']:.2f} to {one['changed']['high']:.2f})"}
+        {
+            "strategy": one["strategy"],
+            "frames": one["frames"],
+            **{name: _interval(one[name]) for name in ("changed", "per_label", "per_megabyte")},
+        }
         for one in found["strategies"]
     ]
     show_rows(
         rows,
-        {"strategy": "strategy", "frames": "labelled", "share": "changed by labellers"},
+        {
+            "strategy": "strategy",
+            "frames": "labelled",
+            "changed": "changed by labellers",
+            "per_label": "boxes per label",
+            "per_megabyte": "boxes per megabyte",
+        },
         as_json=False,
         none="no chosen frame is labelled yet",
     )
+    for one in found["edits"]:
+        say(
+            f"pre-labels of {one['frames']} {one['role']} frames: precision {_interval(one['precision'])}, "
+            f"recall {_interval(one['recall'])}"
+        )
     for one in found["accuracy"]:
         rate = one["per_label"]
         worth = (
@@ -133,6 +158,10 @@ def yield_(
         say(
             f"model {one['model'][:10]}: {one['gain']:+.3f} mAP50-95 with {one['labels']} more labels, {one['megabytes']:.1f} MB{worth}"
         )
+
+
+def _interval(found: Mapping[str, float] | None) -> str:
+    return "-" if found is None else f"{found['value']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
 
 
 @app.command()

@@ -47,12 +47,23 @@ class PolicyVerdict(BaseModel):
 
 
 class StrategyYield(BaseModel):
-    """The share of a strategy's frames that labellers changed."""
+    """The share of a strategy's frames that labellers changed, and changed boxes per label and per megabyte."""
 
     strategy: str
     frames: int
     changed: Estimate
     weight: float
+    per_label: Estimate | None
+    per_megabyte: Estimate | None
+
+
+class EditRate(BaseModel):
+    """Precision and recall of pre-labels on the frames of a role, by what labellers did to them."""
+
+    role: str
+    frames: int
+    precision: Estimate | None
+    recall: Estimate | None
 
 
 class AccuracyGain(BaseModel):
@@ -80,6 +91,7 @@ class Yield(BaseModel):
     fallen_back: FallenBack | None
     verdict: PolicyVerdict
     strategies: list[StrategyYield]
+    edits: list[EditRate]
     accuracy: list[AccuracyGain]
 
 

@@ -20,6 +20,8 @@ MEANINGS: Mapping[str, str] = MappingProxyType(
         "close_to_threshold": "how close a box is to being shown or not",
         "count": "how many boxes are shown",
         "missed_object": "motion that no box explains, or a strong box that was not shown",
+        "flicker": "an object that was seen in one frame and is lost in the next",
+        "periodic": "it lies in the middle of its stretch of time",
         "rule_max": "the printed rule: the best box is below 0.6",
         "rule_min": "the printed rule: some box is below 0.6",
         "rare_class": "a class that is seldom seen on this device",
