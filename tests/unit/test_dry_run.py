@@ -146,7 +146,11 @@ def test_a_trial_remembers_over_a_restart_which_frames_it_has_chosen() -> None:
     assert dict(again.facts()["refused"])["already_chosen"] >= 18  # type: ignore[call-overload]
 
 
-@pytest.mark.parametrize("state", [b"", b"\xa0", b"\xff", DryRun(POLICY, device="d", cameras=1).to_state()[:-40]])
+@pytest.mark.parametrize(
+    "state",
+    [b"", b"\xa0", b"\xff", DryRun(POLICY, device="d", cameras=1).to_state()[:-40]],
+    ids=["empty", "no-fields", "no-cbor", "cut"],
+)
 def test_a_damaged_trial_is_counted_anew(state: bytes) -> None:
     dry = DryRun(POLICY, device="cam-01", cameras=1, now_ms=lambda: 9, state=state)
     assert (dry.facts()["frames"], dry.facts()["since_ms"]) == (0, 9)
