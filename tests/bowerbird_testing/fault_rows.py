@@ -60,7 +60,9 @@ ROWS: Mapping[str, Row] = {
     "silent_partition_short": Row("nothing moves for a second; the connection outlives it", _LINK),
     "silent_partition_long": Row("nothing moves for longer than the watchdog waits; a new connection goes on", _LINK),
     "link_flaps_with_resets_at_128_kbit": Row("RST every 3 s on average at 16 kB/s and 200 ms round trip", _LINK),
-    "link_of_9600_bit_and_1500_ms": Row("frames go up at 1.2 kB/s; nobody hangs up and a command arrives within 20 s", _LINK),
+    "link_of_9600_bit_and_1500_ms": Row(
+        "frames go up at 1.2 kB/s, over TLS; nobody hangs up and a command arrives within 20 s", _LINK
+    ),
     "uplink_passes_and_downlink_is_black_holed": Row(
         "the server gets and commits, the device hears nothing; later it asks instead of sending again", _LINK
     ),
