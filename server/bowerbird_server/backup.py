@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -120,7 +120,7 @@ def back_up(
                 path for name in _PRIVATE for path in ([root / name] if (root / name).is_file() else _files(root / name))
             ]
             write_durably(fresh / _SEALED, seal(root, sorted(private), passphrase))
-        _check_complete(fresh / "catalogue.db", store)
+        _check_complete(fresh / "catalogue.db", store, damaged)
         manifest = {
             "kind": _KIND,
             "made_at": made_at,
@@ -295,8 +295,12 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _check_complete(catalogue: Path, store: LocalBlobs) -> None:
-    """Every blob that the copied catalogue names is in the backup, or was deleted with a tombstone since."""
+def _check_complete(catalogue: Path, store: LocalBlobs, damaged: Sequence[str]) -> None:
+    """Every blob that the copied catalogue names is in the backup, or was deleted with a tombstone since.
+
+    Args:
+        damaged: blobs that could not be copied, since the site's own copy is not what its name says.
+    """
     with Catalogue(catalogue) as cat:
         missing = verify_rows(cat, store, read=False).faults
         cat.value("PRAGMA journal_mode = DELETE")
@@ -305,7 +309,11 @@ def _check_complete(catalogue: Path, store: LocalBlobs) -> None:
         tombstones = read_records(store).tombstones
         lost = [fault for fault in missing if fault.key not in tombstones]
     if lost:
-        raise EnvironmentFault(f"{lost[0].text} in the site itself; `bowerbird catalogue verify` lists all and says what to do")
+        first = replace(lost[0], kind="damaged") if lost[0].blob in damaged else lost[0]
+        raise EnvironmentFault(
+            f"{first.what} {first.key[:12]}: blob {first.blob[:12]} is {first.kind} in the site itself, so this backup was not made: "
+            f"{first.what_to_do}; `bowerbird catalogue verify` lists all such faults"
+        )
     _sync(catalogue)
 
 

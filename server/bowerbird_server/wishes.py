@@ -141,10 +141,14 @@ class Wishes:
                 continue
             credit = encode(Credit(bytes_in_flight, int(time.time() * 1000)))
             if self._publisher.publish(str(CreditTopic(site)), credit, retain=True):
-                if bytes_in_flight == 0 or self._credits.get(site) == 0:
+                if bytes_in_flight == 0:
                     log.warning(
-                        "the devices of site %s are told to %s", site, "go on" if bytes_in_flight else "keep their frames"
+                        "the disk has less free than ingest.stop_below_free_mib: the devices of site %s are told to keep their "
+                        "frames, and nothing is lost; free some space",
+                        site,
                     )
+                elif self._credits.get(site) == 0:
+                    log.warning("the disk has room again: the devices of site %s are told to go on", site)
                 self._credits[site] = bytes_in_flight
 
 

@@ -173,6 +173,18 @@ def test_with_a_damaged_log_of_deletions_nothing_is_restored(site: Site, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
+def test_a_backup_of_a_site_with_a_damaged_image_says_what_to_do_about_it(site: Site, tmp_path: Path) -> None:
+    """A good copy in an older backup is not replaced; the sentence names the frame, the damage, and both ways out."""
+    header = frame_message("cam-01", 4).header
+    path = site.blobs.path(header.image_sha256)
+    path.chmod(0o600)
+    path.write_bytes(b"\0" * path.stat().st_size)
+    with pytest.raises(EnvironmentFault, match="is damaged in the site itself") as told:
+        back_up(site, tmp_path / "backup")
+    assert header.frame_id[:12] in str(told.value)
+    assert "bowerbird frames delete" in str(told.value)
+
+
 def test_a_backup_or_a_restore_never_writes_over_something_else(site: Site, tmp_path: Path) -> None:
     """Each refusal says what to do instead."""
     (tmp_path / "mine").mkdir()

@@ -182,9 +182,9 @@ def test_blocks_of_the_repository_come_on_request(site: Site) -> None:
 
 
 def test_the_credit_follows_the_disk_and_is_told_again_to_a_new_broker(
-    site: Site, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch
+    site: Site, broker: Mosquitto, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing while the disk is full, and a device that connects later reads it too."""
+    """Nothing while the disk is full, and a device that connects later reads it too; the log names the disk and the setting."""
     free = [10 * 1024**3]
     usage = delivery.shutil.disk_usage
     monkeypatch.setattr(delivery.shutil, "disk_usage", lambda path: usage(path)._replace(free=free[0]))
@@ -202,6 +202,7 @@ def test_the_credit_follows_the_disk_and_is_told_again_to_a_new_broker(
     credit_of_a_new_device(512 * 1024)
     free[0] = 100 * 1024**2
     credit_of_a_new_device(0)
+    assert "less free than ingest.stop_below_free_mib" in caplog.text
     broker.restart()
     credit_of_a_new_device(0)
     free[0] = 10 * 1024**3
