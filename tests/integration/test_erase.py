@@ -514,10 +514,11 @@ def test_a_restore_that_cannot_read_the_log_it_was_given_restores_nothing(site: 
 
 def test_a_log_that_a_power_cut_tore_is_read_up_to_there_and_goes_on(tmp_path: Path) -> None:
     log = DeletionLog(tmp_path / "deletions.jsonl")
-    log.append([{"kind": "frame", "frame": "a"}])
+    whole = {"kind": "frame", "blob": "", "at": "2026-01-01", "actor": "test", "why": "asked", "erasure": ""}
+    log.append([{**whole, "frame": "a"}])
     with log.path.open("ab") as file:
         file.write(b'{"kind":"frame","fra')
-    log.append([{"kind": "frame", "frame": "b"}])
+    log.append([{**whole, "frame": "b"}])
     assert [entry["frame"] for entry in log.read()] == ["a", "b"]
 
 
