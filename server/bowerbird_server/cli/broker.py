@@ -49,7 +49,9 @@ def write_config(
         )
         site.catalogue.log(actor(), "broker configured", name[0], {"folder": str(out.resolve()), "names": list(name)})
     say(f"{out} holds everything; start the broker with: mosquitto -c {(at or out) / 'mosquitto.conf'}")
-    say("as root it becomes the user mosquitto, who must be able to read that folder and nobody else: chown -R mosquitto, chmod 700")
+    say(
+        "as root it becomes the user mosquitto, who must be able to read that folder and nobody else: chown -R mosquitto, chmod 700"
+    )
     say("and tell the server of it in bowerbird.toml:")
     say(f'[broker]\nurl = "mqtts://{name[0]}:{port}"\nca_file = "{out / "ca.pem"}"\ncertificate = "{out / "services"}"')
     say("after a change of rules or certificates the broker needs a SIGHUP; certificates last 45 days, so run this every month")
