@@ -125,8 +125,8 @@ def test_a_device_is_shut_out_and_let_in_over_the_api(web: TestClient, site: Sit
     assert web.post("/api/v1/devices/cam-01/resume", json={}).json()["state"] == "active"
     assert web.post("/api/v1/devices/cam-01/resume", json={}).status_code == 409
     assert web.post("/api/v1/devices/nobody/suspend", json={}).status_code == 404
-    assert web.post("/api/v1/devices/cam-01/erase", json={}).status_code == 422
-    assert web.post("/api/v1/devices/cam-01/suspend", json={"replaces": "cam-02"}).status_code == 400
+    assert web.post("/api/v1/devices/cam-01/erase", json={}).status_code == 404
+    assert web.post("/api/v1/devices/cam-01/suspend", json={"replaces": "cam-02"}).status_code == 422
     assert web.post("/api/v1/devices/cam-01/suspend", json={"why": "a\nb"}).status_code == 400
     assert state(site, "cam-01") == "active"
 
@@ -143,7 +143,7 @@ def test_a_viewer_and_somebody_of_another_site_change_nothing(web: TestClient, s
     assert web.post("/devices/cam-02/approve", data={"csrf_token": token}).status_code == 403
     web.headers["X-CSRF-Token"] = log_in(web, site, Role.OPERATOR, "south")
     assert web.post("/api/v1/devices/cam-02/approve", json={}).status_code == 404
-    assert web.post("/api/v1/devices/far-01/suspend", json={"replaces": "cam-01"}).status_code == 404
+    assert web.post("/api/v1/devices/far-01/approve", json={"replaces": "cam-01"}).status_code == 404
     page = web.get("/devices").text
     assert "far-01" in page
     assert "cam-02" not in page

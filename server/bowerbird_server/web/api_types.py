@@ -331,13 +331,16 @@ class RolloutIn(_In):
     devices: list[Annotated[str, Field(max_length=64)]] | None = Field(default=None, min_length=1, max_length=10_000)
 
 
-class DeviceStepIn(_In):
-    """Why a device's state is changed, and for an approval in whose place it stands."""
+class DeviceStep(_In):
+    """Why a device's state is changed."""
 
     why: str = Field(default="", max_length=200)
-    replaces: str | None = Field(
-        default=None, max_length=63, description="Only to approve: that device retires, its cameras go on"
-    )
+
+
+class DeviceApproval(DeviceStep):
+    """In whose place a board is let in."""
+
+    replaces: str | None = Field(default=None, max_length=63, description="That device retires, its cameras go on")
 
 
 class Alarm(_Out):

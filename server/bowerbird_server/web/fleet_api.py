@@ -45,9 +45,28 @@ def list_alarms(request: Request, limit: Limit = 50) -> Row:
     return {"items": identity.alarms(catalogue(request), limit=limit)}
 
 
-@router.post("/devices/{device}/{step}", response_model=t.Device, summary="Approve, suspend, resume or retire a device")
-def post_step(request: Request, device: str, step: Step, body: t.DeviceStepIn) -> Row:
-    take_step(request, device, step, principal_of(request).name, body.why, body.replaces)
+@router.post("/devices/{device}/approve", response_model=t.Device, summary="Let a board in that waits")
+def approve(request: Request, device: str, body: t.DeviceApproval) -> Row:
+    return _stepped(request, device, "approve", body.why, body.replaces)
+
+
+@router.post("/devices/{device}/suspend", response_model=t.Device, summary="Shut a device out for now")
+def suspend(request: Request, device: str, body: t.DeviceStep) -> Row:
+    return _stepped(request, device, "suspend", body.why)
+
+
+@router.post("/devices/{device}/resume", response_model=t.Device, summary="Let a suspended device in again")
+def resume(request: Request, device: str, body: t.DeviceStep) -> Row:
+    return _stepped(request, device, "resume", body.why)
+
+
+@router.post("/devices/{device}/retire", response_model=t.Device, summary="Shut a device out for good; its frames stay")
+def retire(request: Request, device: str, body: t.DeviceStep) -> Row:
+    return _stepped(request, device, "retire", body.why)
+
+
+def _stepped(request: Request, device: str, step: Step, why: str, replaces: str | None = None) -> Row:
+    take_step(request, device, step, principal_of(request).name, why, replaces)
     return next(row for row in overview.devices(catalogue(request)) if row["id"] == device)
 
 

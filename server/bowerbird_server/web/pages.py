@@ -92,7 +92,7 @@ def _may(principal: Principal | None) -> dict[str, bool]:
     asked = {
         "label": "/api/v1/frames/{frame_id}/label",
         "add_classes": "/api/v1/classes",
-        "devices": "/api/v1/devices/{device}/{step}",
+        "devices": "/api/v1/devices/{device}/approve",
     }
     return {name: principal is not None and not NEEDS["POST", path].refusal(principal) for name, path in asked.items()}
 

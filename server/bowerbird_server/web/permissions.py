@@ -104,7 +104,10 @@ NEEDS: Mapping[tuple[str, str], Need] = MappingProxyType(
         ("GET", "/devices"): _VIEWER,
         ("GET", "/api/v1/alarms"): _VIEWER,
         ("POST", "/devices/{device}/{step}"): _OPERATOR,
-        ("POST", "/api/v1/devices/{device}/{step}"): _OPERATOR,
+        ("POST", "/api/v1/devices/{device}/approve"): _OPERATOR,
+        ("POST", "/api/v1/devices/{device}/suspend"): _OPERATOR,
+        ("POST", "/api/v1/devices/{device}/resume"): _OPERATOR,
+        ("POST", "/api/v1/devices/{device}/retire"): _OPERATOR,
         # The site's work. The class list is one for all sites.
         ("POST", "/api/v1/batches"): _OPERATOR,
         ("POST", "/api/v1/classes"): Need(Role.OPERATOR, everywhere=True),
