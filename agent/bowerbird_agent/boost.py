@@ -34,6 +34,7 @@ class BoostWatch:
         ] = {}  # camera, or all of them -> its end, and when it began (NaN: not yet)
         self._running: frozenset[str] = frozenset()
         self._factor = 1.0
+        self._until_ms = 0  # the last end of those that run
 
     def take(self, boost: Boost | None) -> None:
         """What the server wants now; the same again changes nothing."""
@@ -68,6 +69,7 @@ class BoostWatch:
             now = frozenset(running) if factor > 1.0 else frozenset()
             changed = (now, factor) != (self._running, self._factor)
             self._running, self._factor = now, factor
+            self._until_ms = max((self._lives[camera][0].until_ms for camera in now), default=0)
             return changed
 
     def factors(self, cameras: Iterable[str]) -> dict[str, float]:
@@ -80,5 +82,4 @@ class BoostWatch:
         with self._lock:
             if not self._running:
                 return {}
-            until_ms = max(self._lives[camera][0].until_ms for camera in self._running)
-            return {"factor": self._factor, "until_ms": until_ms, "cameras": sorted(self._running - {_ALL})}
+            return {"factor": self._factor, "until_ms": self._until_ms, "cameras": sorted(self._running - {_ALL})}

@@ -79,9 +79,9 @@ def test_an_agents_hours_are_counted_whole_and_it_explores_more_while_it_is_told
         verdict = Verdict("drifted", "content", {"scores": Distance(1.0, 0.5, 0.25, 0.1)})
         until_ms = int(time.time() * 1000) + 3_600_000
         drift_rows.open_episode(cat, series, verdict, "2026-01-01", "2026-01-02", boost_until_ms=until_ms, factor=2.0)
-        wait_until(lambda: boost() == {"factor": 2.0, "until_ms": until_ms, "cameras": ["gate"]}, "the boost", 30)
+        wait_until(lambda: boost() == {"factor": 2.0, "until_ms": until_ms, "cameras": ["gate"]}, "the boost", 90)
         assert drift_rows.stop_boost(cat, "cam-01", "anna") == 1
-        wait_until(lambda: boost() is None, "the end of the boost", 30)
+        wait_until(lambda: boost() is None, "the end of the boost", 90)
         agent.terminate()
         before = cat.value("SELECT sum(frames) FROM camera_hour")
         agent.start()  # the film runs again: its frames were counted before

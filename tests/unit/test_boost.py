@@ -85,8 +85,15 @@ def test_a_server_cannot_boost_without_measure_or_end() -> None:
 def test_the_server_may_take_it_back() -> None:
     made = watch(Boost(WALL_MS + DAY_MS))
     made.take(None)
+    assert made.facts() != {}, "until the clocks are looked at, what held holds"
     assert made.step(1.0, WALL_MS, clock_ok=True, allowed=True)
     assert made.factors(CAMERAS) == {}
+
+
+def test_health_may_ask_at_any_time_while_other_cameras_are_wished() -> None:
+    made = watch(Boost(WALL_MS + DAY_MS, 2.0, {"gate": WALL_MS + DAY_MS}))
+    made.take(Boost(WALL_MS + DAY_MS, 2.0, {"yard": WALL_MS + DAY_MS}))
+    assert made.facts() == {"factor": 2.0, "until_ms": WALL_MS + DAY_MS, "cameras": ["gate"]}
 
 
 def _taken(selector: Selector, windows: int, **limits: int | None) -> dict[str, list[str]]:
