@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -54,7 +54,10 @@ _GROUP_BLOBS, _GROUP_BYTES = 64, 32 * 1024**2
 
 @dataclass(frozen=True)
 class BackedUp:
-    """`blobs` are in the backup, `copied` of them are new there; `damaged` ones at the source are not in it."""
+    """`blobs` are in the backup, `copied` of them are new there; `damaged` ones at the source are neither in it nor in an earlier one.
+
+    `lacks` says, in sentences, what the catalogue names and the backup does not hold.
+    """
 
     made_at: str
     blobs: int
@@ -62,6 +65,7 @@ class BackedUp:
     bytes: int
     with_keys: bool
     damaged: tuple[str, ...]
+    lacks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,9 @@ def back_up(
 ) -> BackedUp:
     """Back a site up, also while its server runs: the catalogue as it is in one moment, and every blob that it names.
 
+    What is damaged or missing in the site is left out and told: the rest of the site is not to go without a backup because of it, and
+    a good copy that an earlier backup has brought here stays.
+
     Args:
         target: a new folder, or one that holds an earlier backup, which this one replaces when it is complete.
         with_keys: also signing keys, passwords and the web token; the folder then needs the care that they need, unless they are
@@ -95,7 +102,7 @@ def back_up(
 
     Raises:
         BadInput: `target` holds other things, or lies in the data folder.
-        EnvironmentFault: it cannot be written, or a blob that the catalogue names is not in the store.
+        EnvironmentFault: it cannot be written.
     """
     target = target.resolve()
     _check_target(target, site.folder)
@@ -120,7 +127,7 @@ def back_up(
                 path for name in _PRIVATE for path in ([root / name] if (root / name).is_file() else _files(root / name))
             ]
             write_durably(fresh / _SEALED, seal(root, sorted(private), passphrase))
-        _check_complete(fresh / "catalogue.db", store, damaged)
+        lacks = _lacking(fresh / "catalogue.db", store, damaged)
         manifest = {
             "kind": _KIND,
             "made_at": made_at,
@@ -128,6 +135,7 @@ def back_up(
             "with_keys": with_keys,
             "sealed": sealed,
             "blobs": blobs,
+            "lacks": list(lacks),
             "files": {str(path.relative_to(fresh)): _digest(path) for path in sorted(fresh.rglob("*")) if path.is_file()},
         }
         write_durably(fresh / _MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
@@ -147,7 +155,7 @@ def back_up(
             shutil.rmtree(old)
     for blob in frames.without_live_frame(site.catalogue, frames.blobs_of_deleted(site.catalogue)):
         store.delete(blob)  # what was deleted for good does not live on in a backup
-    return BackedUp(made_at, blobs, copied, size, with_keys, tuple(damaged))
+    return BackedUp(made_at, blobs, copied, size, with_keys, tuple(damaged), lacks)
 
 
 def restore(
@@ -295,26 +303,24 @@ def _files(folder: Path) -> Iterator[Path]:
                 yield path
 
 
-def _check_complete(catalogue: Path, store: LocalBlobs, damaged: Sequence[str]) -> None:
-    """Every blob that the copied catalogue names is in the backup, or was deleted with a tombstone since.
+def _lacking(catalogue: Path, store: LocalBlobs, damaged: Sequence[str]) -> tuple[str, ...]:
+    """Blobs that the copied catalogue names, that are not in the backup, and that were not deleted with a tombstone since.
 
     Args:
         damaged: blobs that could not be copied, since the site's own copy is not what its name says.
     """
     with Catalogue(catalogue) as cat:
-        missing = verify_rows(cat, store, read=False).faults
+        lost = list(verify_rows(cat, store, read=False).faults)
         cat.value("PRAGMA journal_mode = DELETE")
-    lost = [fault for fault in missing if fault.what != "frame"]
-    if missing and not lost:
+    if any(fault.what == "frame" for fault in lost):
         tombstones = read_records(store).tombstones
-        lost = [fault for fault in missing if fault.key not in tombstones]
-    if lost:
-        first = replace(lost[0], kind="damaged") if lost[0].blob in damaged else lost[0]
-        raise EnvironmentFault(
-            f"{first.what} {first.key[:12]}: blob {first.blob[:12]} is {first.kind} in the site itself, so this backup was not made: "
-            f"{first.what_to_do}; `bowerbird catalogue verify` lists all such faults"
-        )
+        lost = [fault for fault in lost if fault.what != "frame" or fault.key not in tombstones]
     _sync(catalogue)
+    return tuple(
+        f"{fault.what} {fault.key[:12]}: blob {fault.blob[:12]} is {'damaged' if fault.blob in damaged else fault.kind} in the site "
+        f"itself, and not in this backup: {fault.what_to_do}"
+        for fault in lost
+    )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

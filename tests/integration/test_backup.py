@@ -173,16 +173,30 @@ def test_with_a_damaged_log_of_deletions_nothing_is_restored(site: Site, tmp_pat
     assert not (tmp_path / "new").exists()
 
 
-def test_a_backup_of_a_site_with_a_damaged_image_says_what_to_do_about_it(site: Site, tmp_path: Path) -> None:
-    """A good copy in an older backup is not replaced; the sentence names the frame, the damage, and both ways out."""
-    header = frame_message("cam-01", 4).header
-    path = site.blobs.path(header.image_sha256)
+def _damage(path: Path) -> None:
     path.chmod(0o600)
     path.write_bytes(b"\0" * path.stat().st_size)
-    with pytest.raises(EnvironmentFault, match="is damaged in the site itself") as told:
-        back_up(site, tmp_path / "backup")
-    assert header.frame_id[:12] in str(told.value)
-    assert "bowerbird frames delete" in str(told.value)
+
+
+def test_of_a_site_with_a_damaged_image_the_rest_is_backed_up(site: Site, tmp_path: Path) -> None:
+    """A bit that has flipped must not keep a site from its nightly backup; the sentence names frame, damage and both ways out."""
+    header = frame_message("cam-01", 4).header
+    _damage(site.blobs.path(header.image_sha256))
+    (told,) = back_up(site, tmp_path / "backup").lacks
+    assert header.frame_id[:12] in told
+    assert "is damaged in the site itself" in told
+    assert "bowerbird frames delete" in told
+    restored = restore(tmp_path / "backup", tmp_path / "new", "test")
+    assert restored.frames == len(frames.blobs_of(site.catalogue))
+    assert [header.frame_id[:12] in text for text in restored.missing] == [True]
+
+
+def test_a_good_copy_of_an_earlier_backup_is_not_lost_to_damage(site: Site, tmp_path: Path) -> None:
+    """Blobs are only added to a backup's store, so it holds what the site has lost."""
+    back_up(site, tmp_path / "backup")
+    _damage(site.blobs.path(frame_message("cam-01", 4).header.image_sha256))
+    assert back_up(site, tmp_path / "backup").lacks == ()
+    assert restore(tmp_path / "backup", tmp_path / "new", "test").missing == ()
 
 
 def test_a_backup_or_a_restore_never_writes_over_something_else(site: Site, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from bowerbird_server.errors import BadInput
 from bowerbird_server.registry import open_repository
 from bowerbird_server.sealed import read_passphrase
 
+_SHOWN = 20
+
 
 def add_to(app: typer.Typer) -> None:
     """Register the commands at the root."""
@@ -51,7 +53,7 @@ def backup(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Back the site up, also while its server runs; a second time only what is new is copied. Ends with 1 when a blob is damaged."""
+    """Back the site up, also while its server runs; a second time only what is new is copied. Ends with 1 when it lacks something."""
     with open_site(data, config) as site, stages() as progress:
         if passphrase_file is not None and not with_keys:
             raise BadInput("--passphrase-file seals what --with-keys brings; give both, or neither")
@@ -68,9 +70,12 @@ def backup(
         say(f"{made.blobs} blobs ({made.copied} new, {made.bytes / 1e6:.1f} MB in all) and the catalogue are in {folder}")
         if not made.with_keys:
             say("keys are not; keep them elsewhere, or add --with-keys --passphrase-file FILE")
-    for digest in made.damaged:
-        tell(f"blob {digest[:12]} is damaged and not in the backup; `bowerbird catalogue verify` says what needs it")
-    if made.damaged:
+    for text in made.lacks[:_SHOWN]:
+        tell(text)
+    if len(made.lacks) > _SHOWN:
+        tell(f"... and {len(made.lacks) - _SHOWN} more; `bowerbird catalogue verify` lists all such faults")
+    if made.lacks:
+        tell("everything else is backed up, and a good copy that an earlier backup has brought here stays")
         raise typer.Exit(1)
 
 
