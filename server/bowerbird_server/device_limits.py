@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from bowerbird_server.catalogue.core import Catalogue, utc_text
+from bowerbird_server.config import IngestConfig
 
 _LOOK_EVERY_S = 60.0
 HOLD_S = 600.0
@@ -24,10 +25,22 @@ class DeviceLimit:
     frames_per_day: int | None = None
     bytes_per_day: int | None = None
 
+    @classmethod
+    def of(cls, config: IngestConfig) -> DeviceLimit:
+        """As the site's configuration says."""
+        megabytes = config.device_mb_per_day
+        return cls(config.device_frames_per_day, None if megabytes is None else int(megabytes * 1e6))
+
     @property
     def has_any(self) -> bool:
         """Whether there is a limit at all."""
         return (self.frames_per_day, self.bytes_per_day) != (None, None)
+
+    def is_reached(self, frames: int, size_bytes: int) -> bool:
+        """Whether a device that has sent so much has to wait."""
+        return (self.frames_per_day is not None and frames >= self.frames_per_day) or (
+            self.bytes_per_day is not None and size_bytes >= self.bytes_per_day
+        )
 
 
 @dataclass
@@ -51,11 +64,7 @@ class DeviceLimits:
         if not self.limit.has_any:
             return 0.0
         self._look()
-        frames, size = self._sent.get(device, (0, 0))
-        over = (self.limit.frames_per_day is not None and frames >= self.limit.frames_per_day) or (
-            self.limit.bytes_per_day is not None and size >= self.limit.bytes_per_day
-        )
-        return HOLD_S if over else 0.0
+        return HOLD_S if self.limit.is_reached(*self._sent.get(device, (0, 0))) else 0.0
 
     def took(self, device: str, image_bytes: int) -> None:
         """A new frame of a device is committed."""
@@ -66,10 +75,22 @@ class DeviceLimits:
         if self._looked_at_s is not None and self.now_s() - self._looked_at_s < _LOOK_EVERY_S:
             return
         self._looked_at_s = self.now_s()
-        since = utc_text((datetime.now(UTC) - timedelta(days=1)).timestamp() * 1000)
-        rows = self.cat.rows(
-            "SELECT device, count(*) AS frames, sum(bytes) AS bytes FROM frame WHERE received_at >= ? AND device IS NOT NULL "
-            "GROUP BY device",
-            since,
-        )
-        self._sent = {row["device"]: (row["frames"], row["bytes"]) for row in rows}
+        self._sent = _sent_in_a_day(self.cat)
+
+
+def over_limit(cat: Catalogue, limit: DeviceLimit) -> list[str]:
+    """Devices that have sent as much as they may in 24 hours."""
+    if not limit.has_any:
+        return []
+    return sorted(device for device, sent in _sent_in_a_day(cat).items() if limit.is_reached(*sent))
+
+
+def _sent_in_a_day(cat: Catalogue) -> dict[str, tuple[int, int]]:
+    """Device -> frames, bytes of the last 24 hours."""
+    since = utc_text((datetime.now(UTC) - timedelta(days=1)).timestamp() * 1000)
+    rows = cat.rows(
+        "SELECT device, count(*) AS frames, sum(bytes) AS bytes FROM frame WHERE received_at >= ? AND device IS NOT NULL "
+        "GROUP BY device",
+        since,
+    )
+    return {row["device"]: (row["frames"], row["bytes"]) for row in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,10 +13,13 @@ from fastapi.testclient import TestClient
 from bowerbird_server.broker import find_program
 from bowerbird_server.catalogue import accounts, fleet
 from bowerbird_server.catalogue import identity as rows
+from bowerbird_server.config import IngestConfig, ServerConfig
 from bowerbird_server.provision import broker_of, server_address
 from bowerbird_server.roles import Role, Sites
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app
+from bowerbird_testing.frame_messages import frame_message
+from bowerbird_testing.lived_in_site import arrived, ingest_of
 
 PASSWORD = "four random words stand"
 
@@ -161,3 +165,27 @@ def test_the_broker_hears_of_it_before_the_answer_leaves(web: TestClient, site: 
     assert "user cam-01" not in broker.rules_path.read_text()
     assert web.post("/api/v1/devices/cam-01/resume", json={}).status_code == 200
     assert "user cam-01" in broker.rules_path.read_text()
+
+
+def test_the_dashboard_says_why_frames_wait_on_the_devices(site: Site) -> None:
+    """A full disk concerns everybody; who is over the daily limit, those who may see the device."""
+    size = int(shutil.disk_usage(site.folder.blobs).total / 1024**2)
+    full = ServerConfig(ingest=IngestConfig(stop_below_free_mib=size, go_on_above_free_mib=size))
+    web = TestClient(create_app(site.folder, config=full), base_url="http://127.0.0.1", follow_redirects=False)
+    log_in(web, site, Role.VIEWER)
+    page = web.get("/").text
+    assert "ingest.stop_below_free_mib" in page
+    assert "daily limit" not in page
+
+    ingest_of(site).take([arrived(frame_message("cam-01", sequence)) for sequence in range(2)])
+    limited = ServerConfig(ingest=IngestConfig(stop_below_free_mib=0, device_frames_per_day=2))
+    web = TestClient(create_app(site.folder, config=limited), base_url="http://127.0.0.1", follow_redirects=False)
+    log_in(web, site, Role.LABELLER)
+    assert "so their frames wait on the device: cam-01." in web.get("/fragments/dashboard").text
+    log_in(web, site, Role.LABELLER, "south")
+    assert "daily limit" not in web.get("/").text
+
+
+def test_while_nothing_is_held_the_dashboard_says_nothing_of_it(web: TestClient, site: Site) -> None:
+    log_in(web, site, Role.VIEWER)
+    assert "nothing is lost" not in web.get("/").text

@@ -30,7 +30,6 @@ from bowerbird_server.supervisor import ChildSpec, Supervisor
 from bowerbird_server.web_certificate import certificate_of, check_names
 
 if TYPE_CHECKING:
-    from bowerbird_server.device_limits import DeviceLimit
     from bowerbird_server.ingest import DiskMarks
 
 logger = logging.getLogger(__name__)
@@ -180,6 +179,7 @@ def ingest(
 ) -> None:
     """Take frames from the broker into blobs and catalogue, all of them or one process's share."""
     from bowerbird_server import ingest as process
+    from bowerbird_server.device_limits import DeviceLimit
 
     if worker > workers:
         raise BadInput(f"there is no worker {worker} of {workers}: count from 1, and give every process the same --workers")
@@ -190,15 +190,8 @@ def ingest(
         address = server_address(site, Share(worker, workers).client_id)
         folder = site.folder
         marks = _disk_marks(site)
-        limit = _device_limit(site)
+        limit = DeviceLimit.of(site.config.ingest)
     process.run(folder, address, stop, share=Share(worker, workers), marks=marks, limit=limit)
-
-
-def _device_limit(site: Site) -> DeviceLimit:
-    from bowerbird_server.device_limits import DeviceLimit
-
-    megabytes = site.config.ingest.device_mb_per_day
-    return DeviceLimit(site.config.ingest.device_frames_per_day, None if megabytes is None else int(megabytes * 1e6))
 
 
 def _disk_marks(site: Site) -> DiskMarks:

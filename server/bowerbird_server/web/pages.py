@@ -6,6 +6,7 @@ In: requests that `auth.py` let through. Out: HTML from `templates/`, escaped by
 from __future__ import annotations
 
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,8 +17,11 @@ from fastapi.templating import Jinja2Templates
 from markupsafe import Markup
 
 from bowerbird_server.broker_refusals import Refused, recent
-from bowerbird_server.catalogue import audit, batches, fetches, frames, identity, judged, labels, overview
+from bowerbird_server.catalogue import Catalogue, audit, batches, fetches, frames, identity, judged, labels, overview
 from bowerbird_server.catalogue.sessions import Session
+from bowerbird_server.config import load_config
+from bowerbird_server.device_limits import DeviceLimit, over_limit
+from bowerbird_server.held_back import held_back
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
 from bowerbird_server.roles import Principal
 from bowerbird_server.web.auth import csrf_matches, error_answer
@@ -117,8 +121,17 @@ def _dashboard(request: Request) -> dict[str, Any]:
         "events": overview.events(cat, limit=15, each_frame=False),
         "fallen_back": judged.fallen_back(cat),
         "refused": refused_at_the_broker(request),
+        "held": _held_back(request, cat),
         "alarms": identity.alarms(cat, limit=5, since=datetime.now(tz=UTC) - ALARMS_SHOWN),
     }
+
+
+def _held_back(request: Request, cat: Catalogue) -> list[str]:
+    """Why devices keep their frames; of the devices that somebody may see."""
+    held: Stores = request.app.state.stores
+    config = request.app.state.config or load_config(held.folder.root)
+    free_bytes = shutil.disk_usage(held.folder.blobs).free
+    return held_back(config.ingest, free_bytes, over_limit(cat, DeviceLimit.of(config.ingest)))
 
 
 def refused_at_the_broker(request: Request) -> list[Refused]:
