@@ -78,6 +78,12 @@ def run(site: Site, stop: threading.Event) -> None:
                 logger.warning("%s", error)
             warned = str(error)
             stop.wait(RETRY_S)
+    try:
+        keep_records(site.catalogue, site.blobs)  # of the last seconds too
+    except ServerError as error:
+        logger.warning(
+            "what was decided in the last %g s may be missing from a catalogue that is rebuilt: %s", KEEP_RECORDS_S, error
+        )
 
 
 def _warn_of_readers(site: Site) -> None:

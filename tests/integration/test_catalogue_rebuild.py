@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import typer.testing
 
+from bowerbird_server import scheduler
 from bowerbird_server.catalogue import frames
+from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue_rebuild import rebuild
 from bowerbird_server.catalogue_verify import verify
 from bowerbird_server.cli.app import app
@@ -68,6 +71,16 @@ def test_a_label_made_a_moment_before_the_loss_comes_back(site: Site) -> None:
     with lose_and_rebuild(site) as again:
         assert rows(again, "label") == before
         assert frames.state_of(again.catalogue, frame) == "labelled"
+
+
+def test_what_was_decided_before_an_orderly_end_comes_back(site: Site) -> None:
+    """Classes are written down every few seconds, and once more when the server stops."""
+    add_classes(site.catalogue, ["heron"], "test")
+    stop = threading.Event()
+    stop.set()
+    scheduler.run(site, stop)
+    with lose_and_rebuild(site) as again:
+        assert "heron" in [row["name"] for row in rows(again, "class")]
 
 
 def test_a_tombstone_wins_over_a_blob_that_came_back(site: Site) -> None:
