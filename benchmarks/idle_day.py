@@ -195,7 +195,7 @@ def main() -> int:
     unit = "IP bytes a day"
     seconds = _QUICK_S if options.quick else options.minutes * 60.0
     try:
-        with tempfile.TemporaryDirectory() as scratch, Namespace(3) as namespace:
+        with tempfile.TemporaryDirectory() as scratch, Namespace() as namespace:
             found = measure(Path(scratch), namespace, quick=options.quick, seconds=seconds)
     except NoNamespace as why:
         return report("idle_day", None, GOAL, unit, at_least=False, details={"why": str(why)})

@@ -39,13 +39,13 @@ def queue_run(site: Site, version: Row, settings: TrainingConfig, actor: str) ->
     Raises:
         BadInput: the champion is no detection model, or most training frames were labelled before a class was added.
     """
-    check_replay(read_manifest(site.blobs, version))
     base = model_rows.champion(site.catalogue)
     if base is not None and model_rows.task_of(base) != DETECT:
         raise BadInput(
             f"the champion {base['digest'][:12]} is a model for {model_rows.task_of(base)}, and this server trains detection only; "
             "make a detection model the champion (`bowerbird models promote`), or train this one elsewhere and import it"
         )
+    check_replay(read_manifest(site.blobs, version))
     return run_rows.queue_run(
         site.catalogue, version["id"], None if base is None else base["digest"], settings.model_dump(), actor
     )

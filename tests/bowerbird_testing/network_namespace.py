@@ -26,15 +26,25 @@ def _run(*argv: str) -> str:
     return done.stdout
 
 
+def _free_number() -> int:
+    """0 to 249, in addresses and names: two namespaces with one address would answer each other's packets."""
+    try:
+        taken = _run("ip", "-4", "-o", "addr")
+    except FileNotFoundError as error:
+        raise NoNamespace("needs `ip` and `tc`: apt-get install iproute2") from error
+    first = os.getpid()
+    return next(n for n in ((first + i) % 250 for i in range(250)) if f" 10.213.{n}.1/" not in taken)
+
+
 class Namespace:
     """The namespace.
 
     Args:
-        number: 0 to 200, in addresses and names; two at a time need different ones.
         rate_kbit: of the link, both ways; None for no limit.
     """
 
-    def __init__(self, number: int = 1, *, rate_kbit: int | None = None) -> None:
+    def __init__(self, *, rate_kbit: int | None = None) -> None:
+        number = _free_number()
         self.name = f"bowerbird{number}-{os.getpid()}"
         self._outer, self._inner = f"bbo{number}-{os.getpid()}"[:15], f"bbi{number}-{os.getpid()}"[:15]
         self.host, self.inside = f"10.213.{number}.1", f"10.213.{number}.2"

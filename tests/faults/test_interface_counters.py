@@ -82,7 +82,7 @@ def test_our_count_is_never_below_the_interface_s_and_at_most_five_percent_above
     speaking: str,
 ) -> None:
     try:
-        with Namespace(1, rate_kbit=rate_kbit) as namespace:
+        with Namespace(rate_kbit=rate_kbit) as namespace:
             broker = request.getfixturevalue(speaking)(namespace.host)
             with broker.receipts as server:
                 script = ["-m", "bowerbird_testing.counting_device", str(tmp_path / "spool"), namespace.host, str(broker.port)]
