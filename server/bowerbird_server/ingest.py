@@ -60,13 +60,13 @@ class DiskMarks:
 class Session(Protocol):
     """What ingest needs of its MQTT session."""
 
-    events: queue.Queue[Event]
+    events: queue.SimpleQueue[Event]
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
         """Hand over a message; False without a connection."""
 
-    def acknowledge(self, arrived: Arrived) -> bool:
-        """Acknowledge on the connection that brought it."""
+    def acknowledge_all(self, group: Sequence[Arrived]) -> bool:
+        """Acknowledge messages, each on the connection that brought it."""
 
     def is_current(self, arrived: Arrived) -> bool:
         """Whether that connection still stands."""
@@ -240,8 +240,7 @@ class Ingest:
         for key in group.unpacked.finished:
             if key.device not in group.unpacked.held:  # a held frame is not committed: its parts stay until it may be
                 self._chunks.drop(key)
-        for arrived in group.messages:
-            self._session.acknowledge(arrived)
+        self._session.acknowledge_all(group.messages)
         self._passed("ack")
 
     def _send_receipts(self, group: _Unanswered) -> None:
