@@ -227,9 +227,15 @@ def receipt_p99_s(site: TlsBroker, root: Path, messages: Path, per_s: float) -> 
     return waits[int(0.99 * (len(waits) - 1))]
 
 
+def is_committed(cat: Catalogue, frame: str) -> bool:
+    """Whether the last frame sent has its row: one publisher's frames come in order. Counting rows would be charged to ingest."""
+    return cat.value("SELECT 1 FROM frame WHERE id = ?", frame) is not None
+
+
 def ours(site: TlsBroker, root: Path, messages: Path, frames: int) -> float:
     """Ingest as it is, to the committed row."""
     folder = DataFolder(root).make()
+    last = decode_frame_header(sorted(messages.iterdir())[-1].read_bytes())[0].frame_id
     with Catalogue(folder.catalogue) as cat:
         fleet.add_device(cat, "cam-01", "demo", "benchmark")
         stop = threading.Event()
@@ -238,11 +244,12 @@ def ours(site: TlsBroker, root: Path, messages: Path, frames: int) -> float:
         time.sleep(1.5)
         seconds = timed(
             lambda: publishers.append(publish(site, messages)),
-            lambda: int(cat.value("SELECT count(*) FROM frame")),
+            lambda: frames if is_committed(cat, last) else 0,
             frames,
         )
         stop.set()
         thread.join()
+        assert cat.value("SELECT count(*) FROM frame") == frames
     blobs = LocalBlobs(folder.blobs)
     with Catalogue(folder.catalogue) as cat:
         assert all(blobs.exists(row["blob"]) for row in blobs_of(cat))
