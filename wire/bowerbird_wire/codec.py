@@ -357,9 +357,15 @@ def decode_frame(payload: bytes) -> FrameMessage:
     Raises:
         MessageError: not a frame message; `DigestError` when image or id do not match.
     """
+    header, image = verify_frame(payload)
+    return FrameMessage(header, bytes(image))
+
+
+def verify_frame(payload: bytes) -> tuple[FrameHeader, memoryview]:
+    """As `decode_frame`, with the image where it lies in `payload`: copying each is a thirtieth of what taking a frame in costs."""
     header, image = decode_frame_header(payload)
     if hashlib.sha256(image).hexdigest() != header.image_sha256:
         raise DigestError(f"frame {_shown(header.frame_id[:12])}: the image does not have the digest that its header declares")
     if frame_id_of(header) != header.frame_id:
         raise DigestError(f"frame {_shown(header.frame_id[:12])}: the id does not match the header")
-    return FrameMessage(header, bytes(image))
+    return header, image
