@@ -48,12 +48,17 @@ class TlsClient(mqtt.Client):
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:  # noqa: ARG002 - paho's own call leaves it out
         """Take all that has come, as far as it is whole packets; paho takes one packet a turn and five reads for it."""
         stream = self._stream = self._stream or PacketStream(MAX_PACKET_BYTES)
+        with self._msgtime_mutex:
+            self._last_bytes_received = time.monotonic()
         try:
             for _ in range(_READS_A_TURN):
-                count = self._receive(stream)
+                if self._sock is None:
+                    return MQTTErrorCode.MQTT_ERR_NO_CONN
+                count: int = self._sock.recv_into(stream.space())  # type: ignore[attr-defined] # paho's type leaves it out
                 if count == 0:
                     return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
-                stream.received(count)
+                if not stream.received(count):
+                    continue
                 for first, body in stream.packets():
                     code = self._take(first, body)
                     if code > 0:
@@ -72,14 +77,6 @@ class TlsClient(mqtt.Client):
             self._easy_log(LogLevel.MQTT_LOG_ERR, "failed to receive on socket: %s", error)
             return self._loop_rc_handle(MQTTErrorCode.MQTT_ERR_CONN_LOST)
         return MQTTErrorCode.MQTT_ERR_SUCCESS
-
-    def _receive(self, stream: PacketStream) -> int:
-        if self._sock is None:
-            raise ConnectionError("the connection is closed")
-        count: int = self._sock.recv_into(stream.space())  # type: ignore[attr-defined] # paho's type leaves it out
-        with self._msgtime_mutex:
-            self._last_bytes_received = time.monotonic()
-        return count
 
     def _take(self, first: int, body: memoryview) -> MQTTErrorCode:
         quick = self.on_publish_packet

@@ -36,7 +36,7 @@ class Publish:
 class PacketStream:
     """One connection's bytes, cut into packets.
 
-    Receive into `space`, tell `received` how much it was, then take `packets`, all of them, before receiving again.
+    Receive into `space`, tell `received` how much it was, then take `packets`, all of them, before receiving again if it says so.
 
     Args:
         most_bytes: of a packet, as announced to the broker.
@@ -64,9 +64,11 @@ class PacketStream:
             self._begin, self._end = 0, held
         return memoryview(self._data)[self._end :]
 
-    def received(self, count: int) -> None:
-        """So many bytes were put into `space`."""
+    def received(self, count: int) -> bool:
+        """So many bytes were put into `space`; whether `packets` may have one. A frame comes in four pieces."""
         self._end += count
+        self._lacking -= count
+        return self._lacking <= 0
 
     def packets(self) -> Iterator[tuple[int, memoryview]]:
         """The whole packets that are there: first byte and body, which is valid until the next bytes are received.
