@@ -6,6 +6,7 @@ device is told. Nothing is decoded: header, digests and the picture's own header
 
 from __future__ import annotations
 
+import functools
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,10 +14,10 @@ from dataclasses import dataclass
 import cbor2
 
 from bowerbird_server.image_header import NotAnImage, image_size
-from bowerbird_wire.codec import MAX_HEADER_BYTES, decode_frame
+from bowerbird_wire.codec import MAX_HEADER_BYTES, verify_frame
 from bowerbird_wire.errors import MessageError, TopicError, WireError
 from bowerbird_wire.linked import FETCHED, link_of
-from bowerbird_wire.messages import FrameHeader, FrameMessage
+from bowerbird_wire.messages import FrameHeader
 from bowerbird_wire.topics import FrameTopic, check_name
 
 _HEADER_AT = struct.calcsize(">4sBI")
@@ -27,11 +28,15 @@ _MAX_TEXT = 200
 
 @dataclass(frozen=True)
 class Accepted:
-    """A frame that may be stored; `header` is its header's CBOR as it came, with whatever this release does not know."""
+    """A frame that may be stored; `header_bytes` is its header's CBOR as it came, with whatever this release does not know.
+
+    `image` lies in the message's payload, which is kept for it.
+    """
 
     topic: FrameTopic
-    message: FrameMessage
-    header: bytes
+    header: FrameHeader
+    image: memoryview
+    header_bytes: bytes
 
 
 @dataclass(frozen=True)
@@ -57,18 +62,17 @@ def judge(topic_text: str, payload: bytes, devices: Mapping[str, str]) -> Accept
         devices: name -> site of the devices whose frames are taken.
     """
     try:
-        topic = FrameTopic.parse(topic_text)
+        topic = _topic(topic_text)
     except TopicError as error:
         return Rejected(None, "", error.code, str(error))
     if devices.get(topic.device) != topic.site:
         return Rejected(topic, _claimed_id(payload), "unknown_device", f"no device {topic.device!r} of site {topic.site!r}")
     try:
-        message = decode_frame(payload)
-        header = message.header
+        header, image = verify_frame(payload)
         if header.device != topic.device:
             raise MessageError(f"the header names device {header.device[:80]!r}")
         check_header(header)
-        size = image_size(message.image)
+        size = image_size(image)
     except NotAnImage as error:
         return Rejected(topic, _claimed_id(payload), "bad_image", str(error))
     except WireError as error:
@@ -79,7 +83,12 @@ def judge(topic_text: str, payload: bytes, devices: Mapping[str, str]) -> Accept
             f"the image is {size.image_format} of {size.width} x {size.height}"
         )
         return Rejected(topic, header.frame_id, "bad_image", detail)
-    return Accepted(topic, message, payload[_HEADER_AT : len(payload) - len(message.image)])
+    return Accepted(topic, header, image, payload[_HEADER_AT : len(payload) - len(image)])
+
+
+@functools.lru_cache(maxsize=1024)  # a device publishes all its frames on one topic
+def _topic(text: str) -> FrameTopic:
+    return FrameTopic.parse(text)
 
 
 def check_header(header: FrameHeader) -> None:

@@ -172,12 +172,15 @@ class LocalBlobs:
         """
         if digests is None:
             digests = [hashlib.sha256(data).hexdigest() for data in items]
-        wanted = {digest: data for digest, data in zip(digests, items, strict=True) if not self._is_stored(digest, len(data))}
-        written: list[tuple[str, str]] = []
+        wanted = dict(zip(digests, items, strict=True))
+        written: list[tuple[str, str]] = []  # names: temporary and final
         try:
             for digest, data in wanted.items():
+                final = self._name(digest)
+                if self._is_stored(final, len(data)):
+                    continue
                 temporary = self._new_temporary(digest)
-                written.append((temporary, digest))
+                written.append((temporary, final))
                 _write_new(temporary, data)
             self._commit(written, also_flush)
         except OSError as error:
@@ -204,9 +207,10 @@ class LocalBlobs:
                 while piece := source.read(1 << 20):
                     digest.update(piece)
                     target.write(piece)
-            if not self._is_stored(digest.hexdigest(), temporary.stat().st_size):
+            final = self._name(digest.hexdigest())
+            if not self._is_stored(final, temporary.stat().st_size):
                 temporary = temporary.rename(self._new_temporary(digest.hexdigest()))
-                self._commit([(str(temporary), digest.hexdigest())])
+                self._commit([(str(temporary), final)])
         except OSError as error:
             _environment_fault(error, self.root)
         finally:
@@ -276,14 +280,15 @@ class LocalBlobs:
         """As `path`, for the loop that stores frames: a tenth of the time of a `Path`."""
         return f"{self._prefix}{check_digest(digest)[:2]}{os.sep}{digest}"
 
-    def _is_stored(self, digest: str, size: int) -> bool:
+    def _is_stored(self, name: str, size: int) -> bool:
         # Create-only: a name that is there has its content. A wrong size can only be damage, and then a fresh copy is a gift.
         try:
-            stored = os.stat(self._name(digest)).st_size  # noqa: PTH116 - see `_name`
+            stored = os.stat(name).st_size  # noqa: PTH116 - see `_name`
         except FileNotFoundError:
             return False
         if stored != size:
-            log.warning("blob %s is damaged on disk (%s bytes instead of %s); storing it again", digest[:12], stored, size)
+            blob = Path(name).name[:12]
+            log.warning("blob %s is damaged on disk (%s bytes instead of %s); storing it again", blob, stored, size)
             return False
         return True
 
@@ -300,13 +305,12 @@ class LocalBlobs:
         for path in also_flush:
             if not (together and path.stat().st_dev == self._device):
                 _sync_file(path)
-        for temporary, digest in written:
-            final = self._name(digest)
+        for temporary, final in written:
             try:
                 os.replace(temporary, final)  # noqa: PTH105 - see `_name`
             except FileNotFoundError:
                 Path(final).parent.mkdir(exist_ok=True)
-                Path(temporary).replace(final)
+                os.replace(temporary, final)  # noqa: PTH105 - see `_name`
             if not self._boot:  # without a boot id an undone rename would not be found again
                 sync_folder(Path(final).parent)
                 sync_folder(self.root)

@@ -30,7 +30,7 @@ class ImageSize:
     height: int
 
 
-def image_size(data: bytes) -> ImageSize:
+def image_size(data: bytes | memoryview) -> ImageSize:
     """Read the header of a picture.
 
     Raises:
@@ -80,7 +80,7 @@ def _orientation(tiff: bytes) -> int:
     return 0
 
 
-def _jpeg(data: bytes) -> tuple[int, int]:
+def _jpeg(data: bytes | memoryview) -> tuple[int, int]:
     at = 2
     while at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -105,14 +105,14 @@ def _jpeg(data: bytes) -> tuple[int, int]:
     raise NotAnImage("JPEG without a size")
 
 
-def _png(data: bytes) -> tuple[int, int]:
+def _png(data: bytes | memoryview) -> tuple[int, int]:
     if len(data) < 33 or data[12:16] != b"IHDR":
         raise NotAnImage("PNG without a header")
     width, height = struct.unpack_from(">II", data, 16)
     return width, height
 
 
-def _webp(data: bytes) -> tuple[int, int]:
+def _webp(data: bytes | memoryview) -> tuple[int, int]:
     if len(data) < 30:
         raise NotAnImage("WebP without a header")
     kind = data[12:16]

@@ -6,6 +6,7 @@ refused, and the answers that a device gets besides. Parts are durable when it r
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -183,9 +184,12 @@ class _UnknownDevice(WireError):
 
 def _topic(arrived: Arrived) -> DeviceTopic | None:
     try:
-        return parse_topic(arrived.topic)
+        return _parsed(arrived.topic)
     except TopicError:
         return None
+
+
+_parsed = functools.lru_cache(maxsize=1024)(parse_topic)  # a device publishes all its frames on one topic
 
 
 def _checked_offer(offer: Offer) -> Offer:

@@ -60,13 +60,13 @@ class DiskMarks:
 class Session(Protocol):
     """What ingest needs of its MQTT session."""
 
-    events: queue.Queue[Event]
+    events: queue.SimpleQueue[Event]
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
         """Hand over a message; False without a connection."""
 
-    def acknowledge(self, arrived: Arrived) -> bool:
-        """Acknowledge on the connection that brought it."""
+    def acknowledge_all(self, group: Sequence[Arrived]) -> bool:
+        """Acknowledge messages, each on the connection that brought it."""
 
     def is_current(self, arrived: Arrived) -> bool:
         """Whether that connection still stands."""
@@ -144,7 +144,7 @@ class Ingest:
         with self._cat.transaction(durable=not more):
             added = frames.add_frames(
                 self._cat,
-                [frames.ArrivedFrame(item.message.header, len(item.message.image)) for item in accepted],
+                [frames.ArrivedFrame(item.header, len(item.image)) for item in accepted],
                 received_at=received_at,
             )
             for arrived, verdict in rejected:
@@ -153,12 +153,12 @@ class Ingest:
         self._passed("commit")
         new = set(added.new)
         for item in accepted:
-            if item.message.header.frame_id in new:
-                self._limits.took(item.topic.device, len(item.message.image))
+            if item.header.frame_id in new:
+                self._limits.took(item.topic.device, len(item.image))
         if rejected:
             self._dead_letters.prune(self._cat)
         self._take_back(accepted, added.deleted)
-        gone = {item.message.header.frame_id for item in deleted} | set(added.deleted)
+        gone = {item.header.frame_id for item in deleted} | set(added.deleted)
         refused = [verdict for _, verdict in rejected]
         self._unanswered = _Unanswered(tuple(group), (*accepted, *deleted), gone, refused, unpacked)
         log.debug("%s new frames, %s known, %s refused", len(added.new), len(added.known), len(rejected) + len(gone))
@@ -181,8 +181,8 @@ class Ingest:
                 log.log(level, "device %s is over its daily limit and is told to keep its frames", topic.device)
         if not unpacked.held:
             return accepted
-        known = frames.states_of(self._cat, [item.message.header.frame_id for item in accepted])
-        return [item for item in accepted if item.topic.device not in unpacked.held or item.message.header.frame_id in known]
+        known = frames.states_of(self._cat, [item.header.frame_id for item in accepted])
+        return [item for item in accepted if item.topic.device not in unpacked.held or item.header.frame_id in known]
 
     def _tell_refused(self, topic: str, verdict: Rejected) -> None:
         """A warning for the first of its kind; a device that sends nothing but poison must not fill the log as well."""
@@ -201,16 +201,16 @@ class Ingest:
     def _store(self, accepted: Sequence[Accepted], received_at: str) -> tuple[list[Accepted], list[Accepted]]:
         """Images and headers made durable, with the rows of the group before; frames stored, and frames that were deleted here,
         whose image must not come back."""
-        states = frames.states_of(self._cat, [item.message.header.frame_id for item in accepted])
-        states |= dict.fromkeys(frames.erased(self._cat, [item.message.header for item in accepted], states), "deleted")
-        deleted = [item for item in accepted if states.get(item.message.header.frame_id) == "deleted"]
-        stay = [item for item in accepted if states.get(item.message.header.frame_id) != "deleted"]
-        images: list[bytes] = [item.message.image for item in stay]
-        digests = [item.message.header.image_sha256 for item in stay]
-        new = {item.message.header.frame_id: item for item in stay if item.message.header.frame_id not in states}
+        states = frames.states_of(self._cat, [item.header.frame_id for item in accepted])
+        states |= dict.fromkeys(frames.erased(self._cat, [item.header for item in accepted], states), "deleted")
+        deleted = [item for item in accepted if states.get(item.header.frame_id) == "deleted"]
+        stay = [item for item in accepted if states.get(item.header.frame_id) != "deleted"]
+        images: list[bytes | memoryview] = [item.image for item in stay]
+        digests = [item.header.image_sha256 for item in stay]
+        new = {item.header.frame_id: item for item in stay if item.header.frame_id not in states}
         if new:
             record = encode_headers(
-                received_at, [(item.topic.site, item.header, len(item.message.image)) for item in new.values()]
+                received_at, [(item.topic.site, item.header_bytes, len(item.image)) for item in new.values()]
             )
             images.append(record)
             digests.append(hashlib.sha256(record).hexdigest())
@@ -221,7 +221,7 @@ class Ingest:
 
     def _take_back(self, stored: Sequence[Accepted], deleted: Sequence[str]) -> None:
         """Images of frames that were deleted or asked to be forgotten between the look before storing them and the commit."""
-        images = {item.message.header.image_sha256 for item in stored if item.message.header.frame_id in deleted}
+        images = {item.header.image_sha256 for item in stored if item.header.frame_id in deleted}
         for blob in frames.without_live_frame(self._cat, sorted(images)):
             self._blobs.delete(blob)
 
@@ -240,14 +240,13 @@ class Ingest:
         for key in group.unpacked.finished:
             if key.device not in group.unpacked.held:  # a held frame is not committed: its parts stay until it may be
                 self._chunks.drop(key)
-        for arrived in group.messages:
-            self._session.acknowledge(arrived)
+        self._session.acknowledge_all(group.messages)
         self._passed("ack")
 
     def _send_receipts(self, group: _Unanswered) -> None:
         receipts = Receipts()
         for item in group.taken:
-            frame = item.message.header.frame_id
+            frame = item.header.frame_id
             if frame in group.gone:
                 receipts.refused(item.topic, Refusal(frame, "deleted", "deleted at the server"))
             else:

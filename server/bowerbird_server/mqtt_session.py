@@ -25,7 +25,9 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from bowerbird_server.broker_address import BrokerAddress
 from bowerbird_server.broker_config import MAX_PACKET_BYTES
 from bowerbird_server.errors import EnvironmentFault
-from bowerbird_wire.tls_faults import explain_tls, refusal
+from bowerbird_server.mqtt_client import TlsClient
+from bowerbird_server.mqtt_packets import Publish
+from bowerbird_wire.tls_faults import explain_tls
 
 log = logging.getLogger(__name__)
 
@@ -80,14 +82,14 @@ class MqttSession:
     def __init__(
         self, address: BrokerAddress, client_id: str, filters: Sequence[str], *, receive_maximum: int = RECEIVE_MAXIMUM
     ) -> None:
-        self.events: queue.Queue[Event] = queue.Queue()
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._address = address
         self._client_id = client_id
         self._filters = list(filters)
         self._receive_maximum = receive_maximum
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        self._client: mqtt.Client | None = None  # of the connection that stands
+        self._client: TlsClient | None = None  # of the connection that stands
         self._epoch = 0
         self._thread = threading.Thread(target=self._run, name=f"mqtt {client_id}", daemon=True)
         self._complained = False
@@ -117,10 +119,16 @@ class MqttSession:
 
     def acknowledge(self, arrived: Arrived) -> bool:
         """Acknowledge a message on the connection that brought it; False when that is gone."""
+        return self.acknowledge_all([arrived])
+
+    def acknowledge_all(self, group: Sequence[Arrived]) -> bool:
+        """Acknowledge messages with one write, each on the connection that brought it; False when that is gone for any of them."""
         with self._lock:
-            if self._client is None or arrived.epoch != self._epoch:
+            if self._client is None:
                 return False
-            return self._client.ack(arrived.mid, arrived.qos) == MQTTErrorCode.MQTT_ERR_SUCCESS
+            mids = [arrived.mid for arrived in group if arrived.epoch == self._epoch and arrived.qos]
+            sent = not mids or self._client.acknowledge(mids)
+            return sent and all(arrived.epoch == self._epoch for arrived in group)
 
     def _run(self) -> None:
         retry_s = 0.2
@@ -142,7 +150,7 @@ class MqttSession:
             self._complain(f"{error}. Trying again.")
             return False
 
-        def on_connect(client: mqtt.Client, _data: object, _flags: object, reason: ReasonCode, _props: object) -> None:
+        def on_connect(_client: mqtt.Client, _data: object, _flags: object, reason: ReasonCode, _props: object) -> None:
             if reason.is_failure:
                 self._complain(explain_refusal(self._address, str(reason)))
                 gone.set()
@@ -155,14 +163,14 @@ class MqttSession:
                 client.subscribe([(text, SubscribeOptions(qos=1)) for text in self._filters])
             self.events.put(Connected(epoch))
 
-        def on_message(_client: object, _data: object, message: mqtt.MQTTMessage) -> None:
-            self.events.put(Arrived(epoch, message.topic, bytes(message.payload), message.mid, message.qos))
+        def on_publish_packet(message: Publish) -> None:
+            self.events.put(Arrived(epoch, message.topic, message.payload, message.mid, message.qos))
 
         def on_disconnect(*_: object) -> None:
             gone.set()
 
         client.on_connect = on_connect
-        client.on_message = on_message
+        client.on_publish_packet = on_publish_packet
         client.on_disconnect = on_disconnect
         properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call] # paho has no annotation here
         properties.SessionExpiryInterval = SESSION_EXPIRY_S
@@ -190,30 +198,6 @@ class MqttSession:
     def _complain(self, text: str) -> None:
         log.log(logging.DEBUG if self._complained else logging.WARNING, "%s: %s", self._client_id, text)
         self._complained = True
-
-
-class TlsClient(mqtt.Client):
-    """paho's client that remembers why TLS ended: with TLS 1.3 a refusal comes after the handshake, and paho tells nobody of it."""
-
-    tls_fault: ssl.SSLError | None = None
-
-    def _sock_recv(self, bufsize: int) -> bytes:
-        try:
-            return super()._sock_recv(bufsize)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            self.tls_fault = self.tls_fault or refusal(error, self._sock)
-            raise
-
-    def _sock_send(self, buf: bytes | bytearray) -> int:
-        try:
-            return super()._sock_send(buf)
-        except BlockingIOError:
-            raise
-        except OSError as error:
-            self.tls_fault = self.tls_fault or refusal(error, self._sock)
-            raise
 
 
 def new_client(address: BrokerAddress, client_id: str) -> TlsClient:

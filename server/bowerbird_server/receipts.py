@@ -25,7 +25,7 @@ class Receipts:
     """The answers to one group, by device in the order of their first answer."""
 
     def __init__(self) -> None:
-        self._told: dict[ReceiptTopic, _Told] = {}
+        self._told: dict[tuple[str, str], _Told] = {}  # (site, device), names that a topic has already checked
 
     def committed(self, asker: DeviceTopic, frame: str) -> None:
         """A frame is safe here."""
@@ -46,9 +46,15 @@ class Receipts:
 
     def messages(self) -> Iterator[tuple[ReceiptTopic, Receipt]]:
         """One receipt a device; none for a device that there is nothing to tell."""
-        for topic, told in self._told.items():
+        for (site, device), told in self._told.items():
             if told.committed or told.refused or told.wanted or told.hold_s:
-                yield topic, Receipt(tuple(told.committed), tuple(told.refused), tuple(told.wanted), hold_s=told.hold_s)
+                yield (
+                    ReceiptTopic(site, device),
+                    Receipt(tuple(told.committed), tuple(told.refused), tuple(told.wanted), hold_s=told.hold_s),
+                )
 
     def _of(self, asker: DeviceTopic) -> _Told:
-        return self._told.setdefault(ReceiptTopic(asker.site, asker.device), _Told())
+        names = asker.site, asker.device
+        if names not in self._told:
+            self._told[names] = _Told()
+        return self._told[names]

@@ -7,6 +7,7 @@ models are handmade ONNX files.
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -53,12 +54,12 @@ class QuietSession:
     """A session whose answers nobody reads."""
 
     def __init__(self) -> None:
-        self.events: queue.Queue[Event] = queue.Queue()
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
 
     def publish(self, _topic: str, _payload: bytes, *, qos: int = 1, retain: bool = False) -> bool:
         return True
 
-    def acknowledge(self, _arrived: Arrived) -> bool:
+    def acknowledge_all(self, _group: Sequence[Arrived]) -> bool:
         return True
 
     def is_current(self, _arrived: Arrived) -> bool:

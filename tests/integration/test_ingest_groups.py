@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ class HeldSession:
     """A session without a network: what ingest publishes and acknowledges is kept."""
 
     def __init__(self) -> None:
-        self.events: queue.Queue[Event] = queue.Queue()
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.receipts: list[Receipt] = []
         self.acknowledged: list[int] = []
 
@@ -31,8 +32,8 @@ class HeldSession:
         self.receipts.append(decode(Receipt, payload))
         return True
 
-    def acknowledge(self, arrived: Arrived) -> bool:
-        self.acknowledged.append(arrived.mid)
+    def acknowledge_all(self, group: Sequence[Arrived]) -> bool:
+        self.acknowledged += [arrived.mid for arrived in group]
         return True
 
     def is_current(self, _arrived: Arrived) -> bool:

@@ -24,7 +24,9 @@ _values = st.recursive(
 def test_a_good_frame_is_accepted_with_its_header_as_it_came() -> None:
     verdict = judge(TOPIC, GOOD, DEVICES)
     assert isinstance(verdict, Accepted)
-    assert verdict.header == GOOD[9:_HEADER_END]
+    assert verdict.header_bytes == GOOD[9:_HEADER_END]
+    assert verdict.header == frame_message().header
+    assert verdict.image == GOOD[_HEADER_END:]
 
 
 @settings(max_examples=150, deadline=None)

@@ -38,8 +38,8 @@ def utc_now() -> str:
 
 def utc_text(epoch_ms: float) -> str:
     """Milliseconds since the epoch as UTC ISO text; text order is time order."""
-    moment = datetime.fromtimestamp(epoch_ms / 1000, tz=UTC)
-    return f"{moment:%Y-%m-%dT%H:%M:%S}.{moment.microsecond // 1000:03d}Z"
+    text = datetime.fromtimestamp(epoch_ms / 1000, tz=UTC).isoformat(timespec="milliseconds")
+    return f"{text.removesuffix('+00:00')}Z"
 
 
 def new_id() -> str:

@@ -29,6 +29,7 @@ ALLOWED_FROM: Mapping[str, frozenset[str]] = {
     "deleted": frozenset({"received", "queued", "in_review", "labelled", "rejected"}),
 }
 STATES = tuple(ALLOWED_FROM)
+_SORTED_JSON = json.JSONEncoder(sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def _frame_row(frame: ArrivedFrame, camera: str, received_at: str) -> Row:
         "arm": header.arm,
         "reason": ",".join(header.reasons),
         "score": header.score,
-        "strategy_scores": json.dumps(dict(header.strategy_scores), sort_keys=True),
+        "strategy_scores": _SORTED_JSON.encode(dict(header.strategy_scores)),
         "inclusion_probability": header.inclusion_probability,
         "scene": scene_of(camera, header.captured_at_ms),
         "state": "received",
