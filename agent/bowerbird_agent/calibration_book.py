@@ -1,7 +1,7 @@
 """The calibration tables that a device knows, and what they say of a frame's boxes for `explain`. Pure.
 
-In: tables from the server's wishes, the model that runs. Out: the `ScoreCalibration` of that model for `uncertainty.py`; None where none
-is known, and scores are then taken at their word.
+In: tables from the server's wishes, the model that runs. Out: that model's `ScoreCalibration` for `uncertainty.py`; None where none is
+known, and scores are then taken at their word.
 """
 
 from __future__ import annotations

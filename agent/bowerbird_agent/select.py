@@ -30,6 +30,7 @@ from bowerbird_agent.pool import WORTH_REPLACING, Pool
 from bowerbird_agent.ring import Ring, of_plain, to_plain
 from bowerbird_agent.temporal import Tracks, periodic
 from bowerbird_agent.uncertainty import SCORERS, entropy, hidden_objects, least_confidence, rare_class, rule_max_below
+from bowerbird_models.frame_value import noisy_or
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -516,7 +517,7 @@ class Selector:
             stretch = self._frames_a_window() * self._cameras / max(1e-9, self._budget_frames())
             scores["periodic"] = periodic(self._seen[frame.camera] - 1, stretch)
         # Without a model there is no doubt to measure: every frame is equally worth a label, but for novelty and typicality.
-        doubt = 1.0 if detections is None else _noisy_or(scores, self.policy)
+        doubt = 1.0 if detections is None else noisy_or(scores, self.policy.strategies)
         share = self.policy.novelty_share
         value = doubt * (1.0 - share + share * novelty)
         if motion.known and not motion.cells:
@@ -610,14 +611,6 @@ class Selector:
         for mean in means.tolist():
             ranks.add(mean)
         return {c.frame_id: 1.0 - ranks.rank(mean) for c, mean in zip(candidates, means.tolist(), strict=True)}
-
-
-def _noisy_or(scores: dict[str, float], policy: Policy) -> float:
-    """Strategies combined: 1 - product of (1 - weight x score)."""
-    silence = 1.0
-    for name, weight in policy.strategies.items():
-        silence *= 1.0 - weight * scores.get(name, 0.0)
-    return 1.0 - silence
 
 
 def _speakers(scores: dict[str, float], policy: Policy) -> tuple[str, ...]:
