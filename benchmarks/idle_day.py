@@ -1,5 +1,5 @@
 """Bytes that an idle device costs in a day at IP level, over TLS with a certificate: a connection, keep-alives, health, the hours'
-histograms, the server's wishes with the fleet's sketch.
+histograms, the server's wishes with the fleet's sketch and the model's calibration table.
 
     python benchmarks/idle_day.py [--quick] [--minutes N]
 
@@ -41,7 +41,7 @@ from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.network_namespace import Namespace, NoNamespace
 from bowerbird_testing.site_server import SiteServer
 from bowerbird_testing.tls_broker import TlsBroker
-from bowerbird_wire import codec, fleet_sketch
+from bowerbird_wire import calibration_table, codec, fleet_sketch
 from bowerbird_wire.histograms import Histograms
 from bowerbird_wire.messages import Desired
 from bowerbird_wire.topics import HealthTopic, HistogramsTopic
@@ -109,6 +109,14 @@ def sketch() -> bytes:
     return fleet_sketch.encode(fleet_sketch.FleetSketch(bytes(fleet_sketch.MODEL_BYTES), 256, centres, radii))
 
 
+def table() -> bytes:
+    """Of ten classes, as a server makes it."""
+    one = calibration_table.ClassCalibration(calibration_table.middles(), 1.1)
+    return calibration_table.encode(
+        calibration_table.CalibrationTable(bytes(calibration_table.MODEL_BYTES), dict.fromkeys(range(10), one))
+    )
+
+
 def busy_hour() -> int:
     """Bytes of the message with one camera's hour in which every frame showed something, of three classes."""
     dice = np.random.default_rng(2)
@@ -146,7 +154,7 @@ def measure(root: Path, namespace: Namespace, *, quick: bool, seconds: float) ->
         }
         config = write_config(root / "agent", port=address.port, cameras=CAMERA, overrides=overrides)
         with SiteServer(namespace.host, address.port, tls=site.server.tls_context(SERVER)) as server:
-            server.wish("cam-01", Desired(1, None, enough=sketch()))
+            server.wish("cam-01", Desired(1, None, enough=sketch(), calibration=table()))
             watch = Watch(namespace, server)
             thread = threading.Thread(target=watch.run, daemon=True)
             thread.start()
@@ -157,7 +165,9 @@ def measure(root: Path, namespace: Namespace, *, quick: bool, seconds: float) ->
                 connection = sum(burst.bytes for burst in watch.bursts)
                 time.sleep(seconds)
                 quiet = watch.since(settled_s)
-                server.wish("cam-01", Desired(2, None, enough=sketch()[::-1]))  # of no model: taken, and of no use
+                server.wish(
+                    "cam-01", Desired(2, None, enough=sketch()[::-1], calibration=table())
+                )  # of no model: taken, and of no use
                 wished_s = time.monotonic()
                 time.sleep(3.0)
                 wish = max((burst.bytes for burst in watch.since(wished_s - 1.0)), default=0)

@@ -279,6 +279,7 @@ class Control:
                     logger.info("the server wants %s frames in all (version %d)", desired.frames_total, desired.version)
                     self._health.say(time.monotonic() + 0.2)
                 self._vitals.inference.set_enough(desired.enough)
+                self._vitals.inference.set_calibration(desired.calibration)
                 if self._remote is not None:
                     self._remote.desired(desired)
             elif isinstance(event.topic, JobTopic) and event.payload:

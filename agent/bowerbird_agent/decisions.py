@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bowerbird_agent.calibration_book import DoubtedBoxes
     from bowerbird_agent.choose import Judgement
 
 # Why a frame is no candidate, as `select.py` calls it -> as a person says it.
@@ -62,6 +63,7 @@ class Decision:
         weights: strategy -> weight, of the policy in force.
         frames_left: what could still be sent then; None for no limit.
         waiting: candidates in the window then, this one included.
+        doubted: its boxes and what their scores are worth; None where scores are taken at their word.
     """
 
     camera: str
@@ -73,6 +75,7 @@ class Decision:
     weights: Mapping[str, float]
     frames_left: int | None
     waiting: int
+    doubted: DoubtedBoxes | None = None
 
     def plain(self) -> dict[str, Any]:
         """For JSON, numbers to four places."""
@@ -95,4 +98,5 @@ class Decision:
             "weights": dict(self.weights),
             "frames_left": self.frames_left,
             "waiting": self.waiting,
+            **({} if self.doubted is None else {"doubted": self.doubted.plain()}),
         }

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.decision_log import DecisionLog
     from bowerbird_agent.policy import Policy
     from bowerbird_models.detections import Detections
+    from bowerbird_models.score_calibration import ScoreCalibration
 
 logger = logging.getLogger(__name__)
 
@@ -88,12 +89,20 @@ class DryRun:
         self._selector.expect(frames_left())
 
     def look(
-        self, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8] | None = None, *, model_digest: str
+        self,
+        frame: Frame,
+        detections: Detections | None,
+        thumb: NDArray[np.uint8] | None = None,
+        *,
+        model_digest: str,
+        calibration: ScoreCalibration | None = None,
     ) -> None:
-        """Judge one frame, after the policy in force has; the arguments are those of `Selector.judge`."""
+        """Judge one frame, after the policy in force has; the arguments are those of `Selector.judge` and `Selector.use`."""
         if self._has_failed:
             return
         try:
+            if calibration is not self._selector.calibration:
+                self._selector.use(calibration)
             self._look(frame, detections, thumb, model_digest)
         except Exception as error:  # a trial is never a reason to stop looking
             self._has_failed = True

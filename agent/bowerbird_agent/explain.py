@@ -72,6 +72,10 @@ class Explanation:
         for strategy in {**d["weights"], **d["strategies"]}:
             score, weight = d["strategies"].get(strategy, 0.0), d["weights"].get(strategy, 0.0)
             lines.append(f"  {strategy:20} {score:.4f}  weight {weight:g}  counts {score * weight:.4f}")
+        for class_name, score, probability, weight in d.get("doubted", ()):
+            lines.append(
+                f"box        {class_name} scored {score:.4f}, right with probability {probability:.4f}, weight {weight:g}"
+            )
         lines.append(
             f"then       {d['waiting']} candidates waited; {_left(d['frames_left'], 'frames', ' could still be sent')}"
         )

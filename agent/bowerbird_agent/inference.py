@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from bowerbird_agent import counters as names
+from bowerbird_agent.calibration_book import doubted_boxes
 from bowerbird_agent.decisions import Decision
 from bowerbird_agent.detecting import Audience, Detecting, LoadedModel, Observer
 from bowerbird_agent.errors import AgentError
@@ -129,6 +130,8 @@ class Inference:
         self._restart_why = ""
         self._round = counters.round
         self._enough, self._enough_is_news = b"", False
+        self._calibration_wish: bytes | None = None
+        self._calibration_is_news = False
         self._next_selector: Callable[[bytes], Selector] | None = None
         self._boosts: Mapping[str, float] = {}
         self._boosts_are_news = False
@@ -166,6 +169,11 @@ class Inference:
         with self._lock:
             if sketch != self._enough:
                 self._enough, self._enough_is_news = sketch, True
+
+    def set_calibration(self, table: bytes) -> None:
+        """From the next frame on doubt goes by this table, if it is the running model's; b"" for none. See `calibration_book.py`."""
+        with self._lock:
+            self._calibration_wish, self._calibration_is_news = table, True
 
     def set_boosts(self, factors: Mapping[str, float]) -> None:
         """From the next frame on these cameras explore more and have a higher target rate; see `Selector.boost`."""
@@ -246,6 +254,7 @@ class Inference:
         self._take_policy()
         self._take_boosts()
         self._take_enough()
+        self._take_calibration()
         if self.rate.rests(timeout_s):
             return False
         if self._selector.window_closed():
@@ -282,7 +291,7 @@ class Inference:
             )
         judgement = self._judge(frame, detections, thumb)
         if self.dry_run is not None:
-            self.dry_run.look(frame, detections, thumb, model_digest=model.digest)
+            self.dry_run.look(frame, detections, thumb, model_digest=model.digest, calibration=self._selector.calibration)
         self._window.frames += 1
         self.rate.judged()
         would_send = is_new and detections is not None and rule_would_send(detections)
@@ -315,6 +324,7 @@ class Inference:
                     selector.policy.strategies,
                     selector.frames_left,
                     selector.waiting,
+                    doubted_boxes(selector.calibration, detections, model.detector.class_names),
                 )
             )
 
@@ -378,7 +388,7 @@ class Inference:
             return
         model, taken = offered
         before, self._model = self._model, model
-        self._enough_is_news = True  # it says nothing about another model
+        self._enough_is_news = self._calibration_is_news = True  # they say nothing about another model
         self._said_no_model = False
         self.detecting.begin()
         if model is not None:
@@ -409,7 +419,7 @@ class Inference:
         gone = [frame_id for frame_id in waited if frame_id not in self._selector.candidates]
         if gone:
             self._storing.submit(Promote((), dict.fromkeys(gone, _STALE_POLICY), closes_window=False))
-        self._enough_is_news = bool(self._enough)
+        self._enough_is_news, self._calibration_is_news = bool(self._enough), True
         self._boosts_are_news = bool(self._boosts)
         self._selector.is_unwell = self._is_unwell
         self.detecting.decode_confidence = self._selector.policy.decode_confidence
@@ -429,6 +439,16 @@ class Inference:
             sketch = self._enough
         if is_news:
             self._selector.fleet = fleet_novelty(sketch, self.model_digest)
+
+    def _take_calibration(self) -> None:
+        with self._lock:
+            is_news, self._calibration_is_news = self._calibration_is_news, False
+            wish, self._calibration_wish = self._calibration_wish, None
+        if is_news:
+            book = self._selector.calibrations
+            if wish is not None:
+                book.take(wish, self.model_digest)
+            self._selector.use(book.of(self.model_digest))
 
     def _start_round(self, why: str, *, new_model: bool = False) -> None:
         """Ranks, candidates and the round's counters begin again."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from bowerbird_models.frame_value import BALANCED
+
 # Every strategy that can be named in a policy. `uncertainty.py` holds those that look at detections, `temporal.py` those that look
 # at several frames; `select.py` adds motion, novelty and chance.
 STRATEGIES: Mapping[str, str] = MappingProxyType(
@@ -33,10 +35,6 @@ STRATEGIES: Mapping[str, str] = MappingProxyType(
         "random": "chance, by a keyed hash",
     }
 )
-
-
-def _balanced() -> Mapping[str, float]:
-    return MappingProxyType({"entropy": 0.5, "missed_object": 1.0, "novelty": 0.05})
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class Policy:
     window_frames: int = 600
     window_s: float | None = None
     frames_per_window: int | None = None
-    strategies: Mapping[str, float] = field(default_factory=_balanced)
+    strategies: Mapping[str, float] = field(default_factory=lambda: BALANCED)
     epsilon: float = 0.2
     cold_epsilon: float = 0.5
     min_gap_s: float = 1.0

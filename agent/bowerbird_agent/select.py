@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import cbor2
 import numpy as np
 
+from bowerbird_agent.calibration_book import CalibrationBook
 from bowerbird_agent.choose import Candidate, Judgement, WindowResult, choose
 from bowerbird_agent.explore import AuditDraw, keyed_unit
 from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_blobs
@@ -28,7 +29,8 @@ from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
 from bowerbird_agent.pool import WORTH_REPLACING, Pool
 from bowerbird_agent.ring import Ring, of_plain, to_plain
 from bowerbird_agent.temporal import Tracks, periodic
-from bowerbird_agent.uncertainty import SCORERS, entropy, hidden_objects, rare_class, rule_max_below
+from bowerbird_agent.uncertainty import SCORERS, entropy, hidden_objects, least_confidence, rare_class, rule_max_below
+from bowerbird_models.frame_value import noisy_or
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from bowerbird_agent.gate import Motion
     from bowerbird_agent.policy import Policy
     from bowerbird_models.detections import Detections
+    from bowerbird_models.score_calibration import ScoreCalibration
 
 __all__ = ["Candidate", "Judgement", "Selector", "WindowResult", "rule_would_send"]
 
@@ -131,6 +134,9 @@ class Selector:
         self._scoring_failed = False
         # What the fleet has enough of, set by the owner; not part of the state, since the server says it again at each connection.
         self.fleet: FleetNovelty | None = None
+        # What the server has said of models' scores, kept with the state; `use` puts that of the model which runs in force.
+        self.calibrations = CalibrationBook()
+        self._calibration: ScoreCalibration | None = None
         # Digest of the model whose embeddings and values are remembered, set by the owner; "" while none was.
         self.model = ""
         self._boosts: Mapping[str, float] = {}
@@ -160,6 +166,17 @@ class Selector:
         """
         self._boosts = dict(factors)
         self.expect(self._frames_left, self._frames_expected)
+
+    def use(self, calibration: ScoreCalibration | None) -> None:
+        """From the next frame on doubt goes by this table, None for the scores; ranks of values start again with another."""
+        before, self._calibration = self._calibration, calibration
+        if (None if before is None else before.table) != (None if calibration is None else calibration.table):
+            self._value_ranks = Ranks(self.policy.rank_history)
+
+    @property
+    def calibration(self) -> ScoreCalibration | None:
+        """What the scores of the model that runs are worth; None where they are taken at their word."""
+        return self._calibration
 
     @property
     def frames_left(self) -> int | None:
@@ -357,6 +374,7 @@ class Selector:
             "kept": kept,
             "bank": self._bank.to_state(),
             "model": self.model,
+            "calibrations": self.calibrations.to_state(),
             "weights": dict(self.policy.strategies),
             "waiting": [to_plain(candidate) for candidate in (*self._ring.candidates, *self._pool.candidates)],
         }
@@ -375,6 +393,7 @@ class Selector:
                 view = self._view(str(name))
                 view.kept_at_ms = sorted(struct.unpack(f"<{len(packed) // 8}q", packed))
             self.model = str(fields.get("model", ""))
+            self.calibrations = CalibrationBook(fields.get("calibrations"))
             # Values of other strategies cannot be compared; what chance took needs none.
             is_same = fields.get("weights", {}) == dict(self.policy.strategies)
             waiting = map(of_plain, fields.get("waiting", ()))
@@ -498,7 +517,7 @@ class Selector:
             stretch = self._frames_a_window() * self._cameras / max(1e-9, self._budget_frames())
             scores["periodic"] = periodic(self._seen[frame.camera] - 1, stretch)
         # Without a model there is no doubt to measure: every frame is equally worth a label, but for novelty and typicality.
-        doubt = 1.0 if detections is None else _noisy_or(scores, self.policy)
+        doubt = 1.0 if detections is None else noisy_or(scores, self.policy.strategies)
         share = self.policy.novelty_share
         value = doubt * (1.0 - share + share * novelty)
         if motion.known and not motion.cells:
@@ -514,7 +533,9 @@ class Selector:
         scores: dict[str, float] = {}
         for name in policy.strategies:
             if name == "entropy":
-                scores[name] = entropy(detections, floor_score=floor)
+                scores[name] = entropy(detections, floor_score=floor, calibration=self._calibration)
+            elif name == "least_confidence":
+                scores[name] = least_confidence(detections, visible=visible, calibration=self._calibration)
             elif name == "missed_object":
                 blobs: tuple[int, ...] = ()
                 if motion.cells:
@@ -590,14 +611,6 @@ class Selector:
         for mean in means.tolist():
             ranks.add(mean)
         return {c.frame_id: 1.0 - ranks.rank(mean) for c, mean in zip(candidates, means.tolist(), strict=True)}
-
-
-def _noisy_or(scores: dict[str, float], policy: Policy) -> float:
-    """Strategies combined: 1 - product of (1 - weight x score)."""
-    silence = 1.0
-    for name, weight in policy.strategies.items():
-        silence *= 1.0 - weight * scores.get(name, 0.0)
-    return 1.0 - silence
 
 
 def _speakers(scores: dict[str, float], policy: Policy) -> tuple[str, ...]:

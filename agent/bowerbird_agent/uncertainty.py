@@ -4,7 +4,8 @@ In: `Detections` decoded at a low confidence (0.05), whose weak boxes hold the m
 remembers nothing between frames (motion and novelty do, elsewhere) and decides nothing.
 
 YOLO heads are independent sigmoids: a class score is a probability of its own, rows do not sum to 1. End-to-end heads give the
-top score only, so binary entropy is the common ground; what needs more says what it does without.
+top score only, so binary entropy is the common ground; what needs more says what it does without. Where the server knows how often such
+a box is right, doubt is that of this probability and not of the score; what is shown is decided by the score alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from bowerbird_models.detections import Detections
+    from bowerbird_models.score_calibration import ScoreCalibration
 
 # A frame is summed over at most this many boxes, the most confident: beyond, scores have saturated and time has not.
 _MOST_BOXES = 64
@@ -34,7 +36,7 @@ _LEAST_STRENGTH = 0.2
 _HALF_CROWDED = 8.0
 
 
-def binary_entropy(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+def binary_entropy(scores: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Entropy in bits of "object or not" for each score: 1 at 0.5, 0 at 0 and 1.
 
     Args:
@@ -179,30 +181,37 @@ def pairwise_iou(a_xyxy: NDArray[np.float64], b_xyxy: NDArray[np.float64]) -> ND
     return iou
 
 
-def entropy(detections: Detections, *, floor_score: float = 0.05) -> float:
+def entropy(detections: Detections, *, floor_score: float = 0.05, calibration: ScoreCalibration | None = None) -> float:
     """Binary entropy summed over the objects, counted above that of a score of `floor_score`.
 
     Without the floor, a dozen junk boxes at the decode threshold would outweigh one object that the model is torn about.
 
     Args:
         floor_score: the score, in (0, 0.5), at and below which (and at and above one minus which) a box says nothing.
+        calibration: what the model's scores are worth; the entropy is then that of the probability, times the class's weight.
     Returns:
         [0, 1]; 0 without detections.
     """
     floor = _entropy_of(floor_score)
     if len(detections.scores) <= _FEW_BOXES:
-        total = _entropy_of_few(detections, floor)
+        total = _entropy_of_few(detections, floor, calibration)
         if total is not None:
             return -math.expm1(-total / 2.0)
-    values = np.minimum(np.maximum((binary_entropy(detections.scores) - floor) / (1.0 - floor), 0.0), 1.0)
+    if calibration is None:
+        values = np.minimum(np.maximum((binary_entropy(detections.scores) - floor) / (1.0 - floor), 0.0), 1.0)
+        return soft_sum(_objects(values, detections))
+    n = _MOST_BOXES
+    scores, classes = detections.scores[:n].tolist(), detections.class_ids[:n].tolist()
+    bits = binary_entropy(np.array(calibration.probabilities(scores, classes), np.float64))
+    values = np.minimum(np.maximum((bits - floor) / (1.0 - floor), 0.0), 1.0) * calibration.weights(classes)
     return soft_sum(_objects(values, detections))
 
 
-def _entropy_of_few(detections: Detections, floor: float) -> float | None:
+def _entropy_of_few(detections: Detections, floor: float, calibration: ScoreCalibration | None) -> float | None:
     """The sum of the boxes' entropies above the floor; None when boxes of one class may overlap, for the arrays to settle."""
     boxes, scores, classes = detections.to_lists()
     values, speaking = [], []
-    for i, p in enumerate(scores):
+    for i, p in enumerate(scores if calibration is None else calibration.probabilities(scores, classes)):
         if p <= 0.0 or p >= 1.0:
             continue
         q = 1.0 - p
@@ -210,6 +219,9 @@ def _entropy_of_few(detections: Detections, floor: float) -> float | None:
         if not value <= 0.0:  # what is not a number stays, for the selector to stumble over
             values.append(1.0 if value > 1.0 else value)
             speaking.append(i)
+    if calibration is not None:
+        weights = calibration.weights([classes[i] for i in speaking])
+        values = [value * weight for value, weight in zip(values, weights, strict=True)]
     # A box that says nothing takes nothing away from the others of its object either: it would come last.
     if len(values) > 1 and _some_overlap([boxes[i] for i in speaking], [classes[i] for i in speaking]):
         return None
@@ -221,9 +233,13 @@ def _entropy_of(score: float) -> float:
     return float(binary_entropy(np.array([score], np.float32))[0])
 
 
-def least_confidence(detections: Detections, *, visible: float = 0.25) -> float:
-    """One minus the score of the least certain visible box; 0 without visible boxes."""
-    return largest(least_confidence_boxes(detections.scores[detections.scores >= visible]))
+def least_confidence(detections: Detections, *, visible: float = 0.25, calibration: ScoreCalibration | None = None) -> float:
+    """One minus the score, or where that is known the probability, of the least certain visible box; 0 without visible boxes."""
+    shown = detections.scores >= visible
+    if calibration is None:
+        return largest(least_confidence_boxes(detections.scores[shown]))
+    scores, class_ids = detections.scores[shown].tolist(), detections.class_ids[shown].tolist()
+    return 1.0 - min(calibration.probabilities(scores, class_ids), default=1.0)
 
 
 def margin(detections: Detections, *, visible: float = 0.25) -> float:

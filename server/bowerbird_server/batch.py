@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bowerbird_models.frame_value import BALANCED
 from bowerbird_server import batch_manifest
 from bowerbird_server.batch_choice import BatchPolicy, Candidate, Chosen, choose
 from bowerbird_server.blobs import BlobStore
@@ -221,7 +222,15 @@ def _pool(
     held_out = {scene for scene, (side, _) in datasets.scene_splits(cat).items() if side == HELD_OUT}
     effort = fit_effort(batches.timed_labels(cat, _TIMED_LABELS))
     values = {
-        row["id"]: (row["camera"] or "import", combined(look.doubt, json.loads(row["strategy_scores"]), weights))
+        row["id"]: (
+            row["camera"] or "import",
+            combined(
+                look.doubt,
+                json.loads(row["strategy_scores"]),
+                weights,
+                fresh_weight=1.0 if row["id"] in taught else BALANCED["entropy"],
+            ),
+        )
         for row in received
         if (look := taught.get(row["id"]) or seen.get(row["id"])) is not None and look.doubt is not None
     }

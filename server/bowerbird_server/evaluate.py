@@ -27,6 +27,7 @@ from bowerbird_server.average_precision import (
 )
 from bowerbird_server.errors import BadInput
 from bowerbird_server.ignored_regions import covered
+from bowerbird_server.score_calibration import calibration_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -81,6 +82,7 @@ class Evaluation:
         boxes: number of drawn boxes.
         missing_classes: class names of the data set that the model does not know.
         seconds: wall time of the whole evaluation.
+        calibration: what devices are told of the scores, `score_calibration.calibration_of`; empty for an evaluation from before that.
     """
 
     file_digest: str
@@ -96,6 +98,7 @@ class Evaluation:
     boxes: int
     missing_classes: tuple[str, ...]
     seconds: float
+    calibration: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> str:
         """One JSON object with every field."""
@@ -113,7 +116,7 @@ class Evaluation:
             values["missing_classes"] = tuple(values["missing_classes"])
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
-            expected = ", ".join(field.name for field in fields(cls))
+            expected = ", ".join(each.name for each in fields(cls))
             raise BadInput(f"this is no stored evaluation ({error}); it needs {expected}") from error
 
 
@@ -229,14 +232,13 @@ def summarise(
         value = mean_average_precision(PrecisionCurves(matches, inside=inside).average_precision()[0])
         if not np.isnan(value):
             per_slice[name] = value
+    per_class = {name: None if np.isnan(row[0]) else float(row.mean()) for name, row in zip(class_names, overall, strict=True)}
     return Evaluation(
         file_digest=file_digest,
         frames_digest=frames_digest(frames, class_names),
         map50_95=mean_average_precision(overall),
         map50=mean_average_precision(overall[:, :1]),
-        per_class={
-            name: None if np.isnan(row[0]) else float(row.mean()) for name, row in zip(class_names, overall, strict=True)
-        },
+        per_class=per_class,
         per_slice=per_slice,
         calibration_error=calibration_error(matches),
         latency_ms_p50=latency_ms_p50,
@@ -245,6 +247,7 @@ def summarise(
         boxes=int(matches.ground_truth.sum()),
         missing_classes=missing_classes,
         seconds=seconds,
+        calibration=calibration_of(matches, per_class, class_names),
     )
 
 

@@ -22,9 +22,11 @@ from bowerbird_models.detections import Detections
 from bowerbird_models.detector import Detector
 from bowerbird_models.errors import ModelError
 from bowerbird_models.runtimes import RuntimeOptions, open_model
+from bowerbird_models.score_calibration import ScoreCalibration
 from bowerbird_server.child_task import emit, run_task
 from bowerbird_server.errors import BadInput
 from bowerbird_server.rescoring import Seen, disagreement, doubt
+from bowerbird_wire.calibration_table import decode
 from bowerbird_wire.thumbnail import SIDE_PX, THUMBNAIL_BYTES
 
 MEMORY_BYTES = 8 * 1024**3  # of address space
@@ -37,6 +39,8 @@ def look(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
     """Look at every frame of the task; with `model` empty at the pixels alone."""
     frames = task["frames"]
     rows: list[dict[str, Any]] = []
+    table = bytes.fromhex(task["calibration"])
+    calibration = ScoreCalibration(decode(table)) if table else None
     with contextlib.ExitStack() as stack:
         detector: Detector | None = None
         if task["model"]:
@@ -47,7 +51,7 @@ def look(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
             except ModelError as fault:
                 raise BadInput(f"the model that shall look at frames cannot be used: {fault}") from fault
         for done, frame in enumerate(frames, start=1):
-            rows.append(_row(frame, detector, is_teacher=task["is_teacher"]))
+            rows.append(_row(frame, detector, calibration, is_teacher=task["is_teacher"]))
             if done % 16 == 0 or done == len(frames):
                 emit(events, event="progress", done=done, total=len(frames))
     path = Path(task["out_dir"]) / "looks.npz"
@@ -65,7 +69,9 @@ def look(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
     return {"looks": str(path)}
 
 
-def _row(frame: dict[str, Any], detector: Detector | None, *, is_teacher: bool) -> dict[str, Any]:
+def _row(
+    frame: dict[str, Any], detector: Detector | None, calibration: ScoreCalibration | None, *, is_teacher: bool
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "luma": np.zeros(THUMBNAIL_BYTES, np.uint8),
         "readable": False,
@@ -85,7 +91,7 @@ def _row(frame: dict[str, Any], detector: Detector | None, *, is_teacher: bool) 
     found = detector.detect(image.astype(np.uint8, copy=False), confidence=DECODE_CONFIDENCE)
     names = [detector.class_names[i] for i in found.class_ids.tolist()]
     row["embedding"] = _unit(found)
-    row["doubt"] = doubt(found.scores.astype(np.float64))
+    row["doubt"] = doubt(found, calibration)
     shown = found.scores >= SHOWN_CONFIDENCE
     row["boxes"] = float(shown.sum())
     row["class_names"] = sorted({name for name, is_shown in zip(names, shown.tolist(), strict=True) if is_shown})

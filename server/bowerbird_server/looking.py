@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bowerbird_server.catalogue import Catalogue, Row, fleet_sketches, looks
+from bowerbird_server.catalogue import Catalogue, Row, calibrations, fleet_sketches, looks
 from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.errors import BadInput, ServerError
@@ -27,15 +27,17 @@ logger = logging.getLogger(__name__)
 
 AT_ONCE = 2000
 _TEACHER = "labelling.teacher"
+_DOUBT, _DOUBT_AS_DEVICES = "labelling.doubt", 2
 
 
 @dataclass(frozen=True)
 class Eye:
-    """What looks: `digest` is the champion's package, a teacher's file, or "" for pixels alone."""
+    """What looks: `digest` is the champion's package, a teacher's file, or "" for pixels alone. `calibration`: the champion's table."""
 
     digest: str
     model: Path | None
     is_teacher: bool = False
+    calibration: bytes = b""
 
 
 def eyes(site: Site) -> list[Eye]:
@@ -48,7 +50,10 @@ def eyes(site: Site) -> list[Eye]:
     if settings.rescore == "off":
         return []
     champion = model_rows.champion(site.catalogue)
-    found = [Eye("", None) if champion is None else Eye(champion["digest"], site.blobs.path(champion["onnx_sha256"]))]
+    found = [Eye("", None)]
+    if champion is not None:
+        table = calibrations.of_model(site.catalogue, champion["digest"])
+        found = [Eye(champion["digest"], site.blobs.path(champion["onnx_sha256"]), calibration=table)]
     if settings.rescore == "teacher":
         path = Path(settings.teacher)
         try:
@@ -68,6 +73,9 @@ def look_at_frames(site: Site, *, limit: int = AT_ONCE, threads: int = 1, cancel
     count = 0
     watching = eyes(site)
     site.catalogue.set_setting(_TEACHER, next((eye.digest for eye in watching if eye.is_teacher), ""))
+    if site.catalogue.setting(_DOUBT, 0) != _DOUBT_AS_DEVICES:
+        looks.forget_others(site.catalogue, [])  # doubts of an earlier release are on another scale
+        site.catalogue.set_setting(_DOUBT, _DOUBT_AS_DEVICES)
     if watching:
         looks.forget_others(site.catalogue, [eye.digest for eye in watching])
     for eye in watching:
@@ -114,6 +122,7 @@ def _look(site: Site, eye: Eye, wanted: list[Row], threads: int, cancelled: Call
             "do": "look",
             "model": "" if eye.model is None else str(eye.model),
             "is_teacher": eye.is_teacher,
+            "calibration": eye.calibration.hex(),
             "frames": shown,
             "threads": threads,
             "out_dir": str(out_dir),

@@ -1,6 +1,6 @@
 """How much a label of a frame would teach, as the server sees it with a newer model than the device had. Pure.
 
-In: confidences of a model's detections, or a teacher's detections beside the device's; what the device's temporal strategies said.
+In: a model's detections, or a teacher's detections beside the device's; what the device's temporal strategies said.
 Out: numbers in [0, 1]. Ranks are taken within a camera: absolute scores of different scenes are not comparable.
 """
 
@@ -8,14 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bowerbird_models.frame_value import BALANCED, noisy_or
+from bowerbird_server.average_precision import iou_matrix
 from bowerbird_server.labelling.boxes import Box, iou
+
+if TYPE_CHECKING:
+    from bowerbird_models.detections import Detections
+    from bowerbird_models.score_calibration import ScoreCalibration
 
 SAME_IOU = 0.5
 SHOWN_CONFIDENCE = 0.25
+# As on the device, `uncertainty.py` there.
+_FLOOR_SCORE = float(np.float32(0.05))
+_MOST_BOXES = 64
+# `balanced` asks no device for flicker; where another policy did it counts as much as in `missed_objects`.
+_OVER_TIME: Mapping[str, float] = MappingProxyType({"missed_object": BALANCED["missed_object"], "flicker": 0.5})
 
 
 @dataclass(frozen=True)
@@ -27,18 +40,42 @@ class Seen:
     class_name: str
 
 
-def doubt(scores: NDArray[np.float64]) -> float:
-    """1 - exp(-sum of binary entropies / 2): 0 for a model that is sure of all it sees.
+def doubt(found: Detections, calibration: ScoreCalibration | None = None) -> float:
+    """1 - exp(-sum over objects of binary entropy / 2): 0 for a model that is sure of all it sees.
+
+    The same number as the device's strategy `entropy` (a test compares them): entropy above that of a score of 0.05, of the
+    probability where the model's scores are calibrated, times the class's weight; of overlapping boxes of a class the largest.
 
     Args:
-        scores: (n,) confidences in [0, 1]; n may be 0.
+        found: decoded at 0.05.
+        calibration: what the model's scores are worth; None to take them at their word.
 
     Source: Yang et al., "Plug and Play Active Learning for Object Detection" (2024): entropy of the box's own confidence, as its
     released code has it.
     """
-    p = np.clip(scores, 1e-9, 1 - 1e-9)
-    bits = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    return float(1.0 - np.exp(-bits.sum() / 2))
+    boxes, classes = found.boxes_xyxy[:_MOST_BOXES].astype(np.float64), found.class_ids[:_MOST_BOXES]
+    p = found.scores[:_MOST_BOXES].astype(np.float64)
+    weights = np.ones(len(p))
+    if calibration is not None:
+        p = np.array(calibration.probabilities(p.tolist(), classes.tolist()), np.float64)
+        weights = np.array(calibration.weights(classes.tolist()), np.float64)
+    floor = float(_bits(np.array([_FLOOR_SCORE]))[0])
+    values = np.clip((_bits(p) - floor) / (1.0 - floor), 0.0, 1.0) * weights
+    order = np.lexsort((*boxes.T, classes, -values))
+    same = (iou_matrix(boxes, boxes) > SAME_IOU) & (classes[:, None] == classes[None, :])
+    total, taken = 0.0, np.zeros(len(p), np.bool_)
+    for i in order.tolist():
+        if not taken[i]:
+            total += float(values[i])
+            taken |= same[i]
+    return float(-np.expm1(-total / 2))
+
+
+def _bits(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Binary entropy."""
+    p = np.clip(p, 1e-9, 1 - 1e-9)
+    bits: NDArray[np.float64] = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    return bits
 
 
 def disagreement(teacher: Sequence[Seen], device: Sequence[Seen]) -> float:
@@ -76,19 +113,25 @@ def pairs(ours: Sequence[Seen | Box], theirs: Sequence[Seen | Box]) -> list[tupl
     return found
 
 
-def combined(fresh_doubt: float, strategies: Mapping[str, float], weights: Mapping[str, float] | None = None) -> float:
-    """The server's doubt and what only the device could see over time, 1 - (1-U)(1-F/2)(1-M/2).
+def combined(
+    fresh_doubt: float,
+    strategies: Mapping[str, float],
+    weights: Mapping[str, float] | None = None,
+    *,
+    fresh_weight: float = BALANCED["entropy"],
+) -> float:
+    """The server's doubt and what only the device could see over time, put together as the device's `balanced` does it.
 
     Args:
-        fresh_doubt: U, in [0, 1].
-        strategies: what each strategy said on the device, in [0, 1]; `flicker` is F and `missed_object` M.
-        weights: how much of each to believe in the place of one half, from `yields.py`; None for the design's.
+        fresh_doubt: in [0, 1]; takes the place of the device's `entropy`.
+        strategies: what each strategy said on the device, in [0, 1]: `missed_object`, and `flicker` where its policy asked for that.
+        weights: by how much to believe in each more or less than that, from `yields.py`; None for not at all.
+        fresh_weight: how much `fresh_doubt` counts, in [0, 1]; 1 for a teacher, who does not doubt but knows.
     """
-    silence = 1.0 - fresh_doubt
-    for name in ("flicker", "missed_object"):
-        said = min(1.0, max(0.0, float(strategies.get(name, 0.0))))
-        silence *= 1.0 - (0.5 if weights is None else min(1.0, 0.5 * weights.get(name, 1.0))) * said
-    return 1.0 - silence
+    factors = weights or {}
+    believed = {name: min(1.0, weight * factors.get(name, 1.0)) for name, weight in _OVER_TIME.items()}
+    said = {name: min(1.0, max(0.0, float(strategies.get(name, 0.0)))) for name in _OVER_TIME}
+    return noisy_or({"entropy": fresh_doubt, **said}, {"entropy": fresh_weight, **believed})
 
 
 def ranks_within(values: Mapping[str, tuple[str, float]]) -> dict[str, float]:

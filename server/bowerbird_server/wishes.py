@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from bowerbird_server.catalogue import (
+    calibrations,
     campaigns,
     config_changes,
     device_config,
@@ -157,7 +158,7 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
     anything are left out."""
     totals, wishes, shares = fleet.desired(cat), device_config.wishes(cat), campaigns.wished(cat)
     boosts, were_boosted = drift_rows.boosts(cat, int(time.time() * 1000)), drift_rows.were_boosted(cat)
-    enough = fleet_sketches.wished(cat)
+    enough, tables = fleet_sketches.wished(cat), calibrations.wished(cat)
     found = {}
     for device in active:
         total = totals.get(device, Desired(0))  # with what it shall erase
@@ -170,7 +171,8 @@ def wanted_of(cat: Catalogue, active: Collection[str]) -> dict[str, Desired]:
             campaigns=shares.get(device, ()),
             boost=boosts.get(device),
             enough=enough.get(device, b""),
+            calibration=tables.get(device, b""),
         )
-        if device in totals or version or campaigns_version or device in were_boosted or wanted.enough:
+        if device in totals or version or campaigns_version or device in were_boosted or wanted.enough or wanted.calibration:
             found[device] = wanted
     return found

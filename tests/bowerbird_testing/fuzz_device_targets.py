@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -41,6 +42,7 @@ def device_targets() -> dict[str, Target]:
     def wish(data: bytes) -> object:
         """As `control.py`, `remote_runner.py` and `inference.py` do it."""
         from bowerbird_agent.boost import BoostWatch
+        from bowerbird_agent.calibration_book import CalibrationBook
         from bowerbird_agent.campaign import Lifetime, Term
         from bowerbird_agent.config import parse_config, parse_wished
         from bowerbird_agent.errors import ConfigError
@@ -58,6 +60,9 @@ def device_targets() -> dict[str, Target]:
         for one in desired.erase:
             one.covers("0" * 64, "gate", NOW_MS)
         fleet_novelty(desired.enough, "ab" * 32)
+        book = CalibrationBook()
+        book.take(desired.calibration, "ab" * 32)
+        book.of("ab" * 32)
         own = parse_config(AGENT_TOML, Path("/tmp"))
         try:
             config, _ = parse_wished(AGENT_TOML, Path("/tmp"), desired.config)
@@ -80,6 +85,20 @@ def device_targets() -> dict[str, Target]:
         one = np.zeros(found.embedding_size, np.float32)
         one[0] = 1.0
         assert 0.0 <= FleetNovelty(found).distance(one) <= 1.0
+        return found
+
+    def calibration(data: bytes) -> object:
+        """Whatever table it is, a higher score is never worth less, and no doubt leaves its bounds."""
+        from bowerbird_models.score_calibration import ScoreCalibration
+        from bowerbird_wire.calibration_table import decode as read_table
+
+        found = read_table(data)
+        made, scores = ScoreCalibration(found), [number / 40 for number in range(41)]
+        for class_id in (*found.classes, 1 << 16):
+            p = made.probabilities(scores, [class_id] * len(scores))
+            assert all(low <= high + 1e-9 for low, high in pairwise(p))
+            assert 0.0 <= p[0] <= p[-1] <= 1.0
+            assert 1.0 <= made.weights([class_id])[0] <= 1.2 + 1e-9
         return found
 
     def signed_job(data: bytes) -> object:
@@ -125,6 +144,7 @@ def device_targets() -> dict[str, Target]:
     return {
         "wish": Target(wish, (WireError,)),
         "fleet-sketch": Target(sketch, (WireError,)),
+        "calibration-table": Target(calibration, (WireError,)),
         "signed-job": Target(signed_job, (WireError, ModelError)),
         "transfer": Target(transfer, (WireError, DownloadError)),
         "selftest-output": Target(last_words, ()),

@@ -39,6 +39,8 @@ from bowerbird_testing.fuzz_device_targets import DEVICE, NOW_MS, director
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_testing.update_server import UpdateServer
 from bowerbird_wire.bundle import Bundle
+from bowerbird_wire.calibration_table import CalibrationTable, ClassCalibration
+from bowerbird_wire.calibration_table import encode as encode_table
 from bowerbird_wire.claim import SETUP, Answer, ClaimRequest, RenewRequest, claim_text, to_json
 from bowerbird_wire.codec import encode
 from bowerbird_wire.fleet_sketch import DIMENSIONS, FleetSketch
@@ -252,6 +254,8 @@ def _device() -> dict[str, dict[str, bytes]]:
     centres = source.normal(size=(3, DIMENSIONS)).astype(np.float32)
     model = bytes.fromhex("ab" * 8)
     sketch = encode_sketch(FleetSketch(model, 32, centres, np.array([0.1, 0.2, 0.3], np.float32)))
+    rising = tuple(number / 10 for number in range(10))
+    table = encode_table(CalibrationTable(model, {0: ClassCalibration(rising, 1.1), 700: ClassCalibration(rising, 1.0)}))
     job = sign_job(
         Job("j1", "ab" * 32, 3), director(), device=DEVICE, expires_at=datetime.fromtimestamp(NOW_MS / 1000 + 60, UTC)
     )
@@ -273,6 +277,12 @@ def _device() -> dict[str, dict[str, bytes]]:
         "fleet-sketch": {
             "good": sketch,
             "cut": sketch[:-9],
+            **{name: _CBOR[name] for name in ("deep", "cyclic", "huge-length")},
+        },
+        "calibration-table": {
+            "good": table,
+            "cut": table[:-3],
+            "falling": table[:-10] + table[:-11:-1],
             **{name: _CBOR[name] for name in ("deep", "cyclic", "huge-length")},
         },
         "signed-job": {"good": encode(job), "bare": (GOLDEN / "job.bin").read_bytes()},

@@ -16,6 +16,7 @@ from bowerbird_agent.camera_config import CameraConfig
 from bowerbird_agent.capture import Frame
 from bowerbird_agent.config import read_config
 from bowerbird_agent.counters import Counters, SeenFrames
+from bowerbird_agent.decisions import Decision
 from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.device import Device
 from bowerbird_agent.encode import FrameEncoder
@@ -33,6 +34,8 @@ from bowerbird_models.scenes import SceneStream
 from bowerbird_server.fleet_sketch import make_sketch
 from bowerbird_testing.agent_process import write_config
 from bowerbird_testing.broker import free_port
+from bowerbird_wire.calibration_table import BINS, CalibrationTable, ClassCalibration
+from bowerbird_wire.calibration_table import encode as encode_table
 from bowerbird_wire.fleet_sketch import model_key
 from bowerbird_wire.telemetry import LATENCY_MS, SCORE_BINS
 
@@ -199,6 +202,42 @@ def test_what_the_fleet_has_enough_of_is_no_news_until_the_model_changes(bench: 
     bench.inference.set_enough(b"")
     bench.show(9, 10)
     assert raw_novelty() == 1
+
+
+def test_doubt_goes_by_the_running_model_s_table_through_policies_models_and_restarts(bench: Bench) -> None:
+    """A box of 0.95 that is right half the time is in doubt; another model's is not; back at the first model it is again."""
+
+    decided: list[Decision] = []
+    bench.inference.witness = decided.append
+
+    def entropy_of(frame: int) -> float:
+        bench.show(frame, frame + 1)
+        return decided[-1].judgement.strategy_scores["entropy"]
+
+    half = ClassCalibration((0.5,) * BINS, 1.0)
+    table = encode_table(CalibrationTable(model_key("a" * 64), {0: half}))
+    bench.inference.set_calibration(table)
+    bench.load(OneBox(score=0.95), "a" * 64)
+    assert entropy_of(0) == pytest.approx(0.3935, abs=1e-3)
+    assert decided[-1].plain()["doubted"] == [["car", 0.95, pytest.approx(0.5, abs=0.01), 1.0]]
+    bench.inference.set_policy(Policy(window_frames=50), device="cam-01", cameras=1)
+    assert entropy_of(1) == pytest.approx(0.3935, abs=1e-3)
+    bench.load(OneBox(score=0.95), "b" * 64)
+    as_it_says = entropy_of(2)
+    assert as_it_says < 0.01
+    assert "doubted" not in decided[-1].plain()
+    bench.inference.set_calibration(b"")  # of a model that was never evaluated
+    assert entropy_of(3) == as_it_says
+    bench.load(OneBox(score=0.95), "a" * 64)  # rolled back, and the server has not been heard since
+    assert entropy_of(4) == pytest.approx(0.3935, abs=1e-3)
+    bench.inference.set_calibration(b"nonsense")
+    assert entropy_of(5) == as_it_says
+    bench.inference.set_calibration(table)
+    assert entropy_of(6) == pytest.approx(0.3935, abs=1e-3)
+    again = Selector(Policy(), device="cam-01", state=bench.inference._selector.to_state())
+    assert again.calibrations.of("a" * 64) is not None
+    bench.inference.set_calibration(b"")
+    assert entropy_of(7) == as_it_says
 
 
 def test_a_guard_slows_a_film_down_and_drops_none_of_its_frames(bench: Bench) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bowerbird_agent.calibration_book import doubted_boxes
 from bowerbird_agent.decision_log import DecisionLog, read_newest_first
 from bowerbird_agent.decisions import DROPS, REFUSALS, Decision
 from bowerbird_agent.errors import AgentError
 from bowerbird_agent.explain import explain
 from bowerbird_agent.policy import Policy
 from bowerbird_agent.select import Selector
+from bowerbird_models.score_calibration import ScoreCalibration
 from bowerbird_testing.judged_frames import frame, seeing
+from bowerbird_wire.calibration_table import BINS, CalibrationTable, ClassCalibration
 
 
 def decide(selector: Selector, index: int, *scores: float) -> Decision:
@@ -55,6 +59,17 @@ def test_a_frame_that_was_not_admitted_says_which_gate_spoke_and_what_it_had_to_
     assert REFUSALS["weaker_than_neighbour"] in text
     assert "5 frames could still be sent" in text
     assert "entropy" in text
+
+
+def test_boxes_are_told_with_what_their_scores_are_worth(tmp_path: Path, selector: Selector) -> None:
+    half = ScoreCalibration(CalibrationTable(b"\xab" * 8, {0: ClassCalibration((0.5,) * BINS, 1.2)}))
+    log = DecisionLog(tmp_path, keep=1000)
+    log.note(replace(decide(selector, 0, 0.9), doubted=doubted_boxes(half, seeing(0.9), ("bird",))))
+    log.note(decide(selector, 1, 0.9))
+    log.write(1.0)
+    assert "bird scored 0.9000, right with probability 0.5000, weight 1.2" in "\n".join(explain(tmp_path, "gate:0").lines())
+    assert explain(tmp_path, "gate:0").plain()["doubted"] == [["bird", 0.9, 0.5, 1.2]]
+    assert not any(line.startswith("box ") for line in explain(tmp_path, "gate:1").lines())
 
 
 def test_what_became_of_a_candidate_is_told_as_soon_as_its_window_ended(tmp_path: Path, selector: Selector) -> None:

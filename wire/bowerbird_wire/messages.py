@@ -341,7 +341,8 @@ class Desired(Message):
     for the transport of frames that nobody has time to label. `erase` holds whatever of a version: it is obeyed always.
     `config` is merged over the device's own agent.toml where that allows it (`docs/remote-configuration.md`); it and `campaigns` have
     versions of their own, since a new `version` begins a new round and they do not. 0 says that nothing was ever wished.
-    `enough` is what the fleet has enough of (`fleet_sketch.py`), empty for nothing; a message without takes it back.
+    `enough` is what the fleet has enough of (`fleet_sketch.py`), `calibration` what the scores of the device's model are worth
+    (`calibration_table.py`); empty for nothing, and a message without takes it back.
     """
 
     version: int = field(metadata=_key("n"))
@@ -353,6 +354,7 @@ class Desired(Message):
     boost: Boost | None = field(default=None, metadata=_key("bo"))  # ends by itself
     erase: tuple[EraseWish, ...] = _opt("er", ())
     enough: bytes = _opt("nv", b"")
+    calibration: bytes = _opt("ct", b"")
     extra: Mapping[str, Any] = _extra()
 
 

@@ -85,6 +85,7 @@ MESSAGES: dict[str, Message] = {
         (Campaign("c1", 20, 2_000_000, 1_790_000_000_123, "person", 0.25, 0.5, cameras=("gate",), hours=("22:00-06:00 UTC",)),),
     ),
     "desired-enough": Desired(0, enough=bytes(range(40))),
+    "desired-calibration": Desired(0, calibration=bytes(range(40))),
     "reported": Reported(3, 2, "refused", b"\x01\x02", ("log.level: is 'loud'",), (), 2, {"c1": (4, 90_000)}, {}, 9),
     "desired-boost": Desired(7, 40, boost=Boost(1_790_000_000_123)),
     "histograms": Histograms(
