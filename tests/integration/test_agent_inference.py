@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,7 @@ from bowerbird_agent.counters import Counters, SeenFrames
 from bowerbird_agent.decisions import Decision
 from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.device import Device
+from bowerbird_agent.device_parts import DeviceParts
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import StageDied
 from bowerbird_agent.exchange import FrameExchange
@@ -38,7 +40,7 @@ from bowerbird_server.fleet_sketch import make_sketch
 from bowerbird_testing.agent_process import write_config
 from bowerbird_testing.broker import free_port
 from bowerbird_wire.fleet_sketch import model_key
-from bowerbird_wire.messages import FrameHeader
+from bowerbird_wire.messages import Boost, FrameHeader
 from bowerbird_wire.telemetry import LATENCY_MS, SCORE_BINS
 
 
@@ -401,6 +403,20 @@ def test_another_policy_closes_the_open_window_under_the_old_one(bench: Bench) -
     assert counted[names.FRAMES_SELECTED] == 4, "the old policy's share of its window"
     assert "round_over" not in ledger.dropped
     assert ledger.balanced
+
+
+def test_a_device_without_a_link_goes_on_with_the_boost_that_it_had(tmp_path: Path) -> None:
+    camera = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=1"'
+    config = read_config(write_config(tmp_path, port=free_port(), cameras=camera))
+    before = DeviceParts(config, version="test", wake=threading.Event(), restart=lambda: None)
+    now_ms = int(time.time() * 1000)
+    before.boost.take(Boost(now_ms + 3_600_000, 2.0))
+    before.boost.step(time.monotonic(), now_ms, clock_ok=True, allowed=True)
+    before.spool.close()
+    after = DeviceParts(config, version="test", wake=threading.Event(), restart=lambda: None)
+    after.boost.step(time.monotonic(), now_ms, clock_ok=True, allowed=True)
+    assert after.boost.factors(["gate"]) == {"gate": 2.0}
+    after.spool.close()
 
 
 def test_a_thread_that_dies_ends_the_device_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
