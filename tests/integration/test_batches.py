@@ -27,7 +27,7 @@ from bowerbird_server.evaluation_routing import HELD_OUT
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.looking import eyes, look_at_frames, try_to_look
 from bowerbird_server.record_keeping import delete_frames
-from bowerbird_server.registry import register_model
+from bowerbird_server.registry import package_of, register_model
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import read_manifest, take_snapshot
 from bowerbird_server.web.app import create_app
@@ -261,6 +261,18 @@ def test_two_who_queue_at_once_share_no_frame(site: Site) -> None:
         open_batch(site.catalogue, plan, "late", site.blobs)
     assert frames.count_by_state(site.catalogue)["received"] == 3
     assert build_batch(site.catalogue, frames=4) is not None
+
+
+def test_a_package_says_its_version_of_the_class_list_or_that_its_classes_are_none(site: Site, tmp_path: Path) -> None:
+    listed = register_model(
+        site, write_tiny_yolo(tmp_path / "a.onnx", class_names=("bird", "fox")), weights=None, origin="imported", actor="test"
+    )
+    assert package_of(site, listed["digest"]).manifest.class_list == 2
+    add_classes(site.catalogue, ["elk"], "test")
+    for names, version in ((("bird", "fox"), 2), (("bird", "fox", "elk"), 3), (("fox", "bird"), 0), (("bird", "owl"), 0)):
+        onnx = write_tiny_yolo(tmp_path / "b.onnx", class_names=names, salt="b")
+        row = register_model(site, onnx, weights=None, origin="imported", actor="test")
+        assert package_of(site, row["digest"]).manifest.class_list == version
 
 
 def test_the_first_frames_of_a_site_without_a_model_are_queued_and_judge_no_policy(site: Site) -> None:
