@@ -78,7 +78,7 @@ class Counters:
             self._changes[name] = self._changes.get(name, 0) + count
 
     def count_dropped(self, camera: str) -> None:
-        """One frame of this camera was given up: a newer one replaced it, there is no model, or the disk is behind."""
+        """One frame of this camera was given up: a newer one replaced it, or the disk is behind."""
         self.add(FRAMES_DROPPED)
         self.add(dropped_of(camera))
 

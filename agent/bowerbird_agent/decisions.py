@@ -26,7 +26,7 @@ REFUSALS: Mapping[str, str] = MappingProxyType(
         "weaker_than_neighbour": "a frame shortly before it is worth as much or more",
         "pool_full": "enough frames wait already, and each is worth more",
         "ring_full": "frames that wait for bytes already are worth more",
-        "no_frames_left": "the server wants no more frames",
+        "no_frames_left": "the server wants no more frames, or without a model has not asked for any yet",
         "already_chosen": "this frame was sent before",
         "scoring_failed": "the frame could not be scored; the log says why",
         "switched_off": "the policy sends no frame at all",
@@ -58,7 +58,7 @@ class Decision:
     Args:
         camera, sequence, captured_at_ms: of the frame.
         frame_id: 64 hex digits of an admitted frame; "" for one that was not encoded.
-        model: digest of the model that looked at it.
+        model: digest of the model that looked at it; "" while there was none.
         judgement: from `Selector.judge`.
         weights: strategy -> weight, of the policy in force.
         frames_left: what could still be sent then; None for no limit.

@@ -168,7 +168,7 @@ class DeviceParts:
         )
         self.storing.fetching = self.fetching
         self.cameras = Cameras(config.running_cameras, self.exchange, self.counters, self.heartbeats, self.stages)
-        self.boost = BoostWatch()
+        self.boost = BoostWatch(device.state_dir / REMOTE_FOLDER)
         self.histograms = HistogramBook(
             device.state_dir / _HISTOGRAMS_FOLDER, state_of=self.cameras.state_of, clock_ok=clock_ok
         )

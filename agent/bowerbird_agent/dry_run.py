@@ -125,6 +125,10 @@ class DryRun:
                 self._counts["both"] += key in self._chosen
                 _remember(self._in_force, key)
 
+    def expect(self) -> None:
+        """Take up what the policy in force may still send."""
+        self._selector.expect(self._frames_left())
+
     def restart(self, why: str, *, new_model: bool) -> None:
         """A new round began, or another model answers."""
         self._waiting.clear()

@@ -76,7 +76,8 @@ class FrameExchange:
             return True
 
     def hold(self, held: bool) -> None:
-        """While held, cameras that wait find no room: the disk behind the inference is behind, or there is no model."""
+        """While held, cameras that wait find no room: the disk behind the inference is behind, or there is no model and no
+        frame may be sent."""
         with self._changed:
             if held != self._is_held:
                 self._is_held = held

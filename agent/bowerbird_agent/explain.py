@@ -57,7 +57,10 @@ class Explanation:
         d = self.decision
         at = datetime.fromtimestamp(d["captured_at_ms"] / 1000, timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")
         name = f" {d['frame_id'][:12]}" if d["frame_id"] else ""
-        lines = [f"frame {d['camera']}:{d['sequence']}{name}, {at}, model {d['model'][:12]}", self._verdict(), ""]
+        model = f"model {d['model'][:12]}" if d["model"] else "no model"
+        lines = [f"frame {d['camera']}:{d['sequence']}{name}, {at}, {model}", self._verdict(), ""]
+        if not d["model"]:
+            lines.append("model      none yet: novelty, typicality and chance choose among frames that a server has asked for")
         chance = d["inclusion_probability"]
         if d["arm"] == ARM:
             name = d["reasons"][0].removeprefix(REASON)

@@ -140,7 +140,8 @@ class Vitals:
         if self.inference.runs_with.get("origin") == FALLBACK:
             trouble.append(str(self.inference.runs_with["why"]))
         if not self.inference.model_digest:
-            trouble.append("there is no model yet; frames are not looked at")
+            asked = "" if count(names.DESIRED_VERSION) else "; none goes before the server asks for some"
+            trouble.append(f"there is no model yet; frames are chosen by novelty, typicality and chance alone{asked}")
         dropped = {worker.name: count(names.dropped_of(worker.name)) for worker in self.cameras.workers}
         failures = (names.DETECTOR_FAILURES, names.SCORING_FAILURES, names.STORE_REFUSED, names.REDACTION_FAILURES)
         counted = {name: count(name) for name in failures if count(name)}

@@ -2,7 +2,8 @@
 
 In: frames from the exchange; models, policies and limits from other threads. Out: decisions, and frames for the spool thread
 (`keeping.py`). A model is swapped between two frames (`detecting.py` runs it), a policy between two windows (`selection_window.py`).
-Without detections the selector still takes its random share. It writes nothing.
+Without detections the selector still takes its random share; without any model it chooses by novelty, typicality and chance, and
+nothing goes before a server has asked for frames. It writes nothing.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ logger = logging.getLogger(__name__)
 _SWAP_TIMEOUT_S = 60.0
 _STALE_ROUND = "round_over"
 _STALE_POLICY = "policy_changed"
+# In place of a digest in the selector's state: what it remembers was judged without a model.
+_NO_MODEL = "none"
 
 
 class Inference:
@@ -259,21 +262,23 @@ class Inference:
             return False
         if self._selector.window_closed():
             self._close_window()
-        self._exchange.hold(self._model is None or self._storing.backlog >= HOLD_AT)
+        # A film that can wait is not used up on frames that may not be sent.
+        is_idle = self._model is None and self._window.frames_left == 0
+        self._exchange.hold(is_idle or self._storing.backlog >= HOLD_AT)
         frame = self._exchange.take(timeout_s)
         if frame is None:
             self._flush_if_done()
             return False
         if self._model is None:
-            self._drop_without_model(frame)
-            return True
+            self._begin_without_model()
         self._is_flushed = False
         started_s = time.monotonic()
         self._work(self._model, frame)
         self.rate.worked(started_s, arrival_s=self._exchange.arrival_s)
         return True
 
-    def _work(self, model: LoadedModel, frame: Frame) -> None:
+    def _work(self, model: LoadedModel | None, frame: Frame) -> None:
+        digest = "" if model is None else model.digest
         seen = self._seen.get(frame.camera)  # a camera may be taken out of the configuration between two frames
         is_new = not frame.repeat if seen is None else seen.is_new(frame.sequence)
         if frame.repeat == is_new:
@@ -282,16 +287,14 @@ class Inference:
             self._counters.add(names.FRAMES_SEEN)
             self._counters.add(names.ROUND_FRAMES_SEEN)
         thumb = glance(frame.image_bgr)
-        seen_low = self.detecting.detect(model, frame)
+        seen_low = None if model is None else self.detecting.detect(model, frame)
         detections = None if seen_low is None else self.detecting.for_selection(frame.camera, seen_low)
         self._keeping.around(model, frame, seen_low)
         if self._histograms is not None and is_new and detections is not None:
-            self._histograms.note(
-                frame, detections, model_digest=model.digest, decode_confidence=self.detecting.decode_confidence
-            )
+            self._histograms.note(frame, detections, model_digest=digest, decode_confidence=self.detecting.decode_confidence)
         judgement = self._judge(frame, detections, thumb)
         if self.dry_run is not None:
-            self.dry_run.look(frame, detections, thumb, model_digest=model.digest, calibration=self._selector.calibration)
+            self.dry_run.look(frame, detections, thumb, model_digest=digest, calibration=self._selector.calibration)
         self._window.frames += 1
         self.rate.judged()
         would_send = is_new and detections is not None and rule_would_send(detections)
@@ -319,16 +322,18 @@ class Inference:
                     frame.sequence,
                     frame.captured_at_ms,
                     frame_id,
-                    model.digest,
+                    digest,
                     judgement,
                     selector.policy.strategies,
                     selector.frames_left,
                     selector.waiting,
-                    doubted_boxes(selector.calibration, detections, model.detector.class_names),
+                    doubted_boxes(selector.calibration, detections, () if model is None else model.detector.class_names),
                 )
             )
 
-    def _keep(self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement) -> tuple[str, int]:
+    def _keep(
+        self, model: LoadedModel | None, frame: Frame, detections: Detections | None, judgement: Judgement
+    ) -> tuple[str, int]:
         """Make an admitted frame a candidate; returns as `Keeping.candidate`."""
         frame_id, size_bytes = self._keeping.candidate(model, frame, detections, judgement)
         if not frame_id:
@@ -361,11 +366,18 @@ class Inference:
         level = logging.WARNING if self._counters.value(names.SCORING_FAILURES) == 1 else logging.DEBUG
         logger.log(level, "scoring frame %d of %s failed (%s); random share only", frame.sequence, frame.camera, error)
 
-    def _drop_without_model(self, frame: Frame) -> None:
+    def _begin_without_model(self) -> None:
+        """Say it once. Values that a model gave cannot be compared with those to come."""
         if not self._said_no_model:
             self._said_no_model = True
-            logger.warning("there is no model yet; frames are dropped and counted until one comes from the server")
-        self._counters.count_dropped(frame.camera)
+            logger.warning(
+                "there is no model yet; until one comes frames are chosen by novelty, typicality and chance, "
+                "and only those go that a server has asked for"
+            )
+        if self._selector.model != _NO_MODEL:
+            if self._selector.model:
+                self._start_round("no model", new_model=True)
+            self._selector.model = _NO_MODEL
 
     # --- windows -------------------------------------------------------------------------------------------------------
 
@@ -374,7 +386,9 @@ class Inference:
 
     def _flush_if_done(self) -> None:
         """Once no frame can come any more, the last window ends before it is full."""
-        if self._is_flushed or not self._sources_done() or not self._exchange.is_empty or self._model is None:
+        if self._is_flushed or not self._sources_done() or not self._exchange.is_empty:
+            return
+        if self._model is None and self._selector.model != _NO_MODEL:
             return
         self._close_window(is_last=True)
         self._is_flushed = True
@@ -388,12 +402,17 @@ class Inference:
             return
         model, taken = offered
         before, self._model = self._model, model
+        self._window.needs_wish = model is None
+        self._selector.expect(self._window.frames_left)
+        if self.dry_run is not None:
+            self.dry_run.expect()
         self._enough_is_news = self._calibration_is_news = True  # they say nothing about another model
         self._said_no_model = False
         self.detecting.begin()
         if model is not None:
             logger.info("model %s runs now", model.digest[:12])
-        # After a restart the model may be another than the one whose embeddings and values are remembered.
+        # After a restart the model may be another than the one whose embeddings and values are remembered; the first one is
+        # another than none.
         known = "" if model is None else self._selector.model
         if before is not None or (model is not None and known not in ("", model.digest)):
             self._start_round("new model", new_model=True)

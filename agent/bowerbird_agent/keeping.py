@@ -1,8 +1,9 @@
 """Frames on their way from judgement to the spool thread: covered, encoded and handed over.
 
-In: a frame, what the model sees in it, and the judgement. Out: tasks for the spool thread, for the selection, a campaign or a camera's
-surroundings, and what each frame cost in bytes. A frame that cannot be redacted is never handed over. It runs in the inference thread,
-waits for no disk, and chooses nothing: what is admitted is `select.py`'s word, what a campaign may take `campaign_book.py`'s.
+In: a frame, what the model sees in it (None without a model), and the judgement. Out: tasks for the spool thread, for the selection, a
+campaign or a camera's surroundings, and what each frame cost in bytes. A frame that cannot be redacted is never handed over. It runs in
+the inference thread, waits for no disk, and chooses nothing: what is admitted is `select.py`'s word, what a campaign may take
+`campaign_book.py`'s.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bowerbird_agent.errors import RedactionError
 from bowerbird_agent.storing import PictureAround, StoreFrame
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from bowerbird_agent.campaign_book import CampaignBook
     from bowerbird_agent.capture import Frame
@@ -66,7 +67,7 @@ class Keeping:
         return list(self._unredacted.values())
 
     def candidate(
-        self, model: LoadedModel, frame: Frame, detections: Detections | None, judgement: Judgement
+        self, model: LoadedModel | None, frame: Frame, detections: Detections | None, judgement: Judgement
     ) -> tuple[str, int]:
         """Store an admitted frame as a candidate; returns its id and the size of its JPEG.
 
@@ -78,7 +79,7 @@ class Keeping:
         header, jpeg = made
         source = None
         if self._storing.fetching is not None and self._storing.backlog < _MOST_SOURCES_HELD:
-            source = self._encoder.covered(frame, detections, model.detector.class_names).frame
+            source = self._encoder.covered(frame, detections, _class_names(model)).frame
         if not self._storing.submit(StoreFrame(header, jpeg, source=source)):
             self._counters.count_dropped(frame.camera)
             return "", len(jpeg)
@@ -86,7 +87,7 @@ class Keeping:
 
     def for_campaign(
         self,
-        model: LoadedModel,
+        model: LoadedModel | None,
         frame: Frame,
         seen_low: Detections | None,
         detections: Detections | None,
@@ -105,7 +106,7 @@ class Keeping:
             return None
         if judgement.arm == "explore" or judgement.refused in _NOT_FOR_CAMPAIGNS:
             return None
-        name = campaigns.match(frame.camera, frame.captured_at_ms, detections, model.detector.class_names)
+        name = campaigns.match(frame.camera, frame.captured_at_ms, detections, _class_names(model))
         if not name:
             return None
         reasons = (REASON + name, *judgement.reasons)
@@ -122,23 +123,23 @@ class Keeping:
             return None
         return judgement, header.frame_id, len(jpeg)
 
-    def around(self, model: LoadedModel, frame: Frame, seen_low: Detections | None) -> None:
+    def around(self, model: LoadedModel | None, frame: Frame, seen_low: Detections | None) -> None:
         """Give the surroundings of its camera a picture, covered like every other."""
         more = self._storing.fetching
         if more is None or self._storing.backlog >= _MOST_SOURCES_HELD or not more.wants(frame):
             return
         try:
-            self._storing.submit(PictureAround(self._encoder.covered(frame, seen_low, model.detector.class_names)))
+            self._storing.submit(PictureAround(self._encoder.covered(frame, seen_low, _class_names(model))))
         except RedactionError as error:
             self._not_redacted(frame.camera, error)
 
     def encode(
-        self, model: LoadedModel, frame: Frame, seen_low: Detections | None, judgement: Judgement
+        self, model: LoadedModel | None, frame: Frame, seen_low: Detections | None, judgement: Judgement
     ) -> tuple[FrameHeader, bytes] | None:
         """Header and JPEG of a frame, None when it could not be redacted and must not be kept."""
         try:
             made = self._encoder.frame(
-                frame, judgement, seen_low, class_names=model.detector.class_names, model_digest=model.digest
+                frame, judgement, seen_low, class_names=_class_names(model), model_digest="" if model is None else model.digest
             )
         except RedactionError as error:
             self._not_redacted(frame.camera, error)
@@ -153,3 +154,8 @@ class Keeping:
         level = logging.DEBUG if camera in self._unredacted else logging.ERROR
         self._unredacted = {**self._unredacted, camera: str(error)}
         logger.log(level, "%s", error)
+
+
+def _class_names(model: LoadedModel | None) -> Sequence[str]:
+    """Of the model's classes; none without a model."""
+    return () if model is None else model.detector.class_names

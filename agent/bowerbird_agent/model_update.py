@@ -18,7 +18,7 @@ from bowerbird_agent.selftest import InstallTest
 from bowerbird_agent.update_settings import RunnerSettings
 from bowerbird_agent.updated import Contents, TrialTerms
 from bowerbird_agent.updater import Event, Record, Refusal, State, Subject
-from bowerbird_models.manifest import ModelManifest
+from bowerbird_models.manifest import MANIFEST, ModelManifest, PackageError, class_list_fault
 from bowerbird_models.release_roles import MODELS_ROLE
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,10 @@ class ModelUpdate:
         return None
 
     def test(self, digest: str, should_stop: Callable[[], bool]) -> Refusal | None:
-        """The self-test."""
+        """Whether its classes can follow those of the model that is active, then the self-test."""
+        fault = self._class_fault(digest)
+        if fault:
+            return Refusal("wrong_classes", fault)
         result = self._install_test(
             self._store.folder(digest),
             digest,
@@ -102,6 +105,16 @@ class ModelUpdate:
             should_stop=should_stop,
         )
         return Refusal(result.code, result.detail) if result.code else None
+
+    def _class_fault(self, digest: str) -> str:
+        before = self._store.active()
+        if before is None:
+            return ""
+        try:
+            after = ModelManifest.from_bytes((self._store.folder(digest) / MANIFEST).read_bytes())
+        except (OSError, PackageError):
+            return ""  # the self-test reads it as well, and says what is wrong with it
+        return class_list_fault(before.manifest, after)
 
     def lost(self, record: Record) -> Refusal | None:
         """Never: the table counts the starts of a model's trial."""

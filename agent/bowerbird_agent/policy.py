@@ -47,7 +47,7 @@ class Policy:
         frames_per_window: most frames sent from one window; None leaves it to the server's `frames_total` alone.
         strategies: name in STRATEGIES -> weight in (0, 1]; combined as 1 - product of (1 - weight x score).
         epsilon: share in [0, 1] of the frame budget that goes to frames taken at random, without looking.
-        cold_epsilon: the same for frames that the model failed on; a device without any model looks at no frame.
+        cold_epsilon: the same while there is no model, and for frames that the model failed on.
         min_gap_s: no two policy frames of one camera are closer than this in capture time, in this or any earlier window.
         spread: the wanted gap is this share in [0, 1] of (time in the window / frames to choose); it gives way down to
             `min_gap_s` when too few frames are left. 0 switches it off.

@@ -59,16 +59,15 @@ class Redactor:
 
         Args:
             image_bgr: (H, W, 3) uint8; not changed.
-            detections: in its pixels, at `config.confidence` or lower; None when the model failed on it.
-            class_names: of the model.
+            detections: in its pixels, at `config.confidence` or lower; None when the model failed on it, or when there is none.
+            class_names: of the model, none without one.
 
         Raises:
             RedactionError: it cannot be known what to cover, or it cannot be covered; the picture must not be kept.
         """
         if detections is None:
-            raise RedactionError(
-                f"camera {self._camera}: the model failed, so nobody knows what to redact; the frame is not kept"
-            )
+            why = "the model failed" if class_names else "there is no model yet"
+            raise RedactionError(f"camera {self._camera}: {why}, so nobody knows what to redact; the frame is not kept")
         try:
             regions = self._regions(image_bgr.shape[1], image_bgr.shape[0], detections, class_names)
             if not regions:

@@ -59,6 +59,8 @@ _SPEAKS_FROM = 0.3
 # Not chosen for these reasons, a candidate may wait for a later window.
 _MAY_WAIT = frozenset({"weaker", "byte_budget", "byte_pace", "explore_share"})
 _RESERVOIR = 256
+# Share of a value that typicality makes up while there is no model; early on typical frames teach more than odd ones.
+_COLD_TYPICALITY = 0.5
 # What a class counts for falls by this factor with each frame: how often it was shown in the last two thousand or so.
 _FREQUENCY_KEPT = 1.0 - 1.0 / 2000.0
 
@@ -298,7 +300,7 @@ class Selector:
         limit = min(caps) if caps else max(len(candidates), _USUAL_BUDGET_FRAMES)
         result = choose(
             candidates,
-            self.policy,
+            replace(self.policy, typicality=self._typicality_share),
             limit=limit,
             bytes_left=bytes_left,
             epsilon=self._epsilon_of_all(self._cold),
@@ -407,7 +409,7 @@ class Selector:
         self._pool = Pool(self.policy.min_gap_s * 500.0, self._capacity)
         self._seen: dict[str, int] = {}
         self._first_ns = self._newest_ns = 0
-        self._cold = False
+        self._cold = self._warm = False  # whether frames came without detections, and with
         self._audit_wanted: dict[bool, float] = {}  # without a model or with one -> the audit's probability
         self._reservoir: list[tuple[float, int, Fingerprint]] = []
         for view in self._views.values():
@@ -501,6 +503,7 @@ class Selector:
         if detections is None:
             self._cold = True
         else:
+            self._warm = True
             scores |= self._detection_scores(frame, detections, motion)
             if "flicker" in self.policy.strategies:
                 height, width = frame.image_bgr.shape[:2]
@@ -596,6 +599,11 @@ class Selector:
         """Whether somebody will ask what is typical of this window."""
         return bool(self.policy.typicality) or self._cold
 
+    @property
+    def _typicality_share(self) -> float:
+        """The policy's, and at least half in a window in which no model saw anything."""
+        return max(self.policy.typicality, _COLD_TYPICALITY) if self._cold and not self._warm else self.policy.typicality
+
     def _sample(self, draw: float, fingerprint: Fingerprint) -> None:
         """Keep a random sample of the window's fingerprints, to know what is typical."""
         insort(self._reservoir, (draw, len(self._reservoir), fingerprint), key=lambda entry: entry[0])
@@ -603,7 +611,7 @@ class Selector:
 
     def _typicality(self, candidates: tuple[Candidate, ...]) -> dict[str, float] | None:
         """How near each candidate is to the whole window's frames, as a rank in [0, 1]."""
-        if not self.policy.typicality or not self._reservoir or not candidates:
+        if not self._typicality_share or not self._reservoir or not candidates:
             return None
         sample = [fingerprint for _, _, fingerprint in self._reservoir]
         means = np.array([distances(c.judgement.fingerprint, sample).mean() for c in candidates])

@@ -48,6 +48,8 @@ class SelectionWindow:
         self._storing, self._counters = storing, counters
         self._bytes_left, self._even_bytes_per_s, self._on_promoted = bytes_left, even_bytes_per_s, on_promoted
         self.frames = 0  # judged since the last window was closed
+        # Without a model nothing goes that no server has asked for: nobody may be there to label it.
+        self.needs_wish = True
         self.pace = Pace()
         self._lock = threading.Lock()
         self._reserved = 0  # chosen, and not yet counted by the spool thread
@@ -67,10 +69,10 @@ class SelectionWindow:
 
     @property
     def frames_left(self) -> int | None:
-        """Frames that the server still wants, None for no limit."""
+        """Frames that may still be sent, None for no limit; none without a model before a server has asked for some."""
         limit = self._counters.value(names.DESIRED_FRAMES)
         if limit == 0:
-            return None
+            return 0 if self.needs_wish and not self._counters.value(names.DESIRED_VERSION) else None
         with self._lock:
             # What campaigns took since then is not of this wish.
             apart = self._counters.value(names.CAMPAIGN_FRAMES) - self._counters.value(names.CAMPAIGN_FRAMES_BEFORE)

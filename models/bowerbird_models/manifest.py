@@ -93,6 +93,8 @@ class ModelManifest:
         task: what the model was trained for, as Ultralytics calls it; only another one than detection is written down.
         min_onnxruntime: oldest ONNX Runtime that may load it, e.g. "1.17".
         notes: free text for people.
+        class_list: version of the site's class list that `class_names` are: the list only grows, and version n is its first n names.
+            0, which is not written down, says nothing: a model from elsewhere.
     """
 
     files: Mapping[str, PackageFile]
@@ -106,6 +108,7 @@ class ModelManifest:
     notes: str = ""
     accuracy: Mapping[str, float] = field(default_factory=dict)
     task: str = DETECT
+    class_list: int = 0
 
     @property
     def reference_role(self) -> str:
@@ -143,6 +146,7 @@ class ModelManifest:
                 # Only where something was measured: the bytes, hence the digest, of a package without it are as they always were.
                 **({"accuracy": dict(self.accuracy)} if self.accuracy else {}),
                 **({"task": self.task} if self.task != DETECT else {}),
+                **({"class_list": self.class_list} if self.class_list else {}),
             }
         )
 
@@ -209,6 +213,9 @@ def _manifest(plain: dict[str, Any]) -> ModelManifest:
         raise ValueError("no class names, or an input size out of range")
     if parent is not None and _DIGEST.fullmatch(_text(parent)) is None:
         raise ValueError("parent is not a digest")
+    class_list = _whole(plain.get("class_list", 0))
+    if class_list not in (0, len(names)):
+        raise ValueError(f"{len(names)} class names cannot be version {class_list} of a class list")
     probation = plain["probation"]
     return ModelManifest(
         files=files,
@@ -229,7 +236,27 @@ def _manifest(plain: dict[str, Any]) -> ModelManifest:
         notes=_text(plain["notes"]),
         accuracy={_text(role): _number(value, 1.0) for role, value in plain.get("accuracy", {}).items()},
         task=_text(plain.get("task", DETECT)),
+        class_list=class_list,
     )
+
+
+def class_list_fault(before: ModelManifest, after: ModelManifest) -> str:
+    """Why a model's classes cannot follow another's, "" where they can: both were made for one class list, which only grows.
+
+    Appended classes are no fault, nor is an older version of the list as it was. Where a package says no version nothing is known.
+    """
+    if not (before.class_list and after.class_list):
+        return ""
+    common = min(before.class_list, after.class_list)
+    ours, theirs = before.class_names[:common], after.class_names[:common]
+    if ours == theirs:
+        return ""
+    what = f"version {after.class_list} of the class list after version {before.class_list}"
+    lost = [name for name in before.class_names if name not in after.class_names]
+    if lost and after.class_list >= before.class_list:
+        return f"{what}: the model lost {', '.join(lost)[:200]}; a class list only grows, train on all of it"
+    at = next(i for i in range(common) if ours[i] != theirs[i])
+    return f"{what}: class {at} was {ours[at]} and would be {theirs[at]}; the list is never re-ordered, train on it as it is"
 
 
 def _text(value: Any) -> str:

@@ -122,6 +122,7 @@ def build_package(
     role: str = ONNX_FP32,
     variants: Mapping[str, Path] = MappingProxyType({}),
     accuracy: Mapping[str, float] = MappingProxyType({}),
+    class_list: int = 0,
 ) -> PackageOnDisk:
     """Make a package folder from an exported model; the same arguments give the same digest.
 
@@ -137,6 +138,7 @@ def build_package(
         role: of the exported model, `onnx-fp32` or `onnx-fp16`: the reference.
         variants: quantised files by role; each is run on the golden pictures by the runtime that it is for.
         accuracy: by role, mAP50-95 in [0, 1].
+        class_list: version of the site's class list that the class names are; 0 for none.
 
     Raises:
         ModelError: a file is no usable model, its class names are not the ones given, or a variant's runtime is not installed.
@@ -179,6 +181,7 @@ def build_package(
         notes=notes,
         accuracy=accuracy,
         task=task,
+        class_list=class_list,
     )
     content = manifest.to_bytes()
     (part / MANIFEST).write_bytes(content)

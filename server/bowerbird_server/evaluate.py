@@ -83,6 +83,8 @@ class Evaluation:
         missing_classes: class names of the data set that the model does not know.
         seconds: wall time of the whole evaluation.
         calibration: what devices are told of the scores, `score_calibration.calibration_of`; empty for an evaluation from before that.
+        class_list: version of the class list that the data set was frozen with; 0 in evaluations from before there were versions.
+        model_classes: class names of the model, by its class id; empty in those.
     """
 
     file_digest: str
@@ -99,6 +101,8 @@ class Evaluation:
     missing_classes: tuple[str, ...]
     seconds: float
     calibration: dict[str, Any] = field(default_factory=dict)
+    class_list: int = 0
+    model_classes: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """One JSON object with every field."""
@@ -114,6 +118,7 @@ class Evaluation:
         try:
             values: dict[str, Any] = json.loads(text)
             values["missing_classes"] = tuple(values["missing_classes"])
+            values["model_classes"] = tuple(values.get("model_classes", ()))
             return cls(**values)
         except (ValueError, TypeError, KeyError) as error:
             expected = ", ".join(each.name for each in fields(cls))
@@ -204,6 +209,7 @@ def evaluate_model(
         missing_classes=tuple(name for name in class_names if name not in detector.class_names),
         latency_ms_p50=float(np.median(latencies_ms)),
         seconds=time.monotonic() - started,
+        model_classes=tuple(detector.class_names),
     )
     return EvaluationRun(
         evaluation,
@@ -223,6 +229,7 @@ def summarise(
     missing_classes: tuple[str, ...],
     latency_ms_p50: float,
     seconds: float,
+    model_classes: tuple[str, ...] = (),
 ) -> Evaluation:
     """The numbers of a match table, overall, per class and per slice."""
     overall = PrecisionCurves(matches).average_precision()[0]
@@ -248,6 +255,8 @@ def summarise(
         missing_classes=missing_classes,
         seconds=seconds,
         calibration=calibration_of(matches, per_class, class_names),
+        class_list=len(class_names),
+        model_classes=model_classes,
     )
 
 

@@ -40,7 +40,6 @@ class LoopFacts:
         frames_wanted: of the open round.
         frames_received: committed and not yet in a batch.
         devices: active devices.
-        champion: there is a model to choose frames with.
         collection_over: every device has closed its selection window and sent what it chose, or the wait is over.
         batch_done: the round's frames are all labelled or rejected.
         open_run: a training run waits or was interrupted, of whatever origin.
@@ -58,7 +57,6 @@ class LoopFacts:
     frames_wanted: int = 0
     frames_received: int = 0
     devices: int = 0
-    champion: bool = False
     collection_over: bool = False
     batch_done: bool = False
     open_run: bool = False
@@ -90,7 +88,8 @@ def next_step(facts: LoopFacts) -> Step:
 def _between_rounds(facts: LoopFacts) -> Step:
     if facts.rounds_limit is not None and facts.rounds_finished >= facts.rounds_limit:
         return Step.DONE
-    ready = facts.devices and facts.champion and facts.champion_rolled_out
+    # Devices without a model choose by novelty, typicality and chance: that is where a new site's first labels come from.
+    ready = facts.devices and facts.champion_rolled_out
     return Step.OPEN_ROUND if facts.collect and ready else Step.WAIT
 
 

@@ -52,6 +52,7 @@ def _package(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
             variants={role: Path(path) for role, path in task["variants"].items()},
             accuracy=task["accuracy"],
             notes=task["notes"],
+            class_list=task["class_list"],
         )
     except ModelError as error:
         raise BadInput(f"{onnx.name} cannot be packaged: {error}") from error

@@ -160,9 +160,13 @@ def compare(
             failed.append(f"{kind} {name} lost {loss:.4f} mAP50-95, at most {limit:.4f} is allowed")
         elif bounds is not None and bounds[1] < 0:
             failed.append(f"{kind} {name} is surely worse: interval [{bounds[0]:+.4f}, {bounds[1]:+.4f}]")
+    failed.extend(_class_faults(champion, challenger))
     failed.extend(_other_failures(champion, challenger, profile, checkpoint_map50_95))
     if not failed and not undecided:
         judged = sum(1 for _ in _judged(champion, profile))
+        appended = [name for name in champion.evaluation.missing_classes if name not in challenger.evaluation.missing_classes]
+        if appended:
+            shown.append(f"it knows {', '.join(appended)}, appended to the class list since the champion was made")
         shown.append(f"none of {judged} classes and slices with at least {profile.min_boxes} boxes lost more than allowed")
     return Verdict(
         promoted=not failed and not undecided,
@@ -198,6 +202,19 @@ def _losses(
             before, after = champion.evaluation.per_slice[name], challenger.evaluation.per_slice[name]
         if before is not None and after is not None:
             yield kind, name, before - after, limit
+
+
+def _class_faults(champion: EvaluationRun, challenger: EvaluationRun) -> Iterator[str]:
+    """The class list only grows: a challenger may know appended classes, but not lose one or have them in another order."""
+    ours, theirs = challenger.evaluation, champion.evaluation
+    lost = [name for name in ours.missing_classes if name not in theirs.missing_classes]
+    if lost:
+        yield f"it lost {', '.join(lost)}, which the champion knows; train on the whole class list"
+    listed = {name: class_id for class_id, name in enumerate(challenger.class_names)}
+    order = [listed[name] for name in ours.model_classes if name in listed]
+    if order != sorted(order):
+        shown = ", ".join(ours.model_classes[:20])
+        yield f"its classes are not in the order of the class list (they are {shown}); train on the list as it is"
 
 
 def _other_failures(

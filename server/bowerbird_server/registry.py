@@ -21,6 +21,7 @@ from bowerbird_models.package import PackageOnDisk, load_package
 from bowerbird_server.catalogue import Row, utc_now
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import class_names as known_classes
+from bowerbird_server.catalogue.classes import version_of
 from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
 from bowerbird_server.export import export_weights
 from bowerbird_server.quantise import FloatFile, to_transport_form
@@ -85,6 +86,7 @@ def register_model(
             "variants": {role: str(path) for role, path in extra.files.items()},
             "accuracy": dict(extra.package_accuracy(reference.role)),
             "notes": extra.notes(),
+            "class_list": version_of(known_classes(site.catalogue), names),
         }
         try:
             made = _in_child(site, reference.path, task, PACKAGE_S)

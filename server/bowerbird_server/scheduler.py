@@ -110,7 +110,6 @@ def read_facts(site: Site) -> LoopFacts:
         frames_wanted=0 if current is None else current["frames_wanted"],
         frames_received=batches.candidate_count(catalogue),
         devices=len(devices),
-        champion=model_rows.champion(catalogue) is not None,
         collection_over=current is not None and _collection_over(site, current),
         batch_done=current is not None and _batch_done(site, current),
         open_run=run_rows.next_open_run(catalogue) is not None,

@@ -140,15 +140,25 @@ def test_a_signed_model_is_swapped_in_without_a_restart_and_reported(broker: Mos
         assert agent.process.pid == pid
 
 
-def test_without_a_model_frames_are_dropped_and_counted_and_the_server_is_told(broker: Mosquitto, tmp_path: Path) -> None:
+def test_without_a_model_only_frames_that_the_server_asks_for_are_sent_and_it_is_told(
+    broker: Mosquitto, tmp_path: Path
+) -> None:
     (tmp_path / "root.json").write_bytes(UpdateServer().root)
     overrides = {"update": {"trusted_root": "root.json"}, "model": {"factory": None}}
     config = write_config(tmp_path, port=broker.port, cameras=ENDLESS, overrides=overrides)
     with SiteServer(broker.host, broker.port) as server, AgentProcess(config) as agent:
-        server.wait(lambda: bool(server.health) and server.health[-1].frames_dropped > 5, "dropped frames")
-        assert server.health[-1].frames_seen == 0
-        assert "no model" in str(server.health[-1].extra["trouble"])
-        assert "no model" in agent.log
+        server.wait(lambda: len(server.health) > 3, "health")
+        assert "no model yet" in str(server.health[-1].extra["trouble"])
+        assert "none goes before the server asks" in str(server.health[-1].extra["trouble"])
+        assert server.health[-1].frames_selected == 0
+        assert not server.frames
+        server.desire("cam-01", 1, 3)
+        server.wait(lambda: len(server.frames) == 3, "the frames that were asked for", 60)
+        server.wait(lambda: server.health[-1].frames_committed == 3, "health that counts them")
+        assert server.health[-1].frames_scored == 0
+        assert server.health[-1].model_digest == ""
+        assert "none goes before" not in str(server.health[-1].extra["trouble"])
+        assert "no model yet" in agent.log
 
 
 def test_a_missing_camera_is_named_in_health_and_the_other_one_works(broker: Mosquitto, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,20 +13,24 @@ import pytest
 from numpy.typing import NDArray
 
 from bowerbird_agent import counters as names
-from bowerbird_agent.camera_config import CameraConfig
+from bowerbird_agent.camera_config import CameraConfig, RedactConfig
 from bowerbird_agent.capture import Frame
 from bowerbird_agent.config import read_config
 from bowerbird_agent.counters import Counters, SeenFrames
 from bowerbird_agent.decisions import Decision
 from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.device import Device
+from bowerbird_agent.device_parts import DeviceParts
 from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import StageDied
 from bowerbird_agent.exchange import FrameExchange
+from bowerbird_agent.explain import Explanation
 from bowerbird_agent.inference import Inference
 from bowerbird_agent.policy import Policy
+from bowerbird_agent.redaction import redactors_of
 from bowerbird_agent.select import Selector
 from bowerbird_agent.spool import Spool
+from bowerbird_agent.spool_index import FrameState
 from bowerbird_agent.storing import MAX_WAITING, StoringThread
 from bowerbird_agent.storing_config import ImageConfig
 from bowerbird_models.detections import Detections
@@ -37,6 +42,7 @@ from bowerbird_testing.broker import free_port
 from bowerbird_wire.calibration_table import BINS, CalibrationTable, ClassCalibration
 from bowerbird_wire.calibration_table import encode as encode_table
 from bowerbird_wire.fleet_sketch import model_key
+from bowerbird_wire.messages import Boost, FrameHeader
 from bowerbird_wire.telemetry import LATENCY_MS, SCORE_BINS
 
 
@@ -74,24 +80,25 @@ class Watcher:
 class Bench:
     """The thread's loop, stepped by hand, between a real exchange and a real spool with its thread."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, state: bytes | None = None, bytes_left: int | None = None) -> None:
         self.spool = Spool(folder, max_bytes=50_000_000)
         self.counters = Counters()
-        encoder = FrameEncoder(ImageConfig(), device="cam-01", boot_id="boot")
+        encoder = self.encoder = FrameEncoder(ImageConfig(), device="cam-01", boot_id="boot")
         self.exchange = FrameExchange(lambda _: None)
         self.storing = StoringThread(self.spool, self.counters, encoder)
         self.watcher = Watcher()
-        policy = Policy(window_frames=20, frames_per_window=4, min_gap_s=0.1, epsilon=0.5)
+        policy = self.policy = Policy(window_frames=20, frames_per_window=4, min_gap_s=0.1, epsilon=0.5)
         self.inference = Inference(
             self.exchange,
             self.storing,
-            Selector(policy, device="cam-01"),
+            Selector(policy, device="cam-01", state=state),
             encoder=encoder,
             counters=self.counters,
             seen={"gate": SeenFrames(CameraConfig("gate", "film.avi", loop=True), self.counters)},
             decode_confidence=0.05,
             encode_everything=True,
             observer=self.watcher,
+            bytes_left=lambda: bytes_left,
         )
         self.stream = SceneStream(2)
         self.thread = threading.Thread(target=self.storing.run)
@@ -108,6 +115,19 @@ class Bench:
         for n in range(first, last):
             self.exchange.put_newest(Frame(self.stream.render(n)[0], "gate", n, n * 1000, n * 10**9))
             assert self.inference.step(timeout_s=5)
+
+    def catch_up(self) -> None:
+        """Wait for the disk, so that no frame is dropped because of a busy machine."""
+        while self.storing.backlog:
+            threading.Event().wait(0.01)
+
+    def headers(self) -> list[FrameHeader]:
+        """Of the frames that are to be sent."""
+        return [header for header, _ in self.stored()]
+
+    def stored(self) -> list[tuple[FrameHeader, bytes]]:
+        """The same with their images."""
+        return list(filter(None, [self.spool.read(frame.frame_id) for frame in self.spool.frames(FrameState.NEW)]))
 
     def finish(self) -> dict[str, int]:
         self.inference.step(timeout_s=0)
@@ -142,6 +162,123 @@ def test_frames_of_a_second_run_are_judged_and_not_counted_again(bench: Bench) -
     assert counted[names.FRAMES_SEEN] == counted[names.RULE_FRAMES] == 20
     assert counted[names.FRAMES_SCORED] == 40
     assert counted[names.RULE_BYTES] == counted[names.ALL_BYTES] > 0
+
+
+def test_without_a_model_nothing_goes_before_a_server_asks_and_then_just_so_many(bench: Bench) -> None:
+    """The first labels of a new site: novelty, typicality and chance choose, and the limit of a server that never spoke is none."""
+    bench.show(0, 25)
+    bench.catch_up()
+    assert bench.inference.frames_left == 0
+    assert not any(bench.spool.counts().values())
+    assert bench.inference.set_desired(1, 3)
+    bench.show(25, 50)
+    bench.catch_up()
+    bench.show(50, 75)
+    counted = bench.finish()
+    assert counted[names.FRAMES_SELECTED] == 3
+    assert bench.inference.frames_left == 0
+    assert counted[names.FRAMES_SEEN] == 75
+    assert names.FRAMES_SCORED not in counted
+    assert names.DETECTOR_FAILURES not in counted
+    assert names.FRAMES_DROPPED not in counted
+    headers = bench.headers()
+    assert len(headers) == 3
+    assert {header.model_digest for header in headers} == {""}
+    assert all(header.detections == () and header.inclusion_probability > 0 for header in headers)
+    assert bench.spool.ledger().balanced
+
+
+def test_the_first_model_begins_a_new_round_and_gives_up_what_was_judged_without_one(bench: Bench) -> None:
+    assert bench.inference.set_desired(1, 10)
+    bench.show(0, 15)
+    bench.load(OneBox(), "a" * 64)
+    bench.show(15, 18)
+    counted = bench.finish()
+    assert counted[names.ROUND_FRAMES_SEEN] == 3
+    assert counted[names.FRAMES_SCORED] == 3
+    assert bench.spool.ledger().dropped_by_reason()["round_over"] > 0
+    assert bench.spool.ledger().balanced
+    assert bench.inference.frames_left == 10
+
+
+def test_a_model_that_a_server_never_asked_frames_of_sends_what_its_policy_allows(bench: Bench) -> None:
+    """As before: without a word from the server the byte budget is the limit, once there is a model."""
+    bench.show(0, 5)
+    bench.load(OneBox(), "a" * 64)
+    assert bench.inference.frames_left is None
+    bench.show(5, 45)
+    assert bench.finish()[names.FRAMES_SELECTED] > 0
+
+
+def test_after_a_restart_the_first_model_does_not_inherit_what_was_judged_without_one(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "spool")
+    assert bench.inference.set_desired(1, 10)
+    bench.show(0, 15)
+    state = bench.inference.selector_state()
+    bench.finish()
+    bench.spool.close()
+    waited = Selector(bench.policy, device="cam-01", state=state).candidates
+    assert waited
+    again = Bench(tmp_path / "spool", state=state)
+    again.load(OneBox(), "a" * 64)
+    again.finish()
+    assert again.spool.ledger().dropped_by_reason()["round_over"] == len(waited)
+    again.spool.close()
+
+
+def test_a_film_waits_for_a_model_or_a_wish_and_is_not_used_up(bench: Bench) -> None:
+    def offer(n: int) -> bool:
+        """Whether a camera that can wait gets rid of its frame."""
+        frame, late = Frame(bench.stream.render(n)[0], "gate", n, n * 1000, n * 10**9), threading.Event()
+        waits = threading.Thread(target=bench.exchange.put_waiting, args=(frame, late))
+        waits.start()
+        taken = bench.inference.step(timeout_s=0.2)
+        late.set()
+        bench.exchange.hold(False)
+        waits.join()
+        while bench.inference.step(timeout_s=0):
+            pass
+        return taken
+
+    bench.inference.step(timeout_s=0)
+    assert not offer(0)
+    assert bench.inference.set_desired(1, 5)
+    bench.inference.step(timeout_s=0)
+    assert offer(1)
+
+
+def test_no_frame_of_a_redacted_camera_is_kept_without_a_model(bench: Bench) -> None:
+    config = CameraConfig("gate", "film.avi", loop=True, redact=RedactConfig(classes=("person",)))
+    bench.encoder.redactors = redactors_of([config])
+    assert bench.inference.set_desired(1, 10)
+    bench.show(0, 45)
+    counted = bench.finish()
+    assert counted[names.REDACTION_FAILURES] > 0
+    assert names.FRAMES_SELECTED not in counted
+    assert not any(bench.spool.counts().values())
+    assert "there is no model yet" in bench.inference.redaction_trouble[0]
+
+
+def test_without_a_model_the_byte_budget_holds(tmp_path: Path) -> None:
+    bench = Bench(tmp_path / "spool", bytes_left=100_000)
+    assert bench.inference.set_desired(1, 100)
+    bench.show(0, 25)
+    bench.finish()
+    sizes = [len(jpeg) for _, jpeg in bench.stored()]
+    assert 0 < sum(sizes) <= 100_000
+    assert bench.spool.ledger().dropped_by_reason()["byte_budget"] > 0
+    bench.spool.close()
+
+
+def test_explain_says_that_there_was_no_model(bench: Bench) -> None:
+    told: list[Decision] = []
+    bench.inference.witness = told.append
+    bench.show(0, 1)
+    plain = told[0].plain()
+    assert (plain["model"], plain["refused"]) == ("", "no_frames_left")
+    lines = Explanation(plain, "refused", plain["refused"], None, {}).lines()
+    assert lines[0].endswith("no model")
+    assert "without a model has not asked for any yet" in lines[1]
 
 
 def test_the_rule_does_not_send_sure_frames(bench: Bench) -> None:
@@ -304,6 +441,20 @@ def test_another_policy_closes_the_open_window_under_the_old_one(bench: Bench) -
     assert counted[names.FRAMES_SELECTED] == 4, "the old policy's share of its window"
     assert "round_over" not in ledger.dropped
     assert ledger.balanced
+
+
+def test_a_device_without_a_link_goes_on_with_the_boost_that_it_had(tmp_path: Path) -> None:
+    camera = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=1"'
+    config = read_config(write_config(tmp_path, port=free_port(), cameras=camera))
+    before = DeviceParts(config, version="test", wake=threading.Event(), restart=lambda: None)
+    now_ms = int(time.time() * 1000)
+    before.boost.take(Boost(now_ms + 3_600_000, 2.0))
+    before.boost.step(time.monotonic(), now_ms, clock_ok=True, allowed=True)
+    before.spool.close()
+    after = DeviceParts(config, version="test", wake=threading.Event(), restart=lambda: None)
+    after.boost.step(time.monotonic(), now_ms, clock_ok=True, allowed=True)
+    assert after.boost.factors(["gate"]) == {"gate": 2.0}
+    after.spool.close()
 
 
 def test_a_thread_that_dies_ends_the_device_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

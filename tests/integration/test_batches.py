@@ -17,6 +17,7 @@ from bowerbird_server import batch_manifest
 from bowerbird_server.batch import build_batch, open_batch, plan_batch
 from bowerbird_server.catalogue import batches, fleet, fleet_sketches, frames, judged, looks
 from bowerbird_server.catalogue import models as model_rows
+from bowerbird_server.catalogue.audited import metrics
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.datasets import scene_splits
 from bowerbird_server.catalogue_verify import verify
@@ -26,7 +27,7 @@ from bowerbird_server.evaluation_routing import HELD_OUT
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.looking import eyes, look_at_frames, try_to_look
 from bowerbird_server.record_keeping import delete_frames
-from bowerbird_server.registry import register_model
+from bowerbird_server.registry import package_of, register_model
 from bowerbird_server.site import Site
 from bowerbird_server.snapshot import read_manifest, take_snapshot
 from bowerbird_server.web.app import create_app
@@ -52,7 +53,16 @@ def picture(shade: int, seed: int) -> bytes:
 
 
 def send(
-    site: Site, device: str, minute: int, *, arm: str, seed: int, shade: int = 60, second: int = 0, score: float = 0.5
+    site: Site,
+    device: str,
+    minute: int,
+    *,
+    arm: str,
+    seed: int,
+    shade: int = 60,
+    second: int = 0,
+    score: float = 0.5,
+    **changes: object,
 ) -> str:
     """One frame in a minute of its own or somebody else's."""
     message = frame_message(
@@ -64,6 +74,7 @@ def send(
         score=score,
         inclusion_probability=0.02 if arm == "explore" else 1.0,
         reasons=("random_audit",) if arm == "explore" else ("entropy",),
+        **changes,
     )
     ingest_of(site).take([arrived(message)])
     return message.header.frame_id
@@ -250,6 +261,37 @@ def test_two_who_queue_at_once_share_no_frame(site: Site) -> None:
         open_batch(site.catalogue, plan, "late", site.blobs)
     assert frames.count_by_state(site.catalogue)["received"] == 3
     assert build_batch(site.catalogue, frames=4) is not None
+
+
+def test_a_package_says_its_version_of_the_class_list_or_that_its_classes_are_none(site: Site, tmp_path: Path) -> None:
+    listed = register_model(
+        site, write_tiny_yolo(tmp_path / "a.onnx", class_names=("bird", "fox")), weights=None, origin="imported", actor="test"
+    )
+    assert package_of(site, listed["digest"]).manifest.class_list == 2
+    add_classes(site.catalogue, ["elk"], "test")
+    for names, version in ((("bird", "fox"), 2), (("bird", "fox", "elk"), 3), (("fox", "bird"), 0), (("bird", "owl"), 0)):
+        onnx = write_tiny_yolo(tmp_path / "b.onnx", class_names=names, salt="b")
+        row = register_model(site, onnx, weights=None, origin="imported", actor="test")
+        assert package_of(site, row["digest"]).manifest.class_list == version
+
+
+def test_the_first_frames_of_a_site_without_a_model_are_queued_and_judge_no_policy(site: Site) -> None:
+    """Nobody had seen them: every box that people draw is an addition, and says nothing about the choice or the pre-labels."""
+    cat = site.catalogue
+    for minute in range(40):
+        arm = "explore" if minute % 2 else "policy"
+        send(site, "cam-01", minute, arm=arm, seed=minute, shade=40 + minute, detections=())
+    batch = build_batch(cat, frames=20, blobs=site.blobs, settings=site.config.labelling)
+    assert batch is not None
+    rows = cat.rows("SELECT frame, role FROM batch_frame WHERE batch = ?", batch)
+    assert {row["role"] for row in rows} == {"policy", "control", "evaluation"}
+    for row in rows:
+        label(site, row["frame"], changes=2)
+    assert batches.progress(cat, batch)["state"] == "done"
+    assert judged.judged_frames(cat) == []
+    assert metrics(cat) == [], "nor do they say how often a model was right"
+    frozen = read_manifest(site.blobs, take_snapshot(cat, site.blobs, holdout_share=0.0, actor="test"))
+    assert {entry["split"] for entry in frozen["frames"]} == {"train", "holdout"}
 
 
 def test_a_policy_that_is_no_better_than_chance_is_taken_out_of_force_until_a_new_champion(site: Site, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from bowerbird_server.catalogue import second_looks
-from bowerbird_server.catalogue.classes import add_classes, class_names, declare_looked_for
+from bowerbird_server.catalogue.classes import add_classes, class_names, declare_looked_for, version_of
 from bowerbird_server.catalogue.labels import newest_label
 from bowerbird_server.cli.app import app
 from bowerbird_server.errors import BadInput
@@ -82,6 +83,8 @@ def test_training_on_new_frames_alone_is_refused_with_what_to_do(site: SceneSite
     label(site, new, "anna", OWL)
     with pytest.raises(BadInput, match=r"2 of 3 training frames .* looked for owl.*--looked-for owl"):
         check_replay(read_manifest(site.blobs, snapshot(site)))
+    shown = CliRunner().invoke(app, ["labels", "classes", "--data", str(site.folder.root)])
+    assert f"version {len(class_names(site.cat))} of the class list" in " ".join(shown.output.split())
     said = CliRunner().invoke(app, ["labels", "classes", "--looked-for", "owl", "--data", str(site.folder.root)])
     assert said.exit_code == 0
     check_replay(read_manifest(site.blobs, snapshot(site)))
@@ -100,6 +103,11 @@ def test_the_class_list_only_grows_and_a_label_says_what_was_looked_for(site: Sc
     before = class_names(site.cat)
     assert add_classes(site.cat, ["owl", "car"], "test") == ["owl"]
     assert class_names(site.cat) == [*before, "owl"]
+    (event,) = site.cat.rows("SELECT why FROM event WHERE kind = 'class.added' AND subject = 'owl'")
+    assert json.loads(event["why"]) == {"id": len(before), "version": len(before) + 1}
+    assert version_of(class_names(site.cat), before) == len(before), "an older list is a version too"
+    assert version_of(class_names(site.cat), list(reversed(before))) == 0
+    assert version_of(before, [*before, "owl"]) == 0
     row = newest_label(site.cat, frame)
     assert row is not None
     assert row["classes_reviewed"] == before

@@ -321,6 +321,21 @@ def test_a_signed_model_that_is_not_what_its_golden_file_says_is_refused(
     refuse(server, tmp_path, server.job(bad, server.publish(bad)), code, factory=factory.dir)
 
 
+def test_a_model_with_appended_classes_follows_and_one_that_lost_a_class_is_refused(
+    server: UpdateServer, make: Make, tmp_path: Path
+) -> None:
+    def listed(*names: str) -> PackageOnDisk:
+        onnx = write_tiny_yolo(tmp_path / f"{'-'.join(names)}.onnx", class_names=names)
+        return build_package(tmp_path / "-".join(names), onnx, created_at="2026-01-01T00:00:00.000Z", class_list=len(names))
+
+    factory, grown, shrunk = listed("bird", "fox"), listed("bird", "fox", "elk"), listed("bird", "elk", "owl")
+    report, _ = update(server, tmp_path / "grown", server.job(grown, server.publish(grown)), factory=factory.dir)
+    assert report.state == "committed"
+    report, _ = update(server, tmp_path / "shrunk", server.job(shrunk, server.publish(shrunk)), factory=factory.dir)
+    assert (report.state, report.code) == ("refused", "wrong_classes")
+    assert "the model lost fox" in report.detail
+
+
 def test_a_model_that_hangs_in_the_self_test_is_killed_and_refused(server: UpdateServer, make: Make, tmp_path: Path) -> None:
     slow = write_tiny_yolo(tmp_path / "slow.onnx", sleep_loops=10_000_000)
     bad = swapped_file(make("good"), "onnx-fp32", slow.read_bytes())

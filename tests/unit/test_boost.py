@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from bowerbird_agent.boost import MAX_FACTOR, MAX_S, BoostWatch
@@ -88,6 +90,82 @@ def test_the_server_may_take_it_back() -> None:
     assert made.facts() != {}, "until the clocks are looked at, what held holds"
     assert made.step(1.0, WALL_MS, clock_ok=True, allowed=True)
     assert made.factors(CAMERAS) == {}
+
+
+class Restarted:
+    """A device that restarts without a link, by its own clock."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.now_s = folder, 0.0
+
+    def start(self) -> BoostWatch:
+        return BoostWatch(self.folder, lambda: self.now_s)
+
+    def look(self, made: BoostWatch, *, at_s: float, clock_ok: bool = True) -> dict[str, float]:
+        self.now_s = at_s
+        made.step(at_s, WALL_MS + int(at_s * 1000), clock_ok=clock_ok, allowed=True)
+        return made.factors(CAMERAS)
+
+
+def test_what_is_left_of_it_goes_on_after_a_restart_without_a_link(tmp_path: Path) -> None:
+    device = Restarted(tmp_path / "state")
+    made = device.start()
+    boost = Boost(WALL_MS + DAY_MS, 3.0, {"gate": WALL_MS + DAY_MS})
+    made.take(boost)
+    assert device.look(made, at_s=3600) == {"gate": 3.0}
+    again = device.start()
+    assert device.look(again, at_s=7200) == {"gate": 3.0}
+    again.take(boost)
+    assert not again.step(7200, WALL_MS, clock_ok=True, allowed=True), "the server's same word changes nothing"
+    assert device.look(again, at_s=86_401) == {}
+
+
+def test_without_a_clock_restarts_do_not_make_it_last(tmp_path: Path) -> None:
+    """Each start may have lost what passed since it was written; it is taken off, also by a device that starts again and again."""
+    device = Restarted(tmp_path)
+    made = device.start()
+    made.take(Boost(WALL_MS + DAY_MS))
+    assert device.look(made, at_s=0)
+    starts = 0
+    while device.look(device.start(), at_s=10.0, clock_ok=False):
+        starts += 1
+        assert starts < 1000
+    assert starts > 100
+
+
+def test_without_a_clock_a_restart_leaves_what_was_left(tmp_path: Path) -> None:
+    device = Restarted(tmp_path)
+    made = device.start()
+    made.take(Boost(WALL_MS + DAY_MS))
+    device.look(made, at_s=0)
+    device.look(made, at_s=43_200)
+    device.now_s = 0.0  # the machine was off as well: monotonic time begins again
+    again = device.start()
+    assert device.look(again, at_s=42_000, clock_ok=False)
+    assert not device.look(again, at_s=43_200, clock_ok=False)
+
+
+def test_what_was_taken_back_or_is_not_allowed_any_more_does_not_come_back(tmp_path: Path) -> None:
+    device = Restarted(tmp_path)
+    made = device.start()
+    made.take(Boost(WALL_MS + DAY_MS))
+    device.look(made, at_s=0)
+    again = device.start()
+    again.step(1.0, WALL_MS, clock_ok=True, allowed=False)
+    assert again.factors(CAMERAS) == {}
+    made.take(None)
+    assert device.look(device.start(), at_s=2) == {}
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"boost": "zz", "lives": {}}', '{"boost": "a0", "lives": {"gate": [1]}}'])
+def test_a_damaged_note_is_told_and_waits_for_the_server(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "boost.json").write_text(text)
+    made = BoostWatch(tmp_path)
+    assert "waits for the server" in caplog.text
+    made.take(Boost(WALL_MS + DAY_MS))
+    made.step(0.0, WALL_MS, clock_ok=True, allowed=True)
+    assert made.factors(CAMERAS)
 
 
 def test_health_may_ask_at_any_time_while_other_cameras_are_wished() -> None:

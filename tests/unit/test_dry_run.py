@@ -66,6 +66,22 @@ class InForce:
                 self.selector.add(Candidate(frame_id, "gate", frame(number).captured_at_ms, judgement, 1000))
 
 
+def test_a_trial_that_began_without_a_model_judges_once_there_is_one() -> None:
+    """Before a server asks, a device without a model may send nothing; the trial must not keep that for its first window."""
+    left: list[int | None] = [0]
+    dry = DryRun(POLICY, device="cam-01", cameras=1, now_ms=lambda: 5, frames_left=lambda: left[0])
+    dry.look(frame(0), None, model_digest="")
+    left[0] = None
+    dry.expect()
+    for number in range(1, 45):
+        dry.look(frame(number), seen(number), model_digest="ab" * 32)
+    facts = dry.facts()
+    assert facts["chosen"] == 6
+    refused = facts["refused"]
+    assert isinstance(refused, dict)
+    assert refused["no_frames_left"] == 1
+
+
 def test_the_same_policy_on_trial_chooses_the_same_frames() -> None:
     dry = DryRun(POLICY, device="cam-01", cameras=1, now_ms=lambda: 5)
     InForce(dry).show(130)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,6 +71,38 @@ def run_of(
     return EvaluationRun(
         evaluation, CLASSES, tuple(frame.scene for frame in frames), tuple(frame.slices for frame in frames), matches
     )
+
+
+def knowing(run: EvaluationRun, *model_classes: str) -> EvaluationRun:
+    """The run of a model that has these classes."""
+    missing = tuple(name for name in CLASSES if name not in model_classes)
+    return replace(run, evaluation=replace(run.evaluation, model_classes=model_classes, missing_classes=missing))
+
+
+def test_an_appended_class_is_no_fault_and_a_lost_or_moved_one_is_refused_with_the_reason() -> None:
+    champion, better = (run_of(recall={"person": a, "car": a}) for a in (0.4, 0.9))
+    for profile in (QUICK, POINT_ESTIMATE):
+        appended = compare(knowing(champion, "person"), knowing(better, "person", "car"), profile, seed=1)
+        assert appended.promoted
+        assert any("it knows car, appended to the class list" in reason for reason in appended.reasons)
+        lost = compare(knowing(champion, "person", "car"), knowing(better, "person"), profile, seed=1)
+        assert not lost.promoted
+        assert not lost.undecided
+        assert any("it lost car, which the champion knows" in reason for reason in lost.reasons)
+        moved = compare(knowing(champion, "person", "car"), knowing(better, "car", "person"), profile, seed=1)
+        assert not moved.promoted
+        assert any("not in the order of the class list (they are car, person)" in reason for reason in moved.reasons)
+        foreign = compare(knowing(champion, "person", "car"), knowing(better, "owl", "person", "elk", "car"), profile, seed=1)
+        assert foreign.promoted, "classes that the site does not label are nobody's"
+
+
+def test_an_evaluation_says_its_class_list_and_those_of_before_are_read() -> None:
+    evaluation = knowing(run_of(recall={"person": 0.6, "car": 0.6}), "person", "car").evaluation
+    assert evaluation.class_list == len(CLASSES)
+    assert Evaluation.from_json(evaluation.to_json()) == evaluation
+    plain = json.loads(evaluation.to_json())
+    older = {key: value for key, value in plain.items() if key not in ("class_list", "model_classes")}
+    assert Evaluation.from_json(json.dumps(older)) == replace(evaluation, class_list=0, model_classes=())
 
 
 def test_a_clearly_better_model_is_promoted_by_both_profiles() -> None:

@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from bowerbird_server.loop import LoopFacts, Step, next_step
 
-AUTOMATIC = LoopFacts(collect=True, train=True, roll_out=True, rounds_limit=2, devices=2, champion=True)
+AUTOMATIC = LoopFacts(collect=True, train=True, roll_out=True, rounds_limit=2, devices=2)
 
 
-def test_a_round_opens_when_devices_and_a_champion_exist_and_no_rollout_is_under_way() -> None:
+def test_a_round_opens_when_devices_exist_and_no_rollout_is_under_way_with_a_champion_or_without_any_model() -> None:
     assert next_step(AUTOMATIC) is Step.OPEN_ROUND
     assert next_step(replace(AUTOMATIC, champion_rolled_out=False)) is Step.WAIT
     assert next_step(replace(AUTOMATIC, devices=0)) is Step.WAIT
-    assert next_step(replace(AUTOMATIC, champion=False)) is Step.WAIT
 
 
 def test_no_round_opens_unless_the_operator_wants_rounds() -> None:

@@ -15,7 +15,7 @@ from securesystemslib.signer import CryptoSigner
 
 from bowerbird_models.detections import Detections
 from bowerbird_models.golden import INT8_TOLERANCE, Tolerance, check_npz, decode_golden, differences
-from bowerbird_models.manifest import ModelManifest, PackageError, canonical_json
+from bowerbird_models.manifest import ModelManifest, PackageError, canonical_json, class_list_fault
 from bowerbird_models.package import ONNX_FP16, ONNX_INT8_ORT, PackageOnDisk, build_package, load_package
 from bowerbird_models.signing import SigningError, sign_job, utc, verify_job
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
@@ -111,6 +111,40 @@ def test_a_manifest_with_a_wrong_value_is_refused(package: PackageOnDisk, change
 def test_bytes_that_are_no_manifest_are_refused(content: bytes) -> None:
     with pytest.raises(PackageError):
         ModelManifest.from_bytes(content)
+
+
+def test_a_package_says_which_version_of_the_class_list_it_was_made_for(package: PackageOnDisk, tmp_path: Path) -> None:
+    names = package.manifest.class_names
+    listed = build_package(tmp_path / "listed", tmp_path / "model.onnx", created_at=CREATED, class_list=len(names))
+    assert load_package(listed.dir).manifest.class_list == len(names)
+    assert b"class_list" not in package.manifest.to_bytes(), "what says nothing has the bytes it always had"
+    plain = json.loads(listed.manifest.to_bytes())
+    for wrong in (len(names) + 1, -1, "1", True):
+        with pytest.raises(PackageError):
+            ModelManifest.from_bytes(canonical_json({**plain, "class_list": wrong}))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "says"),
+    [
+        (("cat",), ("cat", "fox"), ""),
+        (("cat", "fox"), ("cat", "fox"), ""),
+        (("cat", "fox"), ("cat",), ""),
+        (("cat", "fox"), ("cat", "owl", "elk"), "the model lost fox"),
+        (("cat", "fox"), ("fox", "cat"), "class 0 was cat and would be fox"),
+        (("cat", "fox"), ("fox", "cat", "owl"), "class 0 was cat and would be fox"),
+        (("cat", "fox"), ("fox",), "class 0 was cat and would be fox"),
+    ],
+    ids=["appended", "the-same", "older", "lost", "re-ordered", "re-ordered-and-appended", "of-another-list"],
+)
+def test_only_what_the_class_list_declares_may_change(
+    package: PackageOnDisk, before: tuple[str, ...], after: tuple[str, ...], says: str
+) -> None:
+    old, new = (replace(package.manifest, class_names=names, class_list=len(names)) for names in (before, after))
+    fault = class_list_fault(old, new)
+    assert says in fault
+    assert bool(fault) == bool(says)
+    assert class_list_fault(replace(old, class_list=0), new) == "", "a model from elsewhere may be followed by any other"
 
 
 def test_keys_of_a_later_release_are_passed_over(package: PackageOnDisk) -> None:

@@ -230,6 +230,22 @@ def test_without_a_model_half_of_the_budget_is_audit_and_the_rest_is_new_and_typ
     assert (arms.count("explore"), arms.count("policy")) == (4, 4)
 
 
+def test_without_a_model_every_policy_prefers_what_is_typical_until_a_model_sees_the_window() -> None:
+    """Half of the frames show one scene, the others each another one; nothing was sent before, so all are equally new."""
+    policy = Policy(window_frames=100, near_duplicates=False, shortlist=1, min_gap_s=0.0, spread=0.0, quiet_discount=0.0)
+    typical = {f"gate/{i}" for i in range(0, 100, 2)}
+
+    def chosen(detections: Detections | None) -> set[str]:
+        spool = _spool(policy, frames_left=10)
+        pictures = (textured(1) if i % 2 == 0 else textured(100 + i) for i in range(100))
+        spool.show((frame(i, image_bgr=picture), detections) for i, picture in enumerate(pictures))
+        return {i for i in spool.close(frames_left=10).chosen if spool.judged[i].arm == "policy"}
+
+    assert len(chosen(None)) == 5
+    assert chosen(None) <= typical
+    assert not chosen(DOUBTFUL) <= typical
+
+
 def test_damaged_state_is_refused_with_what_to_do() -> None:
     for state in (b"", b"\xff\xff", b"\xa0", b"\x01"):
         with pytest.raises(ValueError, match="delete it"):

@@ -1,6 +1,7 @@
 """The class list: names with ids from 0, append-only, because a class id in an old data set must keep its meaning for ever.
 
-In: names. Out: names in id order, and which of them a label's author did not look for. It renames and removes nothing.
+In: names. Out: names in id order, and which of them a label's author did not look for. It renames and removes nothing. Each name that
+is appended is a version of the list: version n is its first n names, so that a frozen list says which version it is.
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ _LOOKED_FOR = "classes.looked_for"
 def class_names(cat: Catalogue) -> list[str]:
     """All class names; the position in the list is the class id."""
     return [row["name"] for row in cat.rows("SELECT name FROM class ORDER BY id")]
+
+
+def version_of(known: Sequence[str], names: Sequence[str]) -> int:
+    """Which version of the list these names are; 0 when they are none: a class is missing, foreign or in another place."""
+    return len(names) if list(names) == list(known[: len(names)]) else 0
 
 
 def check_class_name(name: str) -> str:
@@ -47,7 +53,7 @@ def add_classes(cat: Catalogue, names: Sequence[str], actor: str) -> list[str]:
                 continue
             next_id = cat.value("SELECT coalesce(max(id) + 1, 0) FROM class")
             cat.insert("class", {"id": next_id, "name": name, "added_at": utc_now()})
-            cat.log(actor, "class.added", name, {"id": next_id})
+            cat.log(actor, "class.added", name, {"id": next_id, "version": next_id + 1})
             added.append(name)
     return added
 

@@ -21,11 +21,13 @@ _JUDGED_FROM = "selection.judged_from"
 def judged_frames(cat: Catalogue, limit: int = NEWEST) -> list[Judged]:
     """The newest labelled frames of batches, by the first label that each got: later ones correct people, not models.
 
-    Labels from before the policy was last put in force again do not count.
+    Labels from before the policy was last put in force again do not count, nor frames that no model has seen: all their boxes are new.
     """
     rows = cat.rows(
         "SELECT role, chosen_by, scene, reason, bytes, label.edits FROM batch_frame JOIN frame ON frame.id = batch_frame.frame "
         "JOIN label ON label.frame = frame.id AND label.revision = 1 WHERE label.verdict = 'labelled' AND label.edits <> '{}' "
+        "AND NOT (frame.camera IS NOT NULL AND frame.model = '' "
+        "AND NOT EXISTS (SELECT 1 FROM detection WHERE detection.frame = frame.id)) "
         "AND label.created_at >= ? ORDER BY label.created_at DESC, label.id LIMIT ?",
         cat.setting(_JUDGED_FROM, ""),
         limit,

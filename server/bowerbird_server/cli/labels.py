@@ -65,7 +65,12 @@ def classes(
     if as_json:
         show_json(names)
     else:
-        say("\n".join(f"{i} {name}" for i, name in enumerate(names)) or "no classes yet; add one with --add")
+        version = f"\nversion {len(names)} of the class list: it only grows, and each name that is appended makes a version"
+        say(
+            "\n".join(f"{i} {name}" for i, name in enumerate(names)) + version
+            if names
+            else "no classes yet; add one with --add"
+        )
 
 
 @app.command()
