@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import LogLevel, MessageType, MQTTErrorCode
-from paho.mqtt.exception import MalformedPacket as PahoMalformedPacket
+from paho.mqtt.properties import MalformedPacket as PahoMalformedPacket  # type: ignore[attr-defined] # where 2.1 and 2.2 have it
 
 from bowerbird_server.broker_config import MAX_PACKET_BYTES
 from bowerbird_server.mqtt_packets import MalformedPacket, PacketStream, Publish, publish_of
