@@ -34,7 +34,7 @@ class ScoreCalibration:
     def probabilities(self, scores: Sequence[float], class_ids: Sequence[int]) -> list[float]:
         """How likely each box is right, in [0, 1].
 
-        Plain numbers, a fifth of a microsecond each: this runs for every frame, and most frames have few boxes.
+        Plain numbers, less than half a microsecond each: this runs for every frame, and most frames have few boxes.
 
         Args:
             scores: in [0, 1]; what is no number stays, for the selector to stumble over.
