@@ -1,7 +1,7 @@
 """The class list: names with ids from 0, append-only, because a class id in an old data set must keep its meaning for ever.
 
-In: names. Out: names in id order, and which of them a label's author did not look for. It renames and removes nothing. Each name that is
-appended is a version of the list: version n is its first n names, so that a frozen list says which version it is.
+In: names. Out: names in id order, and which of them a label's author did not look for. It renames and removes nothing. Each name that
+is appended is a version of the list: version n is its first n names, so that a frozen list says which version it is.
 """
 
 from __future__ import annotations
