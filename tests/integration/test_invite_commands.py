@@ -90,6 +90,26 @@ def test_a_token_is_good_for_72_hours_at_most(data: Path) -> None:
     assert CliRunner().invoke(app, ["devices", "invite", "x", "--hours", "73", "--data", str(data)]).exit_code == 2
 
 
+def test_a_camera_of_a_device_that_is_added_may_have_a_name(data: Path) -> None:
+    """As in an invitation: NAME=SOURCE, or SOURCE alone, also with an equals sign in it."""
+    run(
+        "devices",
+        "add",
+        "cam-01",
+        "--camera",
+        "gate=rtsp://192.0.2.10/?x=1",
+        "--camera",
+        "rtsp://192.0.2.11/?x=1",
+        "--data",
+        data,
+    )
+    cameras = tomllib.loads((data / "devices" / "cam-01" / "agent.toml").read_text())["cameras"]
+    assert [(each["name"], each["source"]) for each in cameras] == [
+        ("gate", "rtsp://192.0.2.10/?x=1"),
+        ("camera-2", "rtsp://192.0.2.11/?x=1"),
+    ]
+
+
 def test_an_added_device_is_pending_until_it_enrols_and_its_folder_holds_no_key(data: Path) -> None:
     run("devices", "add", "cam-01", "--data", data)
     folder = data / "devices" / "cam-01"

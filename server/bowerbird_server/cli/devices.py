@@ -43,7 +43,8 @@ def add(
     data: Data = DATA,
     config: Config = None,
     camera: Annotated[
-        list[str] | None, typer.Option(help="Source of a camera: rtsp://..., /dev/video0, a file or a folder; may be repeated.")
+        list[str] | None,
+        typer.Option(help="Camera as SOURCE (rtsp://..., /dev/video0, a file or a folder) or NAME=SOURCE; may be repeated."),
     ] = None,
     broker_host: Annotated[str | None, typer.Option(help="The server's name or address as the device sees it.")] = None,
     password_file: Annotated[
@@ -64,7 +65,7 @@ def add(
             password = password_file.read_text(encoding="utf-8").strip()
         except OSError as error:
             raise BadInput(f"cannot read {password_file}: {error.strerror}") from error
-    cameras = [{"name": f"camera-{n}", "source": source} for n, source in enumerate(camera or [], start=1)]
+    cameras = cameras_of(camera or [])
     with open_site(data, config, make=True) as site:
         known = sorted(set(names) & {row["id"] for row in fleet.list_devices(site.catalogue)})
         if known and not again:
@@ -80,7 +81,7 @@ def add(
         show_json(made)
         return
     for name, folder in made.items():
-        say(f"{name}: copy {folder} to the device, set its cameras in agent.toml, then there:")
+        say(f"{name}: copy {folder} to the device,{'' if cameras else ' set its cameras in agent.toml,'} then there:")
         if (Path(folder) / BUNDLE_NAME).exists():
             say(f"  bowerbird-agent enrol {BUNDLE_NAME} --config agent.toml")
         say("  bowerbird-agent run --config agent.toml")
