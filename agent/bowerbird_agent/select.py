@@ -11,9 +11,7 @@ it a comparison of frames instead of a guess at a threshold.
 from __future__ import annotations
 
 import logging
-import math
 import struct
-from bisect import bisect_left, insort
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -21,15 +19,19 @@ from typing import TYPE_CHECKING, NamedTuple
 import cbor2
 import numpy as np
 
+from bowerbird_agent.allowance import Allowance
 from bowerbird_agent.calibration_book import CalibrationBook
+from bowerbird_agent.camera_view import CameraView
 from bowerbird_agent.choose import Candidate, Judgement, WindowResult, choose
 from bowerbird_agent.explore import AuditDraw, keyed_unit
-from bowerbird_agent.gate import HASH_BYTES, Background, changed_cells, dhash, thumbnail, uncovered_blobs
-from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
+from bowerbird_agent.frame_scores import FrameScores, speakers
+from bowerbird_agent.gate import HASH_BYTES, changed_cells, dhash, thumbnail
+from bowerbird_agent.novelty import Bank, Fingerprint, Ranks
 from bowerbird_agent.pool import WORTH_REPLACING, Pool
 from bowerbird_agent.ring import Ring, of_plain, to_plain
 from bowerbird_agent.temporal import Tracks, periodic
-from bowerbird_agent.uncertainty import SCORERS, entropy, hidden_objects, least_confidence, rare_class, rule_max_below
+from bowerbird_agent.typicality import WindowSample
+from bowerbird_agent.uncertainty import rule_max_below
 from bowerbird_models.frame_value import noisy_or
 
 if TYPE_CHECKING:
@@ -40,7 +42,6 @@ if TYPE_CHECKING:
     from bowerbird_agent.capture import Frame
     from bowerbird_agent.choose import Arm
     from bowerbird_agent.fleet_novelty import FleetNovelty
-    from bowerbird_agent.gate import Motion
     from bowerbird_agent.policy import Policy
     from bowerbird_models.detections import Detections
     from bowerbird_models.score_calibration import ScoreCalibration
@@ -49,20 +50,10 @@ __all__ = ["Candidate", "Judgement", "Selector", "WindowResult", "rule_would_sen
 
 logger = logging.getLogger(__name__)
 
-# Frames that a window is taken to have a budget for while neither the policy nor the server says.
-_USUAL_BUDGET_FRAMES = 16
-# Kept capture times remembered per camera: a day of one frame every ten seconds.
-_KEPT_TIMES = 8640
-# Cells at which a blob of unexplained motion counts as half a missed object.
-_HALF_STRENGTH_CELLS = 12.0
-_SPEAKS_FROM = 0.3
 # Not chosen for these reasons, a candidate may wait for a later window.
 _MAY_WAIT = frozenset({"weaker", "byte_budget", "byte_pace", "explore_share"})
-_RESERVOIR = 256
 # Share of a value that typicality makes up while there is no model; early on typical frames teach more than odd ones.
 _COLD_TYPICALITY = 0.5
-# What a class counts for falls by this factor with each frame: how often it was shown in the last two thousand or so.
-_FREQUENCY_KEPT = 1.0 - 1.0 / 2000.0
 
 
 def rule_would_send(detections: Detections, *, visible: float = 0.25) -> bool:
@@ -78,27 +69,6 @@ class _Seen(NamedTuple):
     reasons: tuple[str, ...]
     scores: dict[str, float]
     fingerprint: Fingerprint
-
-
-class _CameraView:
-    """What the selector remembers of one camera."""
-
-    def __init__(self) -> None:
-        self.background = Background()
-        self.kept_at_ms: list[int] = []  # sorted capture times of the frames chosen so far
-        self.last_admitted: tuple[NDArray[np.uint8], float] | None = None  # thumbnail and value
-        self.draw: AuditDraw | None = None
-        self.tracks = Tracks()
-
-    def keep(self, at_ms: int) -> None:
-        insort(self.kept_at_ms, at_ms)
-        del self.kept_at_ms[:-_KEPT_TIMES]
-
-    def gap_to_kept_ms(self, at_ms: int) -> float:
-        kept = self.kept_at_ms
-        place = bisect_left(kept, at_ms)
-        after_ms = kept[place] - at_ms if place < len(kept) else math.inf
-        return min(after_ms, at_ms - kept[place - 1]) if place else after_ms
 
 
 class Selector:
@@ -125,23 +95,20 @@ class Selector:
         if cameras < 1:
             raise ValueError(f"a selector needs at least one camera, not {cameras}")
         self.policy = policy
-        self._device, self._cameras, self._frame_rate = device, cameras, frame_rate
-        self._frames_left: int | None = None
-        self._frames_expected: float | None = None
+        self._device = device
+        self._allowance = Allowance(policy, cameras=cameras, frame_rate=frame_rate)
+        self._scores = FrameScores(policy)
         self._ring = Ring(policy.max_candidates)
-        self._views: dict[str, _CameraView] = {}
+        self._views: dict[str, CameraView] = {}
         self._bank = Bank(policy.bank_size)
         self._windows = 0  # windows begun since the device was made; part of the key of every draw
-        self._class_frequency: dict[int, float] = {}  # class id -> frames that showed it, older ones for less
         self._scoring_failed = False
         # What the fleet has enough of, set by the owner; not part of the state, since the server says it again at each connection.
         self.fleet: FleetNovelty | None = None
         # What the server has said of models' scores, kept with the state; `use` puts that of the model which runs in force.
         self.calibrations = CalibrationBook()
-        self._calibration: ScoreCalibration | None = None
         # Digest of the model whose embeddings and values are remembered, set by the owner; "" while none was.
         self.model = ""
-        self._boosts: Mapping[str, float] = {}
         # Whether a camera shows nothing (dark, frozen), set by the owner: then chance alone takes frames of it.
         self.is_unwell: Callable[[str], bool] = lambda _camera: False
         if state is not None:
@@ -156,9 +123,7 @@ class Selector:
             frames_left: what the server still wants.
             frames_a_window: what the byte budget allows in one window, a fraction too; None when it is not spread over the day.
         """
-        self._frames_left = None if frames_left is None else max(0, frames_left)
-        self._frames_expected = frames_a_window
-        self._audit_wanted.clear()
+        self._allowance.expect(frames_left, frames_a_window)
 
     def boost(self, factors: Mapping[str, float]) -> None:
         """From the next frame on these cameras explore more, and the window has more frames for them.
@@ -166,24 +131,23 @@ class Selector:
         Args:
             factors: camera -> by how much its audit's share, and its part of the frames of a window, are multiplied; above 1.
         """
-        self._boosts = dict(factors)
-        self.expect(self._frames_left, self._frames_expected)
+        self._allowance.boosts = factors
 
     def use(self, calibration: ScoreCalibration | None) -> None:
         """From the next frame on doubt goes by this table, None for the scores; ranks of values start again with another."""
-        before, self._calibration = self._calibration, calibration
+        before, self._scores.calibration = self._scores.calibration, calibration
         if (None if before is None else before.table) != (None if calibration is None else calibration.table):
             self._value_ranks = Ranks(self.policy.rank_history)
 
     @property
     def calibration(self) -> ScoreCalibration | None:
         """What the scores of the model that runs are worth; None where they are taken at their word."""
-        return self._calibration
+        return self._scores.calibration
 
     @property
     def frames_left(self) -> int | None:
         """How many frames may still be sent, as told last; None for no limit."""
-        return self._frames_left
+        return self._allowance.frames_left
 
     @property
     def waiting(self) -> int:
@@ -231,7 +195,7 @@ class Selector:
         reasons, refused, bar = seen.reasons, "", None
         at_ms = frame.captured_at_ms
         gap_ms = view.gap_to_kept_ms(at_ms)
-        if self._frames_left == 0:
+        if self._allowance.frames_left == 0:
             refused = "no_frames_left"
         elif self.policy.frames_per_window == 0:
             refused = "switched_off"
@@ -292,22 +256,21 @@ class Selector:
             saved_bytes: this window's part of them (`pace.py`); None for all.
             carried_bytes: candidates of so many bytes may wait for a later window instead of being dropped, the best ones.
         """
-        self.expect(frames_left, self._frames_expected)
+        allowance = self._allowance
+        allowance.left_now(frames_left)
         candidates = (*self._pool.candidates, *map(self._as_novel_as_now, self._ring.candidates))
         usual = self.policy.frames_per_window
-        caps = [cap for cap in (self._frames_left, self._with_boosts(usual)) if cap is not None]
-        # Without a cap every candidate may go; the audit's share is then of what the window was expected to give.
-        limit = min(caps) if caps else max(len(candidates), _USUAL_BUDGET_FRAMES)
+        share = self._typicality_share
         result = choose(
             candidates,
-            replace(self.policy, typicality=self._typicality_share),
-            limit=limit,
+            replace(self.policy, typicality=share),
+            limit=allowance.limit(len(candidates)),
             bytes_left=bytes_left,
-            epsilon=self._epsilon_of_all(self._cold),
+            epsilon=allowance.audit_share(self._cold),
             draw_key=self._draw_key(),
-            typicality=self._typicality(candidates),
+            typicality=self._sample.typicality(candidates) if share else None,
             saved_bytes=saved_bytes,
-            extra_for=frozenset(self._boosts) if self._boosts and usual is not None else None,
+            extra_for=frozenset(allowance.boosts) if allowance.boosts and usual is not None else None,
             usual_limit=usual,
         )
         by_id = {candidate.frame_id: candidate for candidate in candidates}
@@ -315,10 +278,9 @@ class Selector:
             chosen = by_id[frame_id]
             self._bank.add(chosen.judgement.fingerprint)
             self._view(chosen.camera).keep(chosen.captured_at_ms)
-        if self._frames_left is not None:
-            self._frames_left -= len(result.chosen)
+        allowance.sent(len(result.chosen))
         dropped = dict(result.dropped)
-        if self._frames_left == 0:
+        if allowance.frames_left == 0:
             carried_bytes = 0
         gone = self._ring.refill((by_id[f] for f, why in dropped.items() if why in _MAY_WAIT), carried_bytes)
         for frame_id in self._ring.frame_ids:
@@ -329,8 +291,7 @@ class Selector:
         lost = sum(by_id[f].judgement.arm == "explore" for f in dropped)
         dropped |= self._pool.take_given_up()
         self._begin_window()
-        share = explore / (explore + lost) if lost else 1.0
-        return replace(result, dropped=dropped, explore_share=share)
+        return replace(result, dropped=dropped, explore_share=explore / (explore + lost) if lost else 1.0)
 
     def _as_novel_as_now(self, candidate: Candidate) -> Candidate:
         """A candidate that has waited, valued anew: what looks like it may have been chosen meanwhile."""
@@ -358,7 +319,7 @@ class Selector:
         logger.info("selection starts again (%s): %s candidates given up", why, len(dropped))
         if new_model:
             self._bank.forget_embeddings()
-            self._class_frequency.clear()
+            self._scores.forget_classes()
             for view in self._views.values():
                 view.tracks = Tracks()
         self._scoring_failed = False
@@ -406,12 +367,11 @@ class Selector:
     def _begin_window(self) -> None:
         self._windows += 1
         # Half the gap leaves the choice alternatives: frames in places a whole gap apart would seldom all fit.
-        self._pool = Pool(self.policy.min_gap_s * 500.0, self._capacity)
+        self._pool = Pool(self.policy.min_gap_s * 500.0, self._allowance.capacity)
         self._seen: dict[str, int] = {}
         self._first_ns = self._newest_ns = 0
         self._cold = self._warm = False  # whether frames came without detections, and with
-        self._audit_wanted: dict[bool, float] = {}  # without a model or with one -> the audit's probability
-        self._reservoir: list[tuple[float, int, Fingerprint]] = []
+        self._sample = WindowSample()
         for view in self._views.values():
             view.draw = None
             view.last_admitted = None
@@ -423,67 +383,16 @@ class Selector:
     def _draw_key(self) -> str:
         return f"{self.policy.seed}/{self._device}/{self._windows}"
 
-    def _epsilon(self, cold: bool) -> float:
-        return max(self.policy.epsilon, self.policy.cold_epsilon) if cold else self.policy.epsilon
-
-    def _epsilon_of_all(self, cold: bool) -> float:
-        """The audit's share of a whole window, in which some cameras may explore more and have more frames."""
-        usual = self._epsilon(cold)
-        if not self._boosts:
-            return usual
-        factors = list(self._boosts.values())
-        others = max(0, self._cameras - len(factors))
-        more = sum(min(1.0, usual * factor) * factor for factor in factors)
-        return min(1.0, (usual * others + more) / (others + sum(factors)))
-
-    def _with_boosts(self, frames: int | None) -> int | None:
-        """The frames of a window, with what boosted cameras get on top of their part; None for no limit."""
-        if frames is None or not self._boosts:
-            return frames
-        return round(
-            frames * (1.0 + sum(factor - 1.0 for factor in self._boosts.values()) / max(self._cameras, len(self._boosts)))
-        )
-
-    def _more_audit(self, camera: str, *, cold: bool) -> float:
-        """By how much a camera's boost raises its chance to be explored: its share of the budget, and its budget."""
-        factor, usual = self._boosts.get(camera, 1.0), self._epsilon(cold)
-        if factor == 1.0 or not usual:
-            return 1.0
-        caps = [cap for cap in (self._frames_left, self._frames_expected) if cap is not None]
-        of_window = self.policy.frames_per_window
-        budget = 1.0
-        if of_window:
-            budget = min([*caps, factor * of_window]) / max(1e-9, min([*caps, of_window]))
-        return min(1.0, usual * factor) / usual * budget
-
-    def _budget_frames(self) -> float:
-        caps = [cap for cap in (self._frames_left, self.policy.frames_per_window, self._frames_expected) if cap is not None]
-        return min(caps) if caps else _USUAL_BUDGET_FRAMES
-
-    def _view(self, camera: str) -> _CameraView:
+    def _view(self, camera: str) -> CameraView:
         view = self._views.get(camera)
         if view is None:
-            view = self._views[camera] = _CameraView()
+            view = self._views[camera] = CameraView()
         return view
 
-    def _audit(self, view: _CameraView, camera: str, *, cold: bool) -> tuple[bool, float]:
+    def _audit(self, view: CameraView, camera: str, *, cold: bool) -> tuple[bool, float]:
         if view.draw is None:
             view.draw = AuditDraw(self._draw_key(), camera)
-        wanted = self._audit_wanted.get(cold)
-        if wanted is None:
-            wanted = self._audit_wanted[cold] = self._audit_probability(cold)
-        return view.draw.take(wanted * self._more_audit(camera, cold=cold) if self._boosts else wanted)
-
-    def _audit_probability(self, cold: bool) -> float:
-        """Of a frame of a camera that is not boosted."""
-        return self._epsilon(cold) * self._budget_frames() / (self._frames_a_window() * self._cameras)
-
-    def _frames_a_window(self) -> float:
-        """Of one camera."""
-        frames = float(self.policy.window_frames)
-        if self.policy.window_s is not None and self._frame_rate:
-            frames = max(1.0, min(frames, self.policy.window_s * self._frame_rate))
-        return frames
+        return view.draw.take(self._allowance.audit_probability(camera, cold=cold))
 
     def _count(self, frame: Frame) -> None:
         if not self._seen:
@@ -491,7 +400,7 @@ class Selector:
         self._newest_ns = max(self._newest_ns, frame.monotonic_ns)
         self._seen[frame.camera] = self._seen.get(frame.camera, 0) + 1
 
-    def _look(self, view: _CameraView, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8]) -> _Seen:
+    def _look(self, view: CameraView, frame: Frame, detections: Detections | None, thumb: NDArray[np.uint8]) -> _Seen:
         """Score a frame, whatever becomes of it; ranks and background learn from every one."""
         motion = view.background.observe(thumb)
         fingerprint = Fingerprint.of(partial(dhash, thumb), None if detections is None else detections.embedding)
@@ -504,21 +413,14 @@ class Selector:
             self._cold = True
         else:
             self._warm = True
-            scores |= self._detection_scores(frame, detections, motion)
-            if "flicker" in self.policy.strategies:
-                height, width = frame.image_bgr.shape[:2]
-                visible = self.policy.visible_confidence
-                scores["flicker"] = view.tracks.flicker(
-                    detections, at_ms=frame.captured_at_ms, size_wh=(width, height), visible=visible
-                )
+            scores |= self._scores.of(frame, detections, motion, view.tracks)
         draw = 0.0
         if "random" in self.policy.strategies or self._samples:
             draw = keyed_unit(self._draw_key(), "score", frame.camera, frame.sequence)
         if "random" in self.policy.strategies:
             scores["random"] = draw
         if "periodic" in self.policy.strategies:
-            stretch = self._frames_a_window() * self._cameras / max(1e-9, self._budget_frames())
-            scores["periodic"] = periodic(self._seen[frame.camera] - 1, stretch)
+            scores["periodic"] = periodic(self._seen[frame.camera] - 1, self._allowance.stretch)
         # Without a model there is no doubt to measure: every frame is equally worth a label, but for novelty and typicality.
         doubt = 1.0 if detections is None else noisy_or(scores, self.policy.strategies)
         share = self.policy.novelty_share
@@ -527,46 +429,11 @@ class Selector:
             value *= 1.0 - self.policy.quiet_discount
         rank = self._value_ranks.rank_and_add(value)
         if self._samples:
-            self._sample(draw, fingerprint)
-        return _Seen(rank, value, _speakers(scores, self.policy), scores, fingerprint)
-
-    def _detection_scores(self, frame: Frame, detections: Detections, motion: Motion) -> dict[str, float]:
-        policy = self.policy
-        visible, floor = policy.visible_confidence, min(policy.decode_confidence, 0.4)
-        scores: dict[str, float] = {}
-        for name in policy.strategies:
-            if name == "entropy":
-                scores[name] = entropy(detections, floor_score=floor, calibration=self._calibration)
-            elif name == "least_confidence":
-                scores[name] = least_confidence(detections, visible=visible, calibration=self._calibration)
-            elif name == "missed_object":
-                blobs: tuple[int, ...] = ()
-                if motion.cells:
-                    height, width = frame.image_bgr.shape[:2]
-                    boxes, confidences, _ = detections.to_lists()
-                    shown = [box for box, confidence in zip(boxes, confidences, strict=True) if confidence >= visible]
-                    blobs = uncovered_blobs(motion.cells, shown, image_width=width, image_height=height)
-                moved = sum(cells / (cells + _HALF_STRENGTH_CELLS) for cells in blobs)
-                hidden = hidden_objects(detections, floor_score=policy.decode_confidence, visible=visible)
-                scores[name] = -math.expm1(-(moved + hidden) / 2.0)
-            elif name == "rare_class":
-                scores[name] = rare_class(detections, self._class_frequency, visible=visible)
-                self._count_classes(detections, visible)
-            elif name in SCORERS:
-                scores[name] = SCORERS[name](detections, visible=visible)
-        if not all(map(math.isfinite, scores.values())):
-            raise ValueError(f"detections gave scores that are not numbers: {scores}")
-        return scores
-
-    def _count_classes(self, detections: Detections, visible: float) -> None:
-        """Remember which classes this frame shows, after it was compared with those before."""
-        for class_id in self._class_frequency:
-            self._class_frequency[class_id] *= _FREQUENCY_KEPT
-        for class_id in set(detections.class_ids[detections.scores >= visible].tolist()):
-            self._class_frequency[class_id] = self._class_frequency.get(class_id, 0.0) + 1.0
+            self._sample.add(draw, fingerprint)
+        return _Seen(rank, value, speakers(scores, self.policy), scores, fingerprint)
 
     def _why_not(
-        self, view: _CameraView, frame: Frame, value: float, gap_ms: float, thumb: NDArray[np.uint8]
+        self, view: CameraView, frame: Frame, value: float, gap_ms: float, thumb: NDArray[np.uint8]
     ) -> tuple[str, float | None]:
         """Why a frame that chance did not take is no candidate, "" when it is one; and the value it had to exceed, if any."""
         policy = self.policy
@@ -589,11 +456,6 @@ class Selector:
                 return "duplicate", last_value + WORTH_REPLACING
         return "", bar
 
-    def _capacity(self) -> int:
-        """Candidates worth writing: enough to choose among, few enough for the disk."""
-        more = max(self._boosts.values(), default=1.0)
-        return min(self.policy.max_candidates, math.ceil(max(self.policy.shortlist, 2) * self._budget_frames() * more) + 8)
-
     @property
     def _samples(self) -> bool:
         """Whether somebody will ask what is typical of this window."""
@@ -603,29 +465,3 @@ class Selector:
     def _typicality_share(self) -> float:
         """The policy's, and at least half in a window in which no model saw anything."""
         return max(self.policy.typicality, _COLD_TYPICALITY) if self._cold and not self._warm else self.policy.typicality
-
-    def _sample(self, draw: float, fingerprint: Fingerprint) -> None:
-        """Keep a random sample of the window's fingerprints, to know what is typical."""
-        insort(self._reservoir, (draw, len(self._reservoir), fingerprint), key=lambda entry: entry[0])
-        del self._reservoir[_RESERVOIR:]
-
-    def _typicality(self, candidates: tuple[Candidate, ...]) -> dict[str, float] | None:
-        """How near each candidate is to the whole window's frames, as a rank in [0, 1]."""
-        if not self._typicality_share or not self._reservoir or not candidates:
-            return None
-        sample = [fingerprint for _, _, fingerprint in self._reservoir]
-        means = np.array([distances(c.judgement.fingerprint, sample).mean() for c in candidates])
-        ranks = Ranks(len(candidates))
-        for mean in means.tolist():
-            ranks.add(mean)
-        return {c.frame_id: 1.0 - ranks.rank(mean) for c, mean in zip(candidates, means.tolist(), strict=True)}
-
-
-def _speakers(scores: dict[str, float], policy: Policy) -> tuple[str, ...]:
-    """The strategies whose weighted score says something, the strongest first."""
-    weighted = [(weight * scores.get(name, 0.0), name) for name, weight in policy.strategies.items()]
-    weighted.sort(reverse=True)
-    loudest, name = weighted[0]
-    if loudest < _SPEAKS_FROM:
-        return (name,) if loudest > 0 else ()
-    return tuple([name for score, name in weighted if score >= _SPEAKS_FROM])

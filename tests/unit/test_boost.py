@@ -186,7 +186,7 @@ def _taken(selector: Selector, windows: int, **limits: int | None) -> dict[str, 
                 judged[frame_id] = (camera, judgement.arm)
                 selector.add(Candidate(frame_id, camera, frame(number * 20).captured_at_ms, judgement, 1000))
         if selector.window_closed():
-            selector.boost(selector._boosts)
+            selector.boost(selector._allowance.boosts)
             for frame_id in selector.close_window(frames_left=limits.get("frames_left"), bytes_left=None).chosen:
                 camera, arm = judged[frame_id]
                 found[camera].append(arm)
