@@ -21,6 +21,9 @@ from bowerbird_testing.tls_broker import TlsBroker
 pytestmark = pytest.mark.broker
 
 MOST_ABOVE = 1.05
+# What beginning and end of a connection may be counted too high, in bytes: which segments are acknowledged together is the kernel's
+# choice. Less than a hundredth of an idle day; only a test of half a minute notices.
+A_CONNECTION = {"plain": 600, "tls": 1000}
 SERVER = "receipt-server"
 
 
@@ -102,6 +105,5 @@ def test_our_count_is_never_below_the_interface_s_and_at_most_five_percent_above
     print(f"interface {sent} + {received}, ours {ours}")
     assert sent <= ours["sent"], (sent, ours)
     assert received <= ours["received"], (received, ours)
-    # A connection's beginning and end are allowed for with some hundred bytes, which only an idle device notices.
     both = sent + received
-    assert ours["sent"] + ours["received"] <= max(MOST_ABOVE * both, both + 600), (both, ours)
+    assert ours["sent"] + ours["received"] <= max(MOST_ABOVE * both, both + A_CONNECTION[speaking]), (both, ours)

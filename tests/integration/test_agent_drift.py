@@ -105,6 +105,8 @@ def test_a_drift_on_the_wire_becomes_a_retained_wish(server: Server) -> None:
             return bool(wishes) and wishes[-1].boost is not None and wishes[-1].boost.factor == 2.0
 
         wait_until(boosted, "the wish for more exploration", 30)
+        # A camera that was never heard of is explored more at once; the drift comes with its last hours.
+        wait_until(lambda: bool(drift_rows.episodes(server.cat)), "the episode", 30)
     (episode,) = drift_rows.episodes(server.cat)
     assert (episode["camera"], episode["cause"]) == ("cam-02/gate", "content")
 
