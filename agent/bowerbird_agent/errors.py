@@ -57,10 +57,6 @@ class SpoolFault(SpoolError):
     """The disk refused: read-only, input/output error, damaged index. What is already spooled stays."""
 
 
-class LinkError(AgentError):
-    """The broker's settings are unusable, or it refuses this device."""
-
-
 class UpdateError(AgentError):
     """An update cannot go on."""
 

@@ -263,11 +263,6 @@ class LocalBlobs:
             sync_folder(self._temporary)  # it must not come home from there after a power cut
         return there
 
-    def free_share(self) -> float:
-        """Free share of the store's disk in [0, 1]."""
-        usage = shutil.disk_usage(self.root)
-        return usage.free / usage.total
-
     def free_bytes(self) -> int:
         """Free bytes on the store's disk."""
         return shutil.disk_usage(self.root).free

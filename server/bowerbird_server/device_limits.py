@@ -7,7 +7,7 @@ may be passed by what they take in that time. It publishes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
@@ -78,11 +78,30 @@ class DeviceLimits:
         self._sent = _sent_in_a_day(self.cat)
 
 
-def over_limit(cat: Catalogue, limit: DeviceLimit) -> list[str]:
-    """Devices that have sent as much as they may in 24 hours."""
-    if not limit.has_any:
-        return []
-    return sorted(device for device, sent in _sent_in_a_day(cat).items() if limit.is_reached(*sent))
+class OverLimit:
+    """Which devices have sent as much as they may in 24 hours, counted once a minute: a page that many look at asks every few seconds.
+
+    Args:
+        now_s: monotonic seconds.
+    """
+
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        self._now_s = now_s
+        self._found: dict[Hashable, tuple[float, list[str]]] = {}
+
+    def devices(self, cat: Catalogue, limit: DeviceLimit, scope: Hashable) -> list[str]:
+        """By name.
+
+        Args:
+            scope: says which devices the catalogue shows.
+        """
+        if not limit.has_any:
+            return []
+        at_s, found = self._found.get(scope, (float("-inf"), []))
+        if self._now_s() - at_s >= _LOOK_EVERY_S:
+            found = sorted(device for device, sent in _sent_in_a_day(cat).items() if limit.is_reached(*sent))
+            self._found[scope] = self._now_s(), found
+        return found
 
 
 def _sent_in_a_day(cat: Catalogue) -> dict[str, tuple[int, int]]:

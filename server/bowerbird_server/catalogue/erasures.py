@@ -44,10 +44,6 @@ class Criteria:
         )
         return in_interval or header.frame_id in self.frames
 
-    def covers_imports(self) -> bool:
-        """Whether frames that came from no device may be among them."""
-        return not (self.device or self.camera)
-
     @classmethod
     def of(cls, row: Row) -> Criteria:
         """From a row of `erasure`."""

@@ -413,8 +413,3 @@ def count_by_state(cat: Catalogue, *, device: str | None = None) -> dict[str, in
     ):
         counts[row["state"]] = row["n"]
     return counts
-
-
-def camera_of(header: FrameHeader) -> str:
-    """The catalogue's id of the camera that a header names."""
-    return camera_id(header.device, header.camera)

@@ -7,7 +7,6 @@ started again with the same options. The loop itself is the server's (`scheduler
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import logging
 import shutil
@@ -419,9 +418,3 @@ def queue_for_people(options: DemoOptions, screen: Screen) -> Path:
         build_batch(site.catalogue, frames=len(world_frames))
         _agents(site, world)
     return data
-
-
-def film_digest(path: Path) -> str:
-    """SHA-256 of a film, for the report."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

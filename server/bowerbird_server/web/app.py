@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sqlite3
+import time
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -19,6 +20,7 @@ from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue, accounts
 from bowerbird_server.catalogue.sessions import Ages
 from bowerbird_server.config import LabellingConfig, ServerConfig
+from bowerbird_server.device_limits import OverLimit
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.oidc import Provider
@@ -104,6 +106,7 @@ def create_app(
     app.state.oidc = oidc
     app.state.labelling = labelling
     app.state.config = config
+    app.state.over_limit = OverLimit(time.monotonic)
     app.state.approval_is_manual = approval_is_manual
     for router in (api.open_router, api.router, api_rollouts.router, api_people.router, remote_api.router, drift_api.router):
         app.include_router(router, tags=["v1"])

@@ -20,7 +20,7 @@ from bowerbird_server.broker_refusals import Refused, recent
 from bowerbird_server.catalogue import Catalogue, audit, batches, fetches, frames, identity, judged, labels, overview
 from bowerbird_server.catalogue.sessions import Session
 from bowerbird_server.config import load_config
-from bowerbird_server.device_limits import DeviceLimit, over_limit
+from bowerbird_server.device_limits import DeviceLimit, OverLimit
 from bowerbird_server.held_back import held_back
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
 from bowerbird_server.roles import Principal
@@ -131,7 +131,9 @@ def _held_back(request: Request, cat: Catalogue) -> list[str]:
     held: Stores = request.app.state.stores
     config = request.app.state.config or load_config(held.folder.root)
     free_bytes = shutil.disk_usage(held.folder.blobs).free
-    return held_back(config.ingest, free_bytes, over_limit(cat, DeviceLimit.of(config.ingest)))
+    over: OverLimit = request.app.state.over_limit
+    devices = over.devices(cat, DeviceLimit.of(config.ingest), principal_of(request).sites)
+    return held_back(config.ingest, free_bytes, devices)
 
 
 def refused_at_the_broker(request: Request) -> list[Refused]:
