@@ -267,7 +267,7 @@ def make_package(folder: Path) -> tuple[Path, Path]:
     import trained_model
 
     from bowerbird_models.package import ONNX_INT8_OPENVINO, ONNX_INT8_ORT, build_package
-    from bowerbird_server.quantise import quantise
+    from bowerbird_server.quantisation.quantise import quantise
     from bowerbird_testing.onnx_models import ExportCase, export_models
 
     print("making the model ...", flush=True)

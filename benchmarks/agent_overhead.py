@@ -79,18 +79,18 @@ def measure(
     """Blocks of the agent's loop and of the bare run, by turns."""
     import onnxruntime
 
-    from bowerbird_agent.camera_config import CameraConfig
-    from bowerbird_agent.capture import Frame
-    from bowerbird_agent.counters import Counters, SeenFrames
-    from bowerbird_agent.detecting import LoadedModel
-    from bowerbird_agent.encode import FrameEncoder
-    from bowerbird_agent.exchange import FrameExchange
-    from bowerbird_agent.inference import Inference
-    from bowerbird_agent.policy import Policy
-    from bowerbird_agent.select import Selector
-    from bowerbird_agent.spool import Spool
-    from bowerbird_agent.storing import StoringThread
-    from bowerbird_agent.storing_config import ImageConfig
+    from bowerbird_agent.capture.camera_config import CameraConfig
+    from bowerbird_agent.capture.capture import Frame
+    from bowerbird_agent.capture.exchange import FrameExchange
+    from bowerbird_agent.health.counters import Counters, SeenFrames
+    from bowerbird_agent.inference.detecting import LoadedModel
+    from bowerbird_agent.inference.inference import Inference
+    from bowerbird_agent.selection.policy import Policy
+    from bowerbird_agent.selection.select import Selector
+    from bowerbird_agent.spool.spool import Spool
+    from bowerbird_agent.storing.encode import FrameEncoder
+    from bowerbird_agent.storing.storing import StoringThread
+    from bowerbird_agent.storing.storing_config import ImageConfig
     from bowerbird_models.onnx_detector import OnnxDetector
 
     options = onnxruntime.SessionOptions()

@@ -21,9 +21,9 @@ from zoneinfo import ZoneInfo
 from figure import report
 from simulated_site import EPOCH_MS, Device, Month, Outages, frames
 
-from bowerbird_agent.budget import DAY_S, MONTH_S, ByteLimits
-from bowerbird_agent.link_config import BudgetConfig
-from bowerbird_agent.policy import Policy
+from bowerbird_agent.budget.budget import DAY_S, MONTH_S, ByteLimits
+from bowerbird_agent.link.config import BudgetConfig
+from bowerbird_agent.selection.policy import Policy
 
 GOAL = 0.9
 BUDGETS: Mapping[str, BudgetConfig] = {

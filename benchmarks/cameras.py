@@ -103,19 +103,19 @@ class Watched:
 
 def run(cameras: int, film: str, model: Path, fps: float, seconds: float) -> dict[str, Any]:
     """Child: capture threads, exchange and inference loop, for a while."""
-    from bowerbird_agent.camera_config import CameraConfig
-    from bowerbird_agent.capture import Frame
-    from bowerbird_agent.capture_worker import CaptureWorker
-    from bowerbird_agent.counters import Counters, SeenFrames
-    from bowerbird_agent.detecting import LoadedModel
-    from bowerbird_agent.encode import FrameEncoder
-    from bowerbird_agent.exchange import FrameExchange
-    from bowerbird_agent.inference import Inference
-    from bowerbird_agent.policy import Policy
-    from bowerbird_agent.select import Selector
-    from bowerbird_agent.spool import Spool
-    from bowerbird_agent.storing import StoringThread
-    from bowerbird_agent.storing_config import ImageConfig
+    from bowerbird_agent.capture.camera_config import CameraConfig
+    from bowerbird_agent.capture.capture import Frame
+    from bowerbird_agent.capture.exchange import FrameExchange
+    from bowerbird_agent.capture.worker import CaptureWorker
+    from bowerbird_agent.health.counters import Counters, SeenFrames
+    from bowerbird_agent.inference.detecting import LoadedModel
+    from bowerbird_agent.inference.inference import Inference
+    from bowerbird_agent.selection.policy import Policy
+    from bowerbird_agent.selection.select import Selector
+    from bowerbird_agent.spool.spool import Spool
+    from bowerbird_agent.storing.encode import FrameEncoder
+    from bowerbird_agent.storing.storing import StoringThread
+    from bowerbird_agent.storing.storing_config import ImageConfig
     from bowerbird_models.onnx_detector import OnnxDetector
 
     cv2.setNumThreads(1)

@@ -163,7 +163,7 @@ def speedup(folder: Path, arguments: argparse.Namespace) -> int:
     from bowerbird_models.onnx_detector import OnnxDetector
     from bowerbird_models.package import ONNX_INT8_OPENVINO, ONNX_INT8_ORT
     from bowerbird_models.runtimes import available
-    from bowerbird_server.quantise import quantise
+    from bowerbird_server.quantisation.quantise import quantise
     from bowerbird_testing.onnx_models import ExportCase, export_models, offline_environment
 
     if arguments.size != 640:
@@ -233,7 +233,7 @@ def speedup(folder: Path, arguments: argparse.Namespace) -> int:
 
 def points(model: Any, frames: Any, planned: dict[str, tuple[str, Path]]) -> dict[str, float]:
     """mAP50-95 of each of our files on the held-out frames, by the server's evaluation, on the runtime the file is for."""
-    from bowerbird_server.evaluate import evaluate_model
+    from bowerbird_server.training.evaluate import evaluate_model
 
     found = {}
     for name, (runtime, path) in planned.items():

@@ -25,13 +25,13 @@ from pathlib import Path
 
 from figure import report
 
-from bowerbird_agent.enrolment import enrol
+from bowerbird_agent.identity.enrolment import enrol
 from bowerbird_server.catalogue import fleet
+from bowerbird_server.fleet.provision import broker_table
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.invitations import Invitation, Wanted, invite
 from bowerbird_server.identity.listener import ListenerAddress
 from bowerbird_server.identity.place import listener_address
-from bowerbird_server.provision import broker_table
 from bowerbird_server.site import Site
 
 GOAL_S = 0.12

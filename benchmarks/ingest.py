@@ -44,13 +44,13 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figure import report
 
-from bowerbird_server import ingest
 from bowerbird_server.blobs import LocalBlobs
+from bowerbird_server.broker.mqtt_session import Arrived, Event, MqttSession
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.catalogue.frames import blobs_of
-from bowerbird_server.ingest_share import client_ids
+from bowerbird_server.ingest import ingest
+from bowerbird_server.ingest.share import client_ids
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.mqtt_session import Arrived, Event, MqttSession
 from bowerbird_testing.frame_messages import frame_message, jpeg
 from bowerbird_testing.mqtt_device import MqttDevice
 from bowerbird_testing.tls_broker import TlsBroker

@@ -46,9 +46,9 @@ def main() -> int:
     from bowerbird_models.model_file import ModelFile
     from bowerbird_models.package import ONNX_INT8_OPENVINO, ONNX_INT8_ORT, RUNTIME_OF_VARIANT
     from bowerbird_models.runtimes import RuntimeOptions, available, open_session
-    from bowerbird_server.evaluate import evaluate_model
-    from bowerbird_server.half_weights import restore_full, store_half
-    from bowerbird_server.quantise import quantise
+    from bowerbird_server.quantisation.half_weights import restore_full, store_half
+    from bowerbird_server.quantisation.quantise import quantise
+    from bowerbird_server.training.evaluate import evaluate_model
     from bowerbird_testing.onnx_models import ExportCase, export_models
 
     with tempfile.TemporaryDirectory() as name:

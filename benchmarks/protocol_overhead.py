@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figure import report
 
-from bowerbird_agent.mqtt_link import LinkDown
-from bowerbird_agent.upload_limits import UploadLimits
+from bowerbird_agent.link.mqtt_link import LinkDown
+from bowerbird_agent.link.upload_limits import UploadLimits
 from bowerbird_testing.fault_device import Promises
 from bowerbird_testing.fault_site import SERVER_CLIENTS, FaultSite
 from bowerbird_testing.frame_messages import frame_message, jpeg

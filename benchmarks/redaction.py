@@ -18,9 +18,9 @@ import cv2
 import numpy as np
 from figure import report
 
-from bowerbird_agent.camera_config import REDACTION_METHODS, RedactConfig
-from bowerbird_agent.encode import encode_image
-from bowerbird_agent.redaction import Redactor
+from bowerbird_agent.capture.camera_config import REDACTION_METHODS, RedactConfig
+from bowerbird_agent.storing.encode import encode_image
+from bowerbird_agent.storing.redaction import Redactor
 from bowerbird_models.detections import Detections
 from bowerbird_models.scenes import SceneStream
 

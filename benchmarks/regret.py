@@ -22,9 +22,9 @@ import numpy as np
 from figure import report
 from simulated_site import Device, Month, Outages, frames
 
-from bowerbird_agent.budget import DAY_S
-from bowerbird_agent.link_config import BudgetConfig
-from bowerbird_agent.policy import Policy
+from bowerbird_agent.budget.budget import DAY_S
+from bowerbird_agent.link.config import BudgetConfig
+from bowerbird_agent.selection.policy import Policy
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

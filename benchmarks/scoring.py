@@ -33,10 +33,10 @@ import numpy as np
 import onnxruntime
 from figure import report
 
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.gate import glance
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.select import Candidate, Selector
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.selection.gate import glance
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Candidate, Selector
 from bowerbird_models.decode import HeadLayout
 from bowerbird_models.detections import Detections
 from bowerbird_models.head import kept_boxes

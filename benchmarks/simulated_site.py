@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bowerbird_agent.budget import DAY_S, ByteLimits, TokenBucket
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.pace import Pace, close_window, room_bytes
-from bowerbird_agent.select import Candidate, Selector
-from bowerbird_agent.uplink_budget import UplinkBudget, ahead_bytes
+from bowerbird_agent.budget.budget import DAY_S, ByteLimits, TokenBucket
+from bowerbird_agent.budget.uplink_budget import UplinkBudget, ahead_bytes
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.selection.pace import Pace, close_window, room_bytes
+from bowerbird_agent.selection.select import Candidate, Selector
 from bowerbird_models.detections import Detections
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from bowerbird_agent.policy import Policy
+    from bowerbird_agent.selection.policy import Policy
 
 CAMERAS = 2
 EPOCH_MS = 1_772_323_200_000  # 1 March 2026, 00:00 UTC: a month of 31 days in which European clocks change

@@ -34,10 +34,10 @@ import paho.mqtt.client as mqtt
 from figure import report
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bowerbird_agent.upload_limits import UploadLimits
-from bowerbird_server import ingest
-from bowerbird_server.broker_address import BrokerAddress
+from bowerbird_agent.link.upload_limits import UploadLimits
+from bowerbird_server.broker.address import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet
+from bowerbird_server.ingest import ingest
 from bowerbird_server.layout import DataFolder
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_testing.thin_link import ThinLink

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from bowerbird_server.evaluate import EvaluationFrame
+    from bowerbird_server.training.evaluate import EvaluationFrame
 
 TILE_WH, COLUMNS, ROWS = (160, 120), 4, 5
 TRAINING_SCENES, EPOCHS = 480, 24
@@ -54,8 +54,8 @@ def is_ready() -> bool:
 def trained_model(folder: Path) -> TrainedModel:
     """Train if it was not done before (ten minutes on one core), export, and render pictures into `folder`."""
     from bowerbird_models.scenes import CLASS_NAMES
-    from bowerbird_server.evaluate import EvaluationFrame
-    from bowerbird_server.export import export_weights
+    from bowerbird_server.training.evaluate import EvaluationFrame
+    from bowerbird_server.training.export import export_weights
 
     weights = cache_folder() / "weights.pt"
     if not weights.is_file():
@@ -114,7 +114,7 @@ def _train(folder: Path, weights: Path) -> None:
     import yaml
 
     from bowerbird_models.scenes import CLASS_NAMES
-    from bowerbird_server.train import TrainingRequest, run_training
+    from bowerbird_server.training.train import TrainingRequest, run_training
 
     width, height = TILE_WH
     scenes = _scenes(range(1, 5))

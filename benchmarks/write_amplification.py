@@ -20,8 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figure import report
 
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.spool_files import FrameFiles
+from bowerbird_agent.spool.files import FrameFiles
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_testing.frames import make_frame
 from bowerbird_wire.codec import encode_frame
 from bowerbird_wire.messages import FrameMessage, Receipt

@@ -14,22 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bowerbird_agent.camera_config import CameraConfig
-from bowerbird_agent.capture import without_password
+from bowerbird_agent.capture.camera_config import CameraConfig
+from bowerbird_agent.capture.capture import without_password
 from bowerbird_agent.config_files import absolute
 from bowerbird_agent.errors import ConfigError
-from bowerbird_agent.fetch_config import FetchConfig
-from bowerbird_agent.guard import GuardConfig
-from bowerbird_agent.heartbeat import WatchdogConfig
-from bowerbird_agent.link_config import BrokerConfig, BudgetConfig, MeteredConfig
-from bowerbird_agent.metrics_endpoint import MetricsConfig
-from bowerbird_agent.model_config import ModelConfig
-from bowerbird_agent.policy import TEMPLATES, Policy
-from bowerbird_agent.publish import PublishConfig
-from bowerbird_agent.remote_config import RemoteConfig, merge
-from bowerbird_agent.storing_config import AccountingConfig, ImageConfig, SpoolConfig
+from bowerbird_agent.health.heartbeat import WatchdogConfig
+from bowerbird_agent.health.metrics_endpoint import MetricsConfig
+from bowerbird_agent.inference.guard import GuardConfig
+from bowerbird_agent.link.config import BrokerConfig, BudgetConfig, MeteredConfig
+from bowerbird_agent.link.publish import PublishConfig
+from bowerbird_agent.remote.config import RemoteConfig, merge
+from bowerbird_agent.selection.policy import TEMPLATES, Policy
+from bowerbird_agent.storing.fetch_config import FetchConfig
+from bowerbird_agent.storing.storing_config import AccountingConfig, ImageConfig, SpoolConfig
 from bowerbird_agent.structuring import Faults, require, structure
 from bowerbird_agent.toml_lines import with_line
+from bowerbird_agent.tuning.model_config import ModelConfig
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.topics import check_name
 
@@ -161,7 +161,7 @@ def parse_wished(
     """The configuration of a TOML text without faults, with a wish of the server laid over it.
 
     Args:
-        wish: section -> key -> value; `cameras` by name. See `remote_config.py`.
+        wish: section -> key -> value; `cameras` by name. See `remote/config.py`.
 
     Returns:
         The configuration, and the key paths in which the file adds to what was wished.

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bowerbird_agent.capture import kind_of
+from bowerbird_agent.capture.capture import kind_of
 from bowerbird_agent.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -2,7 +2,7 @@
 
 In: events of the link and of the other threads, on one queue. Out: publishes. It carries messages between machines that decide for
 themselves (`uploader.py`, `updater.py`, the selector), and gives their turn to those that send by themselves (`outbox.py`,
-`health_sender.py`, `tombstone_sender.py`, `block_requests.py`). It touches no frame.
+`health/sender.py`, `tombstone_sender.py`, `block_requests.py`). It touches no frame.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from bowerbird_agent.block_requests import BlockRequests, Updates
 from bowerbird_agent.control_events import AskForBlocks, ModelChanged, Reconfigure, SendAnswer, SendReport, Wake
 from bowerbird_agent.errors import SpoolError
-from bowerbird_agent.health_sender import HealthSender
-from bowerbird_agent.heartbeat import no_pulse
-from bowerbird_agent.histogram_book import HistogramSender
-from bowerbird_agent.link_counts import LinkCounts
-from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn, Published
-from bowerbird_agent.outbox import Outbox
-from bowerbird_agent.pace import room_bytes
-from bowerbird_agent.spool_index import Ledger
-from bowerbird_agent.storing import OnDisk
-from bowerbird_agent.tombstone_sender import TombstoneSender
-from bowerbird_agent.updater import Subject
+from bowerbird_agent.health.heartbeat import no_pulse
+from bowerbird_agent.health.histogram_book import HistogramSender
+from bowerbird_agent.health.sender import HealthSender
+from bowerbird_agent.link.block_requests import BlockRequests, Updates
+from bowerbird_agent.link.counts import LinkCounts
+from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, MessageIn, Published
+from bowerbird_agent.link.outbox import Outbox
+from bowerbird_agent.selection.pace import room_bytes
+from bowerbird_agent.spool.index import Ledger
+from bowerbird_agent.spool.tombstone_sender import TombstoneSender
+from bowerbird_agent.storing.storing import OnDisk
+from bowerbird_agent.updates.updater import Subject
 from bowerbird_wire import codec
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.messages import OF, Block, BlockRequest, Desired, Fetch, FetchAnswer, Job, Receipt, Report
@@ -50,17 +50,17 @@ from bowerbird_wire.topics import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from bowerbird_agent.budget import ByteLimits
-    from bowerbird_agent.erasing import Erasing
-    from bowerbird_agent.health import Vitals
-    from bowerbird_agent.heartbeat import Pulse
-    from bowerbird_agent.histogram_book import HistogramBook
-    from bowerbird_agent.mqtt_link import MqttLink
-    from bowerbird_agent.publish import LocalPublisher
-    from bowerbird_agent.remote_report import RemoteReports
-    from bowerbird_agent.spool import Spool
-    from bowerbird_agent.uplink_budget import UplinkBudget
-    from bowerbird_agent.upload_runner import UploadRunner
+    from bowerbird_agent.budget.budget import ByteLimits
+    from bowerbird_agent.budget.uplink_budget import UplinkBudget
+    from bowerbird_agent.health.health import Vitals
+    from bowerbird_agent.health.heartbeat import Pulse
+    from bowerbird_agent.health.histogram_book import HistogramBook
+    from bowerbird_agent.link.mqtt_link import MqttLink
+    from bowerbird_agent.link.publish import LocalPublisher
+    from bowerbird_agent.link.upload_runner import UploadRunner
+    from bowerbird_agent.remote.report import RemoteReports
+    from bowerbird_agent.spool.spool import Spool
+    from bowerbird_agent.storing.erasing import Erasing
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bowerbird_agent.budget import ByteLimits
+    from bowerbird_agent.budget.budget import ByteLimits
     from bowerbird_wire.messages import BlockRequest, FetchAnswer, Report
 
 

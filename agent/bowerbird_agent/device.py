@@ -15,22 +15,22 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-from bowerbird_agent.attempt import cameras_hang
+from bowerbird_agent.capture.attempt import cameras_hang
 from bowerbird_agent.device_parts import DeviceParts
 from bowerbird_agent.errors import AgentError, SpoolError, StageDied, StageHung
-from bowerbird_agent.launch import Launch
-from bowerbird_agent.live_config import LiveConfig
-from bowerbird_agent.machine_sensors import MachineSensors
-from bowerbird_agent.memory import give_back
-from bowerbird_agent.sd_notify import Notifier
-from bowerbird_agent.shutdown import BUDGET_S, STAGE_S, LastResort
+from bowerbird_agent.health.sd_notify import Notifier
+from bowerbird_agent.health.shutdown import BUDGET_S, STAGE_S, LastResort
+from bowerbird_agent.inference.machine_sensors import MachineSensors
+from bowerbird_agent.inference.memory import give_back
+from bowerbird_agent.remote.live_config import LiveConfig
+from bowerbird_agent.updates.launch import Launch
 from bowerbird_models.errors import ModelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bowerbird_agent.config import AgentConfig
-    from bowerbird_agent.remote_runner import RemoteWishes
+    from bowerbird_agent.remote.runner import RemoteWishes
 
 logger = logging.getLogger(__name__)
 

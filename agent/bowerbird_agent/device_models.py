@@ -1,7 +1,7 @@
 """The models of a running device: the first one at start, and those that updates bring.
 
 In: the store, the runtimes, the inference thread. Out: a model that answers frames, and an updater that may swap it. Which file runs on
-what is decided by `model_runtime.py`, whether an update is taken by `update_runner.py`.
+what is decided by `model_runtime.py`, whether an update is taken by `updates/runner.py`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.errors import AgentError, NoModelError
-from bowerbird_agent.identity import FOLDER
-from bowerbird_agent.inference import Inference
-from bowerbird_agent.memory import give_back
-from bowerbird_agent.model_tuning import ModelTuning
-from bowerbird_agent.report_signing import ReportSigner
+from bowerbird_agent.identity.identity import FOLDER
+from bowerbird_agent.identity.report_signing import ReportSigner
+from bowerbird_agent.inference.detecting import LoadedModel
+from bowerbird_agent.inference.inference import Inference
+from bowerbird_agent.inference.memory import give_back
+from bowerbird_agent.tuning.model_tuning import ModelTuning
 from bowerbird_models.errors import ModelError
 from bowerbird_wire.messages import Report
 
 if TYPE_CHECKING:
-    from bowerbird_agent.agent_update import AgentUpdate
     from bowerbird_agent.config import AgentConfig
     from bowerbird_agent.control import Control
-    from bowerbird_agent.heartbeat import Pulse
-    from bowerbird_agent.model_runtime import ModelRuntimes
-    from bowerbird_agent.model_store import ModelSlot, ModelStore
-    from bowerbird_agent.update_runner import UpdateRunner
+    from bowerbird_agent.health.heartbeat import Pulse
+    from bowerbird_agent.tuning.model_runtime import ModelRuntimes
+    from bowerbird_agent.updates.agent_update import AgentUpdate
+    from bowerbird_agent.updates.model_store import ModelSlot, ModelStore
+    from bowerbird_agent.updates.runner import UpdateRunner
     from bowerbird_wire.messages import BlockRequest
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ class DeviceModels:
         """The updater, woken; None where no update repository is trusted."""
         if self._root is None:
             return None
-        from bowerbird_agent.update_runner import UpdateRunner  # with what verifies signatures 13 MB: for who trusts updates
+        from bowerbird_agent.updates.runner import UpdateRunner  # with what verifies signatures 13 MB: for who trusts updates
 
         device = self._config.device
         updates = UpdateRunner(

@@ -14,63 +14,63 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from bowerbird_agent import counters as names
-from bowerbird_agent.boost import BoostWatch
-from bowerbird_agent.broker_tls import tls_of
-from bowerbird_agent.budget_note import restore_budget
-from bowerbird_agent.camera_health import SHOWS_NOTHING
-from bowerbird_agent.cameras import Cameras
-from bowerbird_agent.campaign_book import CampaignBook
+from bowerbird_agent.budget.budget_note import restore_budget
+from bowerbird_agent.budget.tariff import Tariff
+from bowerbird_agent.capture.camera_health import SHOWS_NOTHING
+from bowerbird_agent.capture.cameras import Cameras
+from bowerbird_agent.capture.exchange import FrameExchange
 from bowerbird_agent.clock import clock_ok
 from bowerbird_agent.control import Control
 from bowerbird_agent.control_events import Wake
-from bowerbird_agent.counters import Counters
-from bowerbird_agent.decision_log import FOLDER as DECISIONS_FOLDER
-from bowerbird_agent.decision_log import DecisionLog
 from bowerbird_agent.device_models import DeviceModels
-from bowerbird_agent.dry_run import FOLDER as DRY_FOLDER
-from bowerbird_agent.dry_run import keep_trial
-from bowerbird_agent.encode import FrameEncoder
-from bowerbird_agent.erasing import Erasing
 from bowerbird_agent.errors import AgentError
-from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.fetching import Fetching
-from bowerbird_agent.guard_watch import GuardWatch
-from bowerbird_agent.health import Vitals, idle_interval_s, now_ms
-from bowerbird_agent.heartbeat import Heartbeats, Kind
-from bowerbird_agent.histogram_book import HistogramBook
-from bowerbird_agent.inference import Inference
-from bowerbird_agent.launch import Launch
-from bowerbird_agent.link_config import read_password
-from bowerbird_agent.machine_sensors import MachineSensors
-from bowerbird_agent.metrics_endpoint import MetricsEndpoint
-from bowerbird_agent.metrics_text import device_metrics, exposition
-from bowerbird_agent.model_runtime import ModelRuntimes
-from bowerbird_agent.model_store import ModelStore
-from bowerbird_agent.mqtt_link import BrokerSettings, MqttLink
-from bowerbird_agent.originals import Originals
-from bowerbird_agent.publish import LocalPublisher
-from bowerbird_agent.redaction import redactors_of
-from bowerbird_agent.remote_report import RemoteReports
-from bowerbird_agent.remote_runner import FOLDER as REMOTE_FOLDER
-from bowerbird_agent.renewal import identity_facts, renewals_of
-from bowerbird_agent.select import Selector
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.spool_leftovers import give_up_candidates, give_up_old_frames
-from bowerbird_agent.stages import Stages
+from bowerbird_agent.health import counters as names
+from bowerbird_agent.health.counters import Counters
+from bowerbird_agent.health.health import Vitals, idle_interval_s, now_ms
+from bowerbird_agent.health.heartbeat import Heartbeats, Kind
+from bowerbird_agent.health.histogram_book import HistogramBook
+from bowerbird_agent.health.metrics_endpoint import MetricsEndpoint
+from bowerbird_agent.health.metrics_text import device_metrics, exposition
+from bowerbird_agent.health.stages import Stages
+from bowerbird_agent.health.telemetry import Readings
+from bowerbird_agent.identity.renewal import identity_facts, renewals_of
+from bowerbird_agent.inference.guard_watch import GuardWatch
+from bowerbird_agent.inference.inference import Inference
+from bowerbird_agent.inference.machine_sensors import MachineSensors
+from bowerbird_agent.link.broker_tls import tls_of
+from bowerbird_agent.link.config import read_password
+from bowerbird_agent.link.mqtt_link import BrokerSettings, MqttLink
+from bowerbird_agent.link.publish import LocalPublisher
+from bowerbird_agent.link.upload_runner import UploadRunner
+from bowerbird_agent.remote.report import RemoteReports
+from bowerbird_agent.remote.runner import FOLDER as REMOTE_FOLDER
+from bowerbird_agent.selection.boost import BoostWatch
+from bowerbird_agent.selection.campaign_book import CampaignBook
+from bowerbird_agent.selection.decision_log import FOLDER as DECISIONS_FOLDER
+from bowerbird_agent.selection.decision_log import DecisionLog
+from bowerbird_agent.selection.dry_run import FOLDER as DRY_FOLDER
+from bowerbird_agent.selection.dry_run import keep_trial
+from bowerbird_agent.selection.select import Selector
+from bowerbird_agent.spool.leftovers import give_up_candidates, give_up_old_frames
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_agent.state_format import claim_state
-from bowerbird_agent.storing import SELECTOR_NOTE, StoringThread
-from bowerbird_agent.surroundings import Surroundings
-from bowerbird_agent.tariff import Tariff
-from bowerbird_agent.telemetry import Readings
-from bowerbird_agent.update_settings import machine_boot_id
-from bowerbird_agent.upload_runner import UploadRunner
+from bowerbird_agent.storing.encode import FrameEncoder
+from bowerbird_agent.storing.erasing import Erasing
+from bowerbird_agent.storing.fetching import Fetching
+from bowerbird_agent.storing.originals import Originals
+from bowerbird_agent.storing.redaction import redactors_of
+from bowerbird_agent.storing.storing import SELECTOR_NOTE, StoringThread
+from bowerbird_agent.storing.surroundings import Surroundings
+from bowerbird_agent.tuning.model_runtime import ModelRuntimes
+from bowerbird_agent.updates.launch import Launch
+from bowerbird_agent.updates.model_store import ModelStore
+from bowerbird_agent.updates.settings import machine_boot_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from bowerbird_agent.config import AgentConfig
-    from bowerbird_agent.remote_runner import RemoteWishes
+    from bowerbird_agent.remote.runner import RemoteWishes
 
 logger = logging.getLogger(__name__)
 

@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 # What `bowerbird-agent run` needs before its first frame; runtimes and OpenCV follow with the inference.
 MODULES = (
     "bowerbird_agent.device",
-    "bowerbird_agent.mqtt_link",
-    "bowerbird_agent.update_runner",
-    "bowerbird_agent.agent_install",
-    "bowerbird_agent.selftest",
+    "bowerbird_agent.link.mqtt_link",
+    "bowerbird_agent.updates.runner",
+    "bowerbird_agent.updates.agent_install",
+    "bowerbird_agent.updates.selftest",
     "tuf.ngclient",
     "cryptography.hazmat.primitives.asymmetric.ed25519",
 )
@@ -134,9 +134,9 @@ def read_configuration(config: Path) -> None:
 
 def probe_cameras(config: Path) -> None:
     """Raises Unfit or AgentError for a camera that this installation could not read, whatever state the camera is in."""
-    from bowerbird_agent.capture import kind_of, open_camera
+    from bowerbird_agent.capture.capture import kind_of, open_camera
+    from bowerbird_agent.capture.opencv_build import find_opencv
     from bowerbird_agent.config import read_config
-    from bowerbird_agent.opencv_build import find_opencv
 
     for camera in read_config(config).cameras:
         kind = kind_of(camera.source)

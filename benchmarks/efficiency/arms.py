@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.novelty import Fingerprint, distances
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.select import Candidate, Selector
-from bowerbird_agent.uncertainty import (
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.selection.novelty import Fingerprint, distances
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Candidate, Selector
+from bowerbird_agent.selection.uncertainty import (
     binary_entropy,
     largest_of_overlapping,
     pairwise_iou,

@@ -26,8 +26,8 @@ import numpy as np
 import yaml
 
 from bowerbird_models.runtimes import RuntimeOptions, open_model
-from bowerbird_server.evaluate import Evaluation, EvaluationFrame, evaluate_model
-from bowerbird_server.train import TrainingRequest, TrainingResult, run_training
+from bowerbird_server.training.evaluate import Evaluation, EvaluationFrame, evaluate_model
+from bowerbird_server.training.train import TrainingRequest, TrainingResult, run_training
 from efficiency import arms
 
 if TYPE_CHECKING:
@@ -354,7 +354,7 @@ def _name(arm: str) -> str:
 
 def _policy_text(arm: str) -> str:
     """What an arm's policy is, so that a change of it is another row."""
-    from bowerbird_agent.policy import Policy
+    from bowerbird_agent.selection.policy import Policy
 
     name = _name(arm)
     if name not in arms.POLICIES:

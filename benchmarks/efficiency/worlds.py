@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 import yaml
 
-from bowerbird_agent.encode import encode_image
+from bowerbird_agent.storing.encode import encode_image
 from bowerbird_models.mot import read_mot
 from bowerbird_models.scenes import CLASS_NAMES, SceneStream
 

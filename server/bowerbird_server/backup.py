@@ -25,16 +25,16 @@ from bowerbird_server.blobs import LocalBlobs, sync_folder
 from bowerbird_server.catalogue import accounts, campaigns, device_config, fleet, frames, kept
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.catalogue.identity import forget_tokens
-from bowerbird_server.catalogue_rebuild import read_records
-from bowerbird_server.catalogue_verify import verify_rows
+from bowerbird_server.catalogue.rebuild import read_records
+from bowerbird_server.catalogue.record_keeping import keep_records
+from bowerbird_server.catalogue.verify import verify_rows
 from bowerbird_server.config import CONFIG_NAME
-from bowerbird_server.deletion_log import NAME as LOG_NAME
-from bowerbird_server.deletion_log import DeletionLog
-from bowerbird_server.erase import replay
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.record_keeping import keep_records
-from bowerbird_server.repository import raise_later
+from bowerbird_server.privacy.deletion_log import NAME as LOG_NAME
+from bowerbird_server.privacy.deletion_log import DeletionLog
+from bowerbird_server.privacy.erase import replay
+from bowerbird_server.releases.repository import raise_later
 from bowerbird_server.sealed import seal, unseal
 from bowerbird_server.site import Site
 

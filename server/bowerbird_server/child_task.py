@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TextIO
 
-from bowerbird_server.dataset_check import NoLabels
 from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
+from bowerbird_server.training.dataset_check import NoLabels
 
 Task = Callable[[dict[str, Any], TextIO], dict[str, Any]]
 

@@ -21,8 +21,8 @@ from bowerbird_server.errors import EnvironmentFault
 MODULES = (
     "bowerbird_server.supervisor",
     "bowerbird_server.cli.app",
-    "bowerbird_server.delivery",
-    "bowerbird_server.ingest",
+    "bowerbird_server.fleet.delivery",
+    "bowerbird_server.ingest.ingest",
     "bowerbird_server.scheduler",
     "bowerbird_server.web.app",
     "bowerbird_models.onnx_detector",

@@ -11,21 +11,22 @@ import logging
 import threading
 from datetime import UTC, datetime
 
-from bowerbird_server import readers, retention
-from bowerbird_server.batch import open_batch, plan_batch
+from bowerbird_server.access import readers
+from bowerbird_server.batches.batch import open_batch, plan_batch
+from bowerbird_server.batches.looking import try_to_look
 from bowerbird_server.catalogue import Row, batches, fleet, frames, rollouts, second_looks
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
-from bowerbird_server.erase import finish_all
+from bowerbird_server.catalogue.record_keeping import keep_records
 from bowerbird_server.errors import ServerError
-from bowerbird_server.looking import try_to_look
+from bowerbird_server.fleet.provision import broker_of
 from bowerbird_server.loop import LoopFacts, Step, next_step
-from bowerbird_server.provision import broker_of
-from bowerbird_server.record_keeping import keep_records
-from bowerbird_server.registry import open_repository, publish
+from bowerbird_server.privacy import retention
+from bowerbird_server.privacy.erase import finish_all
+from bowerbird_server.releases.registry import open_repository, publish
 from bowerbird_server.site import Site
-from bowerbird_server.snapshot import take_snapshot
-from bowerbird_server.training_runs import carry_out, queue_run
+from bowerbird_server.training.snapshot import take_snapshot
+from bowerbird_server.training.training_runs import carry_out, queue_run
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bowerbird_server.broker import find_program
+from bowerbird_server.broker.embedded import find_program
 from bowerbird_server.config import WebConfig
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.layout import DataFolder

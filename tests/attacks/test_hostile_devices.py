@@ -16,8 +16,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bowerbird_server.catalogue import Catalogue, fleet, rollouts
-from bowerbird_server.delivery import Delivery
-from bowerbird_server.offers import BlockQueue
+from bowerbird_server.fleet.delivery import Delivery
+from bowerbird_server.fleet.offers import BlockQueue
 from bowerbird_server.scheduler import _has_sent_all
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app

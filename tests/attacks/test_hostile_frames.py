@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from bowerbird_server.arrival import Accepted, Rejected, judge
 from bowerbird_server.catalogue import fleet
-from bowerbird_server.chunks import ChunkStore, NotTheMessage, TransferKey
+from bowerbird_server.ingest.arrival import Accepted, Rejected, judge
+from bowerbird_server.ingest.chunks import ChunkStore, NotTheMessage, TransferKey
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.frame_messages import frame_message, jpeg

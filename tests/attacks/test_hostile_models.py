@@ -16,9 +16,9 @@ from bowerbird_models.errors import UnsupportedModel
 from bowerbird_models.manifest import PackageFile
 from bowerbird_models.onnx_file import MAX_DEPTH, check_self_contained
 from bowerbird_models.package import PackageOnDisk, build_package
-from bowerbird_server import registry
 from bowerbird_server.errors import BadInput
-from bowerbird_server.registry import import_model
+from bowerbird_server.releases import registry
+from bowerbird_server.releases.registry import import_model
 from bowerbird_server.site import Site
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_testing.update_device import UpdateDevice

@@ -13,18 +13,18 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.identity import store_identity
-from bowerbird_agent.report_signing import ReportSigner
+from bowerbird_agent.identity.identity import store_identity
+from bowerbird_agent.identity.report_signing import ReportSigner
 from bowerbird_server.catalogue import Catalogue, fleet, rollouts
 from bowerbird_server.catalogue import identity as rows
-from bowerbird_server.delivery import Delivery
+from bowerbird_server.fleet.delivery import Delivery
+from bowerbird_server.fleet.offers import BlockQueue
+from bowerbird_server.fleet.rollout import Settings
 from bowerbird_server.identity.authority import Authority, key_pem
 from bowerbird_server.identity.claims import Claims
 from bowerbird_server.identity.issuer import OwnIssuer
 from bowerbird_server.identity.report_check import signs_reports
 from bowerbird_server.identity.tokens import new_token, token_hash
-from bowerbird_server.offers import BlockQueue
-from bowerbird_server.rollout import Settings
 from bowerbird_testing.claimant import Claimant
 from bowerbird_wire.claim import Answer
 from bowerbird_wire.codec import encode

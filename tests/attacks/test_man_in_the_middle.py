@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.claim_client import ClaimFault
-from bowerbird_agent.enrolment import EnrolmentRefused, bundle_of_text, enrol, read_bundle
+from bowerbird_agent.identity.claim_client import ClaimFault
+from bowerbird_agent.identity.enrolment import EnrolmentRefused, bundle_of_text, enrol, read_bundle
 from bowerbird_server.identity.authority import Authority
 from bowerbird_testing.claim_site import claim_site
 from bowerbird_testing.free_client import FreeClient

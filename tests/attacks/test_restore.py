@@ -9,6 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
+from bowerbird_server.access.roles import Role, Sites
 from bowerbird_server.backup import back_up, restore
 from bowerbird_server.catalogue import accounts, fleet, sessions
 from bowerbird_server.catalogue import identity as rows
@@ -20,7 +21,6 @@ from bowerbird_server.identity.claims import Claims
 from bowerbird_server.identity.issuer import OwnIssuer
 from bowerbird_server.identity.states import Happening
 from bowerbird_server.identity.tokens import new_token, token_hash
-from bowerbird_server.roles import Role, Sites
 from bowerbird_server.site import Site
 from bowerbird_testing.claimant import Claimant
 from bowerbird_wire.claim import Answer

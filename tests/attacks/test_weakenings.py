@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_server.broker import find_program
+from bowerbird_server.broker.embedded import find_program
 from bowerbird_testing.weakenings import WEAKENINGS, Weakening
 
 TESTS = Path(__file__).parents[1]
@@ -73,4 +73,4 @@ def test_a_table_that_the_code_has_left_behind_is_an_error() -> None:
     from bowerbird_testing.weakenings import source_of, weakened_source
 
     with pytest.raises(ValueError, match="must follow the code"):
-        weakened_source([("there is no such line", "")], source_of("bowerbird_server.offers"))
+        weakened_source([("there is no such line", "")], source_of("bowerbird_server.fleet.offers"))

@@ -18,12 +18,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bowerbird_agent.launch import EXIT_RESTART, Launch
-from bowerbird_agent.model_store import ModelStore
-from bowerbird_agent.update_runner import RunnerSettings, UpdateRunner
-from bowerbird_agent.updater import State, Subject
+from bowerbird_agent.updates.launch import EXIT_RESTART, Launch
+from bowerbird_agent.updates.model_store import ModelStore
+from bowerbird_agent.updates.runner import RunnerSettings, UpdateRunner
+from bowerbird_agent.updates.updater import State, Subject
 from bowerbird_models.manifest import Probation
-from bowerbird_server.repository_files import answer
+from bowerbird_server.releases.repository_files import answer
 from bowerbird_wire.codec import decode
 from bowerbird_wire.messages import BlockRequest, Job, Report
 

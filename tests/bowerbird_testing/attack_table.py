@@ -72,7 +72,7 @@ _RELEASE, _PEOPLE, _MIDDLE = (
 )
 _REQUEST = f"{_CLAIMS}test_a_request_that_wants_too_much_is_refused_by_name_and_the_token_stays_good"
 _RELEASES = "bowerbird_models.agent_release"
-_ERASURE = "bowerbird_server.erase"
+_ERASURE = "bowerbird_server.privacy.erase"
 
 OF_IDENTITY: tuple[Attack, ...] = (
     Attack(

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from bowerbird_server.fleet.provision import broker_table
 from bowerbird_server.identity import service
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.invitations import Invitation, Wanted, invite
 from bowerbird_server.identity.place import listener_address
-from bowerbird_server.provision import broker_table
 from bowerbird_server.site import Site
 
 CAMERA = {"name": "gate", "source": "synthetic:?seed=1", "pace": "realtime"}

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
-from bowerbird_agent.broker_tls import make_context
 from bowerbird_agent.config import BrokerConfig
+from bowerbird_agent.link.broker_tls import make_context
 from bowerbird_testing.frames import make_frame
 from bowerbird_testing.uploading_device import UploadingDevice
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from bowerbird_agent.hour_counts import HourCounts
+from bowerbird_agent.health.hour_counts import HourCounts
 from bowerbird_models.detections import Detections
 from bowerbird_wire.histograms import HOUR_MS, CameraHour
 

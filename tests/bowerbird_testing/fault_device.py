@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bowerbird_agent.errors import SpoolError
-from bowerbird_agent.spool import Spool
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_testing.uploading_device import uploading
 from bowerbird_wire.codec import frame_id
 from bowerbird_wire.messages import FrameHeader

@@ -19,7 +19,12 @@ from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["bowerbird_server.ingest", "bowerbird_server.delivery", "bowerbird_agent.mqtt_link", "bowerbird_agent.upload_runner"]
+    [
+        "bowerbird_server.ingest.ingest",
+        "bowerbird_server.fleet.delivery",
+        "bowerbird_agent.link.mqtt_link",
+        "bowerbird_agent.link.upload_runner",
+    ]
 )
 
 
@@ -64,9 +69,9 @@ def running(log: Path, function: Callable[..., None], *arguments: Any) -> Iterat
 def ingest(data: str, host: str, port: int, point: str, group: int, worker: int, workers: int, told: str) -> None:
     """An ingest process that kills itself at `point` of its n-th group of frames, and first says in the file `told` how many messages
     it held; without a point it runs until it is killed."""
-    from bowerbird_server import ingest as product
-    from bowerbird_server.broker import BrokerAddress
-    from bowerbird_server.ingest_share import Share
+    from bowerbird_server.broker.embedded import BrokerAddress
+    from bowerbird_server.ingest import ingest as product
+    from bowerbird_server.ingest.share import Share
     from bowerbird_server.layout import DataFolder
 
     left, held = group, 0
@@ -93,8 +98,8 @@ def ingest(data: str, host: str, port: int, point: str, group: int, worker: int,
 
 def delivery(data: str, host: str, port: int) -> None:
     """A delivery process."""
-    from bowerbird_server import delivery as product
-    from bowerbird_server.broker import BrokerAddress
+    from bowerbird_server.broker.embedded import BrokerAddress
+    from bowerbird_server.fleet import delivery as product
     from bowerbird_server.layout import DataFolder
 
     product.run(DataFolder(Path(data)), BrokerAddress(host, port), threading.Event())

@@ -17,10 +17,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from bowerbird_agent.spool import Spool
-from bowerbird_server import ingest
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_agent.spool.spool import Spool
+from bowerbird_server.broker.embedded import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet
+from bowerbird_server.ingest import ingest
 from bowerbird_server.layout import DataFolder
 from bowerbird_testing import account_checker, fault_processes
 from bowerbird_testing.broker import Mosquitto

@@ -15,8 +15,8 @@ import paho.mqtt.client as mqtt
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.mqtt_session import new_client
+from bowerbird_server.broker.address import BrokerAddress
+from bowerbird_server.broker.mqtt_session import new_client
 from bowerbird_wire.tls_faults import tls_fault
 
 

@@ -31,7 +31,7 @@ _INSTRUMENTED = (
         "bowerbird_models.metadata",
         "bowerbird_models.onnx_file",
     ),
-    *("bowerbird_server.arrival", "bowerbird_server.identity.requests", "bowerbird_server.image_header"),
+    *("bowerbird_server.ingest.arrival", "bowerbird_server.identity.requests", "bowerbird_server.ingest.image_header"),
     *("bowerbird_server.labelling.coco_files", "bowerbird_server.labelling.yolo_files"),
 )
 _SPECIAL = (

@@ -40,13 +40,13 @@ def device_targets() -> dict[str, Target]:
     from bowerbird_wire.codec import decode
 
     def wish(data: bytes) -> object:
-        """As `control.py`, `remote_runner.py` and `inference.py` do it."""
-        from bowerbird_agent.boost import BoostWatch
-        from bowerbird_agent.calibration_book import CalibrationBook
-        from bowerbird_agent.campaign import Lifetime, Term
+        """As `control.py`, `remote/runner.py` and `inference.py` do it."""
         from bowerbird_agent.config import parse_config, parse_wished
         from bowerbird_agent.errors import ConfigError
-        from bowerbird_agent.fleet_novelty import fleet_novelty
+        from bowerbird_agent.selection.boost import BoostWatch
+        from bowerbird_agent.selection.calibration_book import CalibrationBook
+        from bowerbird_agent.selection.campaign import Lifetime, Term
+        from bowerbird_agent.selection.fleet_novelty import fleet_novelty
         from bowerbird_wire.messages import Desired
 
         desired = decode(Desired, data)
@@ -78,7 +78,7 @@ def device_targets() -> dict[str, Target]:
     def sketch(data: bytes) -> object:
         import numpy as np
 
-        from bowerbird_agent.fleet_novelty import FleetNovelty
+        from bowerbird_agent.selection.fleet_novelty import FleetNovelty
         from bowerbird_wire.fleet_sketch import decode as read_sketch
 
         found = read_sketch(data)
@@ -112,7 +112,7 @@ def device_targets() -> dict[str, Target]:
 
     def transfer(data: bytes) -> object:
         """Messages one behind the other, each with its length; whatever comes, no block lies outside of the file."""
-        from bowerbird_agent.update_fetcher import Transfer
+        from bowerbird_agent.updates.fetcher import Transfer
         from bowerbird_wire.messages import Block
 
         taking = Transfer("metadata/timestamp.json", 100_000)
@@ -125,7 +125,7 @@ def device_targets() -> dict[str, Target]:
         return taking.is_done
 
     def last_words(data: bytes) -> object:
-        from bowerbird_agent.selftest import verdict_of
+        from bowerbird_agent.updates.selftest import verdict_of
 
         return verdict_of(data, 0)
 

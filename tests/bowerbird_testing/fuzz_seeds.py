@@ -31,8 +31,8 @@ from joserfc.jwk import OKPKey
 from bowerbird_models.manifest import canonical_json
 from bowerbird_models.package import build_package
 from bowerbird_models.signing import sign_job
+from bowerbird_server.catalogue.records import HEADERS_MAGIC, encode_fact, encode_headers
 from bowerbird_server.identity.authority import Authority
-from bowerbird_server.records import HEADERS_MAGIC, encode_fact, encode_headers
 from bowerbird_testing.claimant import make_request
 from bowerbird_testing.fuzz import CORPUS
 from bowerbird_testing.fuzz_device_targets import DEVICE, NOW_MS, director
@@ -184,7 +184,7 @@ def _releases() -> dict[str, dict[str, bytes]]:
     if importlib.util.find_spec("bowerbird_models.agent_release") is None:
         return {}
     from bowerbird_models.agent_release import LOCK
-    from bowerbird_server.agent_archive import pack
+    from bowerbird_server.releases.agent_archive import pack
     from bowerbird_testing.agent_releases import make_release
 
     with tempfile.TemporaryDirectory() as folder:

@@ -28,19 +28,19 @@ def site_targets() -> dict[str, Target]:
         return path
 
     def headers(data: bytes) -> object:
-        from bowerbird_server.records import decode_headers
+        from bowerbird_server.catalogue.records import decode_headers
 
         return decode_headers(data)
 
     def fact(data: bytes) -> object:
-        from bowerbird_server.records import decode_fact
+        from bowerbird_server.catalogue.records import decode_fact
 
         return decode_fact(data)
 
     def deletions(data: bytes) -> object:
         from bowerbird_server.catalogue.erasures import Criteria
-        from bowerbird_server.deletion_log import DeletionLog
         from bowerbird_server.identity.states import State
+        from bowerbird_server.privacy.deletion_log import DeletionLog
 
         entries = DeletionLog(file_of(data, "deletions.jsonl")).read()
         for entry in entries:  # what `erase.replay` takes without asking
@@ -81,8 +81,8 @@ def site_targets() -> dict[str, Target]:
 
     def vouched(data: bytes) -> object:
         """The token's and the keys' JSON, as a provider would answer; nothing that is made up vouches for anybody."""
+        from bowerbird_server.access.oidc import Attempt, Provider
         from bowerbird_server.config import OidcConfig
-        from bowerbird_server.oidc import Attempt, Provider
 
         token, _, keys = data.partition(b"\n")
         config = OidcConfig(

@@ -80,7 +80,7 @@ def _wire() -> dict[str, Target]:
         return found
 
     def offer(data: bytes) -> object:
-        from bowerbird_server.incoming import _checked_offer
+        from bowerbird_server.ingest.incoming import _checked_offer
 
         return encode(_checked_offer(decode(Offer, data)))
 
@@ -189,7 +189,7 @@ def _identity() -> dict[str, Target]:
         return found
 
     def setup(data: bytes) -> object:
-        from bowerbird_agent.enrolment import completed
+        from bowerbird_agent.identity.enrolment import completed
 
         begun = Bundle("", "token", ["https://127.0.0.1:1"], "", "", "")
         return agent_toml(completed(begun, from_json(Answer, data)), "dev-1")
@@ -204,7 +204,7 @@ def _identity() -> dict[str, Target]:
     def broker_log(data: bytes) -> object:
         from datetime import UTC, datetime
 
-        from bowerbird_server.broker_refusals import refusals
+        from bowerbird_server.broker.refusals import refusals
 
         return refusals(data.decode(errors="replace").splitlines(), now=datetime.fromtimestamp(1_795_842_700, tz=UTC))
 
@@ -296,7 +296,7 @@ class _OneFrame:
 
 def _server() -> dict[str, Target]:
     from bowerbird_server.errors import BadInput
-    from bowerbird_server.image_header import NotAnImage, image_size, is_upright
+    from bowerbird_server.ingest.image_header import NotAnImage, image_size, is_upright
     from bowerbird_server.labelling import coco_files
     from bowerbird_server.labelling.file_faults import BadLabelFiles
     from bowerbird_server.labelling.yolo_files import read_boxes, read_names
@@ -340,7 +340,7 @@ def _server() -> dict[str, Target]:
         return [str(fault) for fault in faults]
 
     def arrival(data: bytes) -> object:
-        from bowerbird_server.arrival import judge
+        from bowerbird_server.ingest.arrival import judge
 
         return judge("bowerbird/v1/demo/up/cam-01/frame", data, {"cam-01": "demo"})
 
@@ -351,16 +351,16 @@ def _server() -> dict[str, Target]:
         "coco": Target(coco, (BadLabelFiles,)),
         "arrival": Target(arrival, ()),
     }
-    if importlib.util.find_spec("bowerbird_server.agent_archive") is not None:
-        from bowerbird_server.agent_archive import unpack
+    if importlib.util.find_spec("bowerbird_server.releases.agent_archive") is not None:
+        from bowerbird_server.releases.agent_archive import unpack
 
         def archive(data: bytes) -> object:
             with tempfile.TemporaryDirectory(dir=scratch) as place:
                 return unpack(file_of(data, "release.tar"), Path(place) / "out")
 
         out["agent-archive"] = Target(archive, (BadInput,))
-    if importlib.util.find_spec("bowerbird_server.image_metadata") is not None:
-        from bowerbird_server.image_metadata import without_metadata
+    if importlib.util.find_spec("bowerbird_server.ingest.image_metadata") is not None:
+        from bowerbird_server.ingest.image_metadata import without_metadata
 
         def clean(data: bytes) -> object:
             try:

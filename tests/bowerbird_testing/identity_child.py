@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bowerbird_agent import claim_client
+from bowerbird_agent.identity import claim_client
 
 
 def die_before(step: int) -> None:
@@ -60,11 +60,11 @@ def main(argv: list[str]) -> None:
     """Run it."""
     die_before(int(argv[-1]))
     if argv[0] == "enrol":
-        from bowerbird_agent.enrolment import enrol, read_bundle
+        from bowerbird_agent.identity.enrolment import enrol, read_bundle
 
         enrol(read_bundle(Path(argv[1])), Path(argv[2]), version="0.1.0")
     else:
-        from bowerbird_agent.renewal import renew
+        from bowerbird_agent.identity.renewal import renew
 
         renew(Path(argv[1]))
 

@@ -12,9 +12,9 @@ import os
 import sys
 from pathlib import Path
 
-from bowerbird_agent.enrolment import enrol, read_bundle
-from bowerbird_agent.identity import load_identity
-from bowerbird_agent.renewal import renew
+from bowerbird_agent.identity.enrolment import enrol, read_bundle
+from bowerbird_agent.identity.identity import load_identity
+from bowerbird_agent.identity.renewal import renew
 
 
 def live(bundle: Path, root: Path, notes: Path) -> None:

@@ -13,9 +13,9 @@ import sys
 import threading
 from pathlib import Path
 
-from bowerbird_server import ingest
-from bowerbird_server.broker import BrokerAddress
-from bowerbird_server.ingest_share import Share
+from bowerbird_server.broker.embedded import BrokerAddress
+from bowerbird_server.ingest import ingest
+from bowerbird_server.ingest.share import Share
 from bowerbird_server.layout import DataFolder
 
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.select import Candidate, Judgement, Selector, WindowResult
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.selection.select import Candidate, Judgement, Selector, WindowResult
 from bowerbird_models.detections import Detections
 
 if TYPE_CHECKING:

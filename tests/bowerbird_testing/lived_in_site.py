@@ -13,22 +13,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from bowerbird_server.broker.mqtt_session import Arrived, Event
 from bowerbird_server.catalogue import Row, fleet
 from bowerbird_server.catalogue import identity as identity_rows
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.datasets import assign_scene
-from bowerbird_server.chunks import ChunkStore
-from bowerbird_server.dataset_import import import_frames
-from bowerbird_server.dead_letters import DeadLetters
+from bowerbird_server.catalogue.record_keeping import delete_frames, keep_records
 from bowerbird_server.identity.states import Happening
-from bowerbird_server.ingest import Ingest
+from bowerbird_server.ingest.chunks import ChunkStore
+from bowerbird_server.ingest.dead_letters import DeadLetters
+from bowerbird_server.ingest.ingest import Ingest
 from bowerbird_server.labelling.backend import Box, submit_label
-from bowerbird_server.mqtt_session import Arrived, Event
-from bowerbird_server.record_keeping import delete_frames, keep_records
-from bowerbird_server.registry import register_model
+from bowerbird_server.releases.registry import register_model
 from bowerbird_server.site import Site
-from bowerbird_server.snapshot import take_snapshot
+from bowerbird_server.training.dataset_import import import_frames
+from bowerbird_server.training.snapshot import take_snapshot
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_wire.codec import encode_frame

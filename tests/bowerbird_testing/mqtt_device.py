@@ -13,7 +13,7 @@ from collections.abc import Callable
 import paho.mqtt.client as mqtt
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bowerbird_server.broker_address import BrokerAddress
+from bowerbird_server.broker.address import BrokerAddress
 from bowerbird_wire.codec import decode, encode_frame
 from bowerbird_wire.messages import FrameMessage, Receipt
 from bowerbird_wire.topics import FrameTopic, ReceiptTopic

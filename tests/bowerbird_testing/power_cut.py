@@ -126,7 +126,7 @@ def shim_environment(library: Path, *, control: Path, root: Path, shadow: Path, 
 
 def work_a_spool(root: Path, beside: Path) -> None:
     """Everything that a spool does, with a note outside of it of each promise, before or after as it must be."""
-    from bowerbird_agent.spool import MIN_SPOOL_BYTES, FrameState, Spool
+    from bowerbird_agent.spool.spool import MIN_SPOOL_BYTES, FrameState, Spool
     from bowerbird_testing.fault_device import captured
     from bowerbird_wire.messages import Receipt
 
@@ -161,7 +161,7 @@ def work_a_spool(root: Path, beside: Path) -> None:
 
 
 def _weaken(how: str) -> None:
-    from bowerbird_agent import spool_files
+    from bowerbird_agent.spool import files as spool_files
 
     if how == "no fsync of the file":
         synced = spool_files.FrameFiles._sync_folder

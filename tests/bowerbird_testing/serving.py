@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
-from bowerbird_server import web_server
 from bowerbird_server.config import WebConfig
-from bowerbird_server.endpoint import WebEndpoint
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.web_certificate import certificate_of
+from bowerbird_server.web import server as web_server
+from bowerbird_server.web.certificate import certificate_of
+from bowerbird_server.web.endpoint import WebEndpoint
 
 
 @contextmanager

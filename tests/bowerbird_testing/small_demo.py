@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bowerbird_agent.spool_index import Ledger, ledger_of
+from bowerbird_agent.spool.index import Ledger, ledger_of
 from bowerbird_server.config import TrainingConfig
 from bowerbird_server.demo import run as demo_run
 from bowerbird_server.demo.founding import import_world, keep_first_model, kept_first_model
-from bowerbird_server.recipes import Recipe
+from bowerbird_server.demo.recipes import Recipe
 from bowerbird_server.site import Site
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 

@@ -15,10 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bowerbird_agent import spool_recovery
-from bowerbird_agent.spool import FrameState, Spool
-from bowerbird_agent.spool_files import FrameFiles
-from bowerbird_agent.spool_index import SpoolIndex
+from bowerbird_agent.spool import recovery as spool_recovery
+from bowerbird_agent.spool.files import FrameFiles
+from bowerbird_agent.spool.index import SpoolIndex
+from bowerbird_agent.spool.spool import FrameState, Spool
 from bowerbird_testing.frames import make_frame
 from bowerbird_wire.messages import Receipt
 

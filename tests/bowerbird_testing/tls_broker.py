@@ -14,8 +14,8 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bowerbird_server.broker import EmbeddedBroker
-from bowerbird_server.broker_address import BrokerAddress, write_private
+from bowerbird_server.broker.address import BrokerAddress, write_private
+from bowerbird_server.broker.embedded import EmbeddedBroker
 from bowerbird_server.identity.authority import Authority, key_pem
 from bowerbird_server.supervisor import die_with_parent
 from bowerbird_testing.mqtt_device import wait_until

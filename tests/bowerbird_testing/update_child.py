@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bowerbird_agent.updater import TERMINAL, State
-from bowerbird_server.repository_files import answer
+from bowerbird_agent.updates.updater import TERMINAL, State
+from bowerbird_server.releases.repository_files import answer
 from bowerbird_testing.update_device import UpdateDevice
 from bowerbird_wire.codec import decode
 from bowerbird_wire.messages import BlockRequest, Job, Report

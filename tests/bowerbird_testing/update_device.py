@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from bowerbird_agent.model_store import ModelSlot, ModelStore
-from bowerbird_agent.update_runner import RunnerSettings, UpdateRunner
+from bowerbird_agent.updates.model_store import ModelSlot, ModelStore
+from bowerbird_agent.updates.runner import RunnerSettings, UpdateRunner
 from bowerbird_models.errors import ModelError
 from bowerbird_models.manifest import Probation
 from bowerbird_models.onnx_detector import OnnxDetector

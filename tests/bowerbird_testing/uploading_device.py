@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bowerbird_agent.budget import ByteLimits
-from bowerbird_agent.budget_note import restore_budget
-from bowerbird_agent.mqtt_link import BrokerSettings, LinkEvent, MqttLink
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.upload_limits import UploadLimits
-from bowerbird_agent.upload_runner import UploadRunner
+from bowerbird_agent.budget.budget import ByteLimits
+from bowerbird_agent.budget.budget_note import restore_budget
+from bowerbird_agent.link.mqtt_link import BrokerSettings, LinkEvent, MqttLink
+from bowerbird_agent.link.upload_limits import UploadLimits
+from bowerbird_agent.link.upload_runner import UploadRunner
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_wire.messages import Status
 
 QUICK = UploadLimits(receipt_timeout_s=1.0, resend_s=0.2, resend_max_s=1.0, retry_s=0.05)

@@ -155,13 +155,13 @@ WEAKENINGS: tuple[Weakening, ...] = (
     # -- the board
     Weakening(
         "the pin of a bundle is not checked",
-        "bowerbird_agent.enrolment",
+        "bowerbird_agent.identity.enrolment",
         [("    if pin_of(bundle.ca) != bundle.pin:\n", "    if False:\n")],
         [f"{_ENROL}test_a_bundle_whose_ca_was_swapped_is_noticed_by_its_pin"],
     ),
     Weakening(
         "the pin of a text is not checked",
-        "bowerbird_agent.claim_client",
+        "bowerbird_agent.identity.claim_client",
         [("    if pin_of(ca_pem) != pin:\n", "    if False:\n")],
         [
             "integration/test_enrol_by_text.py::test_a_pin_that_is_another_sites_is_refused_before_anything_is_told",
@@ -170,7 +170,7 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "a board believes any server",
-        "bowerbird_agent.claim_client",
+        "bowerbird_agent.identity.claim_client",
         [
             (
                 "    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)\n",
@@ -182,7 +182,7 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "a board believes whatever a public authority signed",
-        "bowerbird_agent.claim_client",
+        "bowerbird_agent.identity.claim_client",
         [
             (
                 "    context.minimum_version = ssl.TLSVersion.TLSv1_2\n",
@@ -194,14 +194,14 @@ WEAKENINGS: tuple[Weakening, ...] = (
     # -- the broker
     Weakening(
         "no access rules at the broker",
-        "bowerbird_server.broker_config",
+        "bowerbird_server.broker.config",
         [('        f"acl_file {files.rules}",\n', "")],
         [f"{_DELIVERY}test_device_reads_what_is_for_another", f"{_DELIVERY}test_device_writes_as_another"],
         slow=True,
     ),
     Weakening(
         "a device may report for every other",
-        "bowerbird_server.broker_rules",
+        "bowerbird_server.broker.rules",
         [
             (
                 '        f"topic read {CreditTopic(site)}",\n',
@@ -213,28 +213,28 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "a device may read what its site is told",
-        "bowerbird_server.broker_rules",
+        "bowerbird_server.broker.rules",
         [('f"topic read {kind(site, device)}" for kind in DOWN', 'f"topic read {kind.filter(site)}" for kind in DOWN')],
         [f"{_DELIVERY}test_device_reads_what_is_for_another"],
         slow=True,
     ),
     Weakening(
         "the broker asks for no certificate",
-        "bowerbird_server.broker_config",
+        "bowerbird_server.broker.config",
         [('"require_certificate true"', '"require_certificate false"'), ('"allow_anonymous false"', '"allow_anonymous true"')],
         [f"{_DELIVERY}test_no_certificate"],
         slow=True,
     ),
     Weakening(
         "a client says itself which session is its own",
-        "bowerbird_server.broker_config",
+        "bowerbird_server.broker.config",
         [('        "use_username_as_clientid true",\n', "")],
         [f"{_DELIVERY}test_device_takes_the_client_id_of_another"],
         slow=True,
     ),
     Weakening(
         "the deny list is not looked at when rules are made",
-        "bowerbird_server.broker",
+        "bowerbird_server.broker.embedded",
         [
             (
                 "allowed = {name: site for name, site in {**kept, **devices}.items() if name not in denied}",
@@ -246,7 +246,7 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "no limit to a packet",
-        "bowerbird_server.broker_config",
+        "bowerbird_server.broker.config",
         [('        f"max_packet_size {MAX_PACKET_BYTES}",\n', "")],
         [f"{_DELIVERY}test_packet_limit"],
         slow=True,
@@ -266,13 +266,13 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "a frame may be another device's",
-        "bowerbird_server.arrival",
+        "bowerbird_server.ingest.arrival",
         [("        if header.device != topic.device:\n", "        if False:\n")],
         ["attacks/test_hostile_frames.py::test_a_frame_in_another_devices_name_is_refused"],
     ),
     Weakening(
         "pictures of any size are taken",
-        "bowerbird_server.image_header",
+        "bowerbird_server.ingest.image_header",
         [
             ("size.width * size.height <= MAX_PIXELS", "True"),
             ("0 < size.width <= MAX_SIDE and 0 < size.height <= MAX_SIDE", "True"),
@@ -281,19 +281,19 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "parts that are not their message make a frame",
-        "bowerbird_server.chunks",
+        "bowerbird_server.ingest.chunks",
         [("        if transfer_id(bytes(message)) != key.transfer:\n", "        if False:\n")],
         ["attacks/test_hostile_frames.py::test_parts_that_are_not_what_they_were_announced_as_make_nothing"],
     ),
     Weakening(
         "requests for blocks queue without end",
-        "bowerbird_server.offers",
+        "bowerbird_server.fleet.offers",
         [("deque(maxlen=MAX_WAITING_PER_DEVICE)", "deque()")],
         ["unit/test_offers.py::test_a_flood_of_requests_is_bounded"],
     ),
     Weakening(
         "a block request names any file",
-        "bowerbird_server.repository_files",
+        "bowerbird_server.releases.repository_files",
         [("    if _PATH.fullmatch(path) is None:\n", "    if False:\n")],
         [
             "unit/test_offers.py::test_no_path_leads_out_or_to_weights",
@@ -325,7 +325,7 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "a device's words go into the log as they are",
-        "bowerbird_server.log_lines",
+        "bowerbird_server.fleet.log_lines",
         [("return text if text.isprintable() else", "return text if True else")],
         [
             "attacks/test_hostile_devices.py::test_a_device_forges_no_line_of_the_log",
@@ -389,13 +389,13 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "the audit log is not verified",
-        "bowerbird_server.event_chain",
+        "bowerbird_server.access.event_chain",
         [("        if digest_of(before, position, event) != digest:\n", "        if False:\n")],
         ["unit/test_access.py::test_an_edit_of_any_column_is_found_at_its_place"],
     ),
     Weakening(
         "an audit log that was cut is whole",
-        "bowerbird_server.event_chain",
+        "bowerbird_server.access.event_chain",
         [("    if beyond:\n", "    if False:\n")],
         ["unit/test_access.py::test_rows_cut_from_the_end_are_missed_by_an_anchor_only"],
     ),
@@ -448,17 +448,17 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "releases may fall",
-        "bowerbird_agent.update_source",
+        "bowerbird_agent.updates.source",
         [("        if release < floor:\n", "        if False:\n")],
         [f"{_UPDATE}test_a_rollback_to_an_older_release_is_refused_also_with_tufs_folder_wiped"],
-        also={"bowerbird_agent.updater": [("    if job.release < release_floor:\n", "    if False:\n")]},
+        also={"bowerbird_agent.updates.updater": [("    if job.release < release_floor:\n", "    if False:\n")]},
     ),
     Weakening(
         "a clock may be set back",
-        "bowerbird_agent.update_source",
+        "bowerbird_agent.updates.source",
         [("        if self._wall_ms() < self.time_floor_ms:\n", "        if False:\n")],
         [f"{_UPDATE}test_old_metadata_is_refused_while_the_clock_is_set_back"],
-        also={"bowerbird_agent.updater": [("    if now_ms < time_floor_ms:\n", "    if False:\n")]},
+        also={"bowerbird_agent.updates.updater": [("    if now_ms < time_floor_ms:\n", "    if False:\n")]},
     ),
     Weakening(
         "a model may keep its weights elsewhere",
@@ -492,7 +492,7 @@ WEAKENINGS: tuple[Weakening, ...] = (
     ),
     Weakening(
         "a restored site knows of no later revocation",
-        "bowerbird_server.erase",
+        "bowerbird_server.privacy.erase",
         [('    identity.shut_out_again(cat, (entry for entry in entries if entry["kind"] == "device"), actor)\n', "")],
         ["attacks/test_restore.py::test_a_device_that_was_revoked_after_the_backup_is_not_let_in_by_a_restore"],
     ),

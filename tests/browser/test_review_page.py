@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from playwright.sync_api import Page, expect
 
-from bowerbird_server.batch import build_batch
+from bowerbird_server.batches.batch import build_batch
 from bowerbird_server.catalogue.labels import labels_of, newest_label
 from bowerbird_testing.scene_frames import SceneSite
 from bowerbird_wire.messages import WireDetection

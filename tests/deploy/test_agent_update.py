@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 
 from bowerbird_models.agent_release import LOCK, SBOM
-from bowerbird_server.agent_archive import pack
+from bowerbird_server.releases.agent_archive import pack
 from bowerbird_testing.agent_releases import describe
 from bowerbird_testing.device_release import ROOT, build_wheel, fill_wheelhouse
 from bowerbird_testing.tiny_yolo import write_tiny_yolo

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from bowerbird_server.broker import BrokerAddress, EmbeddedBroker, find_program
-from bowerbird_server.broker_own import write_own_broker
-from bowerbird_server.broker_rules import access_rules
+from bowerbird_server.broker.embedded import BrokerAddress, EmbeddedBroker, find_program
+from bowerbird_server.broker.own import write_own_broker
+from bowerbird_server.broker.rules import access_rules
 from bowerbird_server.config import load_config
 from bowerbird_server.supervisor import die_with_parent
 from bowerbird_testing.broker import free_port

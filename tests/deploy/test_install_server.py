@@ -105,7 +105,7 @@ def test_an_update_a_bad_release_and_the_way_back_that_is_refused_where_data_wou
 
     broken = tmp_path / "broken"
     broken.mkdir()
-    bad = build_wheel(broken, version="8.3.0", missing="server/bowerbird_server/delivery.py")
+    bad = build_wheel(broken, version="8.3.0", missing="server/bowerbird_server/fleet/delivery.py")
     done = run(*options, "--wheel", bad)
     assert done.returncode == 1
     assert "was not made current; 8.2.0" in done.stderr

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bowerbird_models.agent_release import load_release, read_lock
-from bowerbird_server.agent_archive import unpack
+from bowerbird_server.releases.agent_archive import unpack
 from bowerbird_testing.device_release import ROOT
 
 pytestmark = [pytest.mark.xdist_group("install"), pytest.mark.timeout(600)]

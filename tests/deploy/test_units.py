@@ -75,7 +75,7 @@ def test_the_agent_may_open_cameras_and_no_other_device() -> None:
 
 
 def test_the_start_commands_are_commands_that_exist() -> None:
-    from bowerbird_agent.cli import _parser
+    from bowerbird_agent.cli.app import _parser
 
     started = {unit: re.search(r"^ExecStart=(\S+) (.*)", (SYSTEMD / unit).read_text(), re.MULTILINE) for unit in UNITS}
     agent, server = started[UNITS[0]], started[UNITS[1]]

@@ -20,15 +20,15 @@ from typing import Any
 import pytest
 
 from bowerbird_agent import state_format
-from bowerbird_agent.spool import Spool
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_agent.state_format import StateTooNew, check_state, claim_state
-from bowerbird_agent.update_state import UpdateState
-from bowerbird_agent.updater import Record, State, Subject
+from bowerbird_agent.updates.state import UpdateState
+from bowerbird_agent.updates.updater import Record, State, Subject
 from bowerbird_server.catalogue import Catalogue, rollouts
 from bowerbird_server.catalogue.fleet import add_device
 from bowerbird_server.errors import EnvironmentFault
 from bowerbird_server.install_check import main as server_check
-from bowerbird_server.repository import Repository
+from bowerbird_server.releases.repository import Repository
 from bowerbird_server.site import Site
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.agent_releases import make_release
@@ -139,7 +139,7 @@ def test_an_update_repository_of_an_earlier_version_gets_a_role_for_the_agent_an
     kept: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom bowerbird_server.repository import Repository\n"
+        "import sys\nfrom pathlib import Path\nfrom bowerbird_server.releases.repository import Repository\n"
         "Repository(Path(sys.argv[1]) / 'repository', Path(sys.argv[1]) / 'keys').create()\n"
     )
     assert (done := older(kept, code, tmp_path)).returncode == 0, done.stderr
@@ -169,7 +169,7 @@ def test_the_earlier_agent_reads_what_this_one_has_written(kept: Path) -> None:
     done = older(
         kept,
         "import sys\nfrom pathlib import Path\n"
-        "from bowerbird_agent.spool import Spool\nfrom bowerbird_agent.update_state import UpdateState\n"
+        "from bowerbird_agent.spool.spool import Spool\nfrom bowerbird_agent.updates.state import UpdateState\n"
         "folder = Path(sys.argv[1])\n"
         "spool = Spool(folder / 'spool', max_bytes=10**9, min_free_bytes=0)\n"
         "state = UpdateState(folder / 'update')\n"

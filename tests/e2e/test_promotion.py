@@ -17,9 +17,9 @@ from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.datasets import dataset_version
 from bowerbird_server.demo import run as demo_run
 from bowerbird_server.demo.world import World
-from bowerbird_server.promotion_gate import PROFILES, compare
-from bowerbird_server.registry import import_model, publish
-from bowerbird_server.training_runs import evaluate_on, keep_verdict
+from bowerbird_server.releases.registry import import_model, publish
+from bowerbird_server.training.promotion_gate import PROFILES, compare
+from bowerbird_server.training.training_runs import evaluate_on, keep_verdict
 from bowerbird_testing.broker import mosquitto_path
 from bowerbird_testing.small_demo import (
     SMALL,

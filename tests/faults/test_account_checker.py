@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.mqtt_link import LinkEvent, Published
-from bowerbird_agent.spool import MIN_SPOOL_BYTES, FrameState, Spool
-from bowerbird_agent.spool_index import SpoolIndex
-from bowerbird_server import ingest
+from bowerbird_agent.link.mqtt_link import LinkEvent, Published
+from bowerbird_agent.spool.index import SpoolIndex
+from bowerbird_agent.spool.spool import MIN_SPOOL_BYTES, FrameState, Spool
+from bowerbird_server.ingest import ingest
 from bowerbird_testing.broker import Mosquitto, mosquitto_path
 from bowerbird_testing.fault_device import Promises, captured
 from bowerbird_testing.fault_rows import ROWS, chosen, table

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from bowerbird_models.agent_release import ReleaseOnDisk, load_release
-from bowerbird_server.repository import Repository
+from bowerbird_server.releases.repository import Repository
 from bowerbird_testing.agent_child import EXIT_RESTART, program
 from bowerbird_testing.agent_releases import CHECK_FAILS, CHECK_PASSES, describe, lock_of, write_sources, write_wheel
 from bowerbird_testing.launched import Launched

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.config import read_config
-from bowerbird_agent.enrolment import enrol, read_bundle
-from bowerbird_agent.identity import NoIdentity, load_identity
-from bowerbird_agent.renewal import renew
+from bowerbird_agent.identity.enrolment import enrol, read_bundle
+from bowerbird_agent.identity.identity import NoIdentity, load_identity
+from bowerbird_agent.identity.renewal import renew
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.catalogue import identity as rows
 from bowerbird_testing import identity_child

@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker.embedded import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet
-from bowerbird_server.ingest import POINTS
+from bowerbird_server.catalogue.records import decode_headers
+from bowerbird_server.ingest.ingest import POINTS
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.records import decode_headers
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_testing.mqtt_device import MqttDevice, wait_for_ingest, wait_until

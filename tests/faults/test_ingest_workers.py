@@ -14,13 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker.embedded import BrokerAddress
+from bowerbird_server.broker.mqtt_session import Arrived, MqttSession
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.cli.app import app
 from bowerbird_server.cli.serve import _children
-from bowerbird_server.ingest_share import Share, client_ids, give_up_unused
+from bowerbird_server.ingest.share import Share, client_ids, give_up_unused
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.mqtt_session import Arrived, MqttSession
 from bowerbird_server.site import Site
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message

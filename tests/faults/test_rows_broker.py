@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.errors import SpoolFull
-from bowerbird_agent.mqtt_link import LinkDown, LinkUp, Published
-from bowerbird_agent.spool import FrameState
-from bowerbird_server import ingest
+from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, Published
+from bowerbird_agent.spool.spool import FrameState
+from bowerbird_server.ingest import ingest
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.fault_device import Promises, captured
 from bowerbird_testing.fault_rows import row

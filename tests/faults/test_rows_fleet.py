@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bowerbird_agent.mqtt_link import BrokerSettings, LinkDown, LinkUp, MqttLink
-from bowerbird_server.broker import SERVER_USER, BrokerAddress, access_rules
+from bowerbird_agent.link.mqtt_link import BrokerSettings, LinkDown, LinkUp, MqttLink
+from bowerbird_server.broker.embedded import SERVER_USER, BrokerAddress, access_rules
 from bowerbird_server.identity.authority import Authority, key_pem
 from bowerbird_testing import fault_processes
 from bowerbird_testing.broker import Mosquitto, free_port

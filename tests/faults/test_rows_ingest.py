@@ -13,11 +13,11 @@ import cbor2
 import pytest
 
 from bowerbird_server.blobs import LocalBlobs
+from bowerbird_server.broker.mqtt_session import MqttSession
 from bowerbird_server.catalogue import Catalogue
-from bowerbird_server.ingest import DiskMarks
-from bowerbird_server.ingest_share import Share
-from bowerbird_server.mqtt_session import MqttSession
-from bowerbird_server.records import HEADERS_MAGIC, decode_headers
+from bowerbird_server.catalogue.records import HEADERS_MAGIC, decode_headers
+from bowerbird_server.ingest.ingest import DiskMarks
+from bowerbird_server.ingest.share import Share
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.fault_device import Promises, captured
 from bowerbird_testing.fault_rows import row

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from bowerbird_agent import mqtt_link
-from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn
-from bowerbird_agent.paho_client import CountingClient
-from bowerbird_agent.uploader import UploadLimits
+from bowerbird_agent.link import mqtt_link
+from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, MessageIn
+from bowerbird_agent.link.paho_client import CountingClient
+from bowerbird_agent.link.uploader import UploadLimits
 from bowerbird_testing.fault_rows import row
 from bowerbird_testing.fault_site import FaultSite
 from bowerbird_testing.mqtt_device import MqttDevice

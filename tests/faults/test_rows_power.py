@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from bowerbird_agent.spool import MIN_SPOOL_BYTES, Spool
+from bowerbird_agent.spool.spool import MIN_SPOOL_BYTES, Spool
 from bowerbird_server.catalogue import Catalogue
 from bowerbird_testing.fault_device import write_order
 from bowerbird_testing.fault_rows import row

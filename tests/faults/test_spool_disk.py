@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.errors import SpoolError, SpoolFault, SpoolFull
-from bowerbird_agent.spool import FrameState, Spool
+from bowerbird_agent.spool.spool import FrameState, Spool
 from bowerbird_testing.frames import make_frame
 from bowerbird_testing.small_disk import fill_with_other_data
 from bowerbird_testing.small_disk import small_disk as mounted

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.spool import FrameState, Spool
+from bowerbird_agent.spool.spool import FrameState, Spool
 from bowerbird_testing.spool_child import KILL_AT
 from bowerbird_wire.messages import Receipt
 

@@ -15,15 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.budget import ByteLimits
-from bowerbird_agent.mqtt_link import LinkDown, LinkUp, MessageIn
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.upload_limits import UploadLimits
-from bowerbird_server import ingest
+from bowerbird_agent.budget.budget import ByteLimits
+from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, MessageIn
+from bowerbird_agent.link.upload_limits import UploadLimits
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker.embedded import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet
-from bowerbird_server.ingest import POINTS
+from bowerbird_server.ingest import ingest
+from bowerbird_server.ingest.ingest import POINTS
 from bowerbird_server.layout import DataFolder
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message, jpeg

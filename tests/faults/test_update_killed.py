@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from bowerbird_agent.model_store import ModelStore
+from bowerbird_agent.updates.model_store import ModelStore
 from bowerbird_models.package import PackageOnDisk, build_package
-from bowerbird_server.repository import Repository
+from bowerbird_server.releases.repository import Repository
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_wire.codec import encode
 from bowerbird_wire.messages import Job

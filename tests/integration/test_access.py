@@ -17,14 +17,14 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 
 import bowerbird_server.web
-from bowerbird_server import anchors
-from bowerbird_server.batch import build_batch
+from bowerbird_server.access import anchors
+from bowerbird_server.access.roles import Role, Sites
+from bowerbird_server.access.throttle import FREE_TRIES
+from bowerbird_server.batches.batch import build_batch
 from bowerbird_server.catalogue import accounts, audit, fleet, frames, overview, rollouts
 from bowerbird_server.catalogue.scope import SHARED, THEIRS, scoped
 from bowerbird_server.catalogue.sessions import Ages
 from bowerbird_server.labelling.backend import Box, submit_label
-from bowerbird_server.roles import Role, Sites
-from bowerbird_server.throttle import FREE_TRIES
 from bowerbird_server.web.app import create_app
 from bowerbird_server.web.permissions import NEEDS
 from bowerbird_testing.scene_frames import SceneSite
@@ -493,14 +493,14 @@ def test_events_that_were_there_before_the_chain_are_in_it(tmp_path: Path) -> No
     """The migration of a catalogue of the release before."""
     from sqlite_utils import Database
 
-    from bowerbird_server.access_tables import chain_events
+    from bowerbird_server.catalogue.access_tables import chain_events
 
     db = Database(tmp_path / "old.db")
     db.execute("CREATE TABLE event (id TEXT PRIMARY KEY, at TEXT, actor TEXT, kind TEXT, subject TEXT, why TEXT)")
     for number in range(4):
         db.execute("INSERT INTO event VALUES (?, 'then', 'ada', 'k', 's', '{}')", (f"e{number}",))
     chain_events(db)
-    from bowerbird_server.event_chain import faults
+    from bowerbird_server.access.event_chain import faults
 
     rows = list(db.query("SELECT * FROM event ORDER BY position"))
     assert [row["position"] for row in rows] == [1, 2, 3, 4]

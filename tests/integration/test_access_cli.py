@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from bowerbird_server.access.roles import Role, Sites
 from bowerbird_server.catalogue import Catalogue, accounts, audit, fleet, rollouts
 from bowerbird_server.cli.app import app
 from bowerbird_server.errors import Conflict, EnvironmentFault, ServerError
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.roles import Role, Sites
 
 PASSWORD = "four random words stand"
 

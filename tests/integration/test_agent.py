@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.spool import Spool
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_models.manifest import Probation
 from bowerbird_models.package import build_package
 from bowerbird_testing.agent_process import UNSURE_BOXES, AgentProcess, write_config

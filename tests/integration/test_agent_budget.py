@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bowerbird_agent.budget import ByteLimits
-from bowerbird_agent.budget_note import BUDGET_NOTE, restore_budget
-from bowerbird_agent.spool import Spool
+from bowerbird_agent.budget.budget import ByteLimits
+from bowerbird_agent.budget.budget_note import BUDGET_NOTE, restore_budget
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_models.manifest import Probation
 from bowerbird_models.package import build_package
 from bowerbird_testing.agent_process import UNSURE_BOXES, AgentProcess, write_config

@@ -11,22 +11,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bowerbird_agent import counters as names
-from bowerbird_agent.campaign_book import CampaignBook, counter_names
-from bowerbird_agent.capture import Frame, Source, open_camera
-from bowerbird_agent.counters import Counters
-from bowerbird_agent.decision_log import DecisionLog
-from bowerbird_agent.detecting import LoadedModel
-from bowerbird_agent.encode import FrameEncoder
-from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.explain import explain
-from bowerbird_agent.inference import Inference
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.replay import Setting, replay
-from bowerbird_agent.select import Selector
-from bowerbird_agent.spool import FrameState, Spool
-from bowerbird_agent.storing import StoringThread
-from bowerbird_agent.storing_config import ImageConfig
+from bowerbird_agent.capture.capture import Frame, Source, open_camera
+from bowerbird_agent.capture.exchange import FrameExchange
+from bowerbird_agent.health import counters as names
+from bowerbird_agent.health.counters import Counters
+from bowerbird_agent.inference.detecting import LoadedModel
+from bowerbird_agent.inference.inference import Inference
+from bowerbird_agent.replay.replay import Setting, replay
+from bowerbird_agent.selection.campaign_book import CampaignBook, counter_names
+from bowerbird_agent.selection.decision_log import DecisionLog
+from bowerbird_agent.selection.explain import explain
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Selector
+from bowerbird_agent.spool.spool import FrameState, Spool
+from bowerbird_agent.storing.encode import FrameEncoder
+from bowerbird_agent.storing.storing import StoringThread
+from bowerbird_agent.storing.storing_config import ImageConfig
 from bowerbird_models.detections import Detections
 from bowerbird_models.scenes import SceneStream
 from bowerbird_wire.messages import Campaign

@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 import pytest
 
-from bowerbird_agent.opencv_build import has_gstreamer
-from bowerbird_agent.policy import STRATEGIES, Policy
+from bowerbird_agent.capture.opencv_build import has_gstreamer
+from bowerbird_agent.selection.policy import STRATEGIES, Policy
 from bowerbird_models.runtime_options import RUNTIMES
 from bowerbird_models.scenes import SceneStream
 from bowerbird_testing.agent_process import UNSURE_BOXES, AgentProcess, write_config
@@ -268,7 +268,9 @@ def test_version_and_help_are_quick_to_read() -> None:
 
 
 def test_the_command_line_starts_without_the_heavy_packages() -> None:
-    code = "import sys, bowerbird_agent.cli; print(sorted({'cv2', 'onnxruntime', 'numpy', 'paho', 'tuf'} & set(sys.modules)))"
+    code = (
+        "import sys, bowerbird_agent.cli.app; print(sorted({'cv2', 'onnxruntime', 'numpy', 'paho', 'tuf'} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

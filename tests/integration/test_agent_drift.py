@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_server import delivery
-from bowerbird_server.broker_address import BrokerAddress
+from bowerbird_server.broker.address import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, config_changes, drift_rows, fleet
-from bowerbird_server.drift import Distance, Verdict
+from bowerbird_server.drift.verdicts import Distance, Verdict
+from bowerbird_server.fleet import delivery
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.repository import Repository
+from bowerbird_server.releases.repository import Repository
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.drifting_camera import DriftingCamera

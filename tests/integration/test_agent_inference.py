@@ -12,31 +12,31 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bowerbird_agent import counters as names
-from bowerbird_agent.camera_config import CameraConfig, RedactConfig
-from bowerbird_agent.capture import Frame
+from bowerbird_agent.capture.camera_config import CameraConfig, RedactConfig
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.capture.exchange import FrameExchange
 from bowerbird_agent.config import read_config
-from bowerbird_agent.counters import Counters, SeenFrames
-from bowerbird_agent.decisions import Decision
-from bowerbird_agent.detecting import LoadedModel
 from bowerbird_agent.device import Device
 from bowerbird_agent.device_parts import DeviceParts
-from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import StageDied
-from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.explain import Explanation
-from bowerbird_agent.inference import Inference
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.redaction import redactors_of
-from bowerbird_agent.select import Selector
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.spool_index import FrameState
-from bowerbird_agent.storing import MAX_WAITING, StoringThread
-from bowerbird_agent.storing_config import ImageConfig
+from bowerbird_agent.health import counters as names
+from bowerbird_agent.health.counters import Counters, SeenFrames
+from bowerbird_agent.inference.detecting import LoadedModel
+from bowerbird_agent.inference.inference import Inference
+from bowerbird_agent.selection.decisions import Decision
+from bowerbird_agent.selection.explain import Explanation
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Selector
+from bowerbird_agent.spool.index import FrameState
+from bowerbird_agent.spool.spool import Spool
+from bowerbird_agent.storing.encode import FrameEncoder
+from bowerbird_agent.storing.redaction import redactors_of
+from bowerbird_agent.storing.storing import MAX_WAITING, StoringThread
+from bowerbird_agent.storing.storing_config import ImageConfig
 from bowerbird_models.detections import Detections
 from bowerbird_models.errors import ModelOutputError
 from bowerbird_models.scenes import SceneStream
-from bowerbird_server.fleet_sketch import make_sketch
+from bowerbird_server.fleet.fleet_sketch import make_sketch
 from bowerbird_testing.agent_process import write_config
 from bowerbird_testing.broker import free_port
 from bowerbird_wire.calibration_table import BINS, CalibrationTable, ClassCalibration
@@ -460,6 +460,6 @@ def test_a_device_without_a_link_goes_on_with_the_boost_that_it_had(tmp_path: Pa
 def test_a_thread_that_dies_ends_the_device_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     camera = '[[cameras]]\nname = "gate"\nsource = "synthetic:?seed=1"'
     device = Device(read_config(write_config(tmp_path, port=free_port(), cameras=camera)), version="test")
-    monkeypatch.setattr("bowerbird_agent.frame_rate.Pacer.wait", lambda self, stop: 1 / 0)
+    monkeypatch.setattr("bowerbird_agent.capture.frame_rate.Pacer.wait", lambda self, stop: 1 / 0)
     with pytest.raises(StageDied, match="camera-gate"):
         device.run()

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bowerbird_agent.heartbeat import Doing, Kind, Pulse
-from bowerbird_agent.metrics_endpoint import MetricsEndpoint
+from bowerbird_agent.health.heartbeat import Doing, Kind, Pulse
+from bowerbird_agent.health.metrics_endpoint import MetricsEndpoint
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto, free_port
 from bowerbird_testing.mqtt_device import wait_until

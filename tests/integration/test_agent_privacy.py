@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
+from bowerbird_agent.capture.framing import FILL_GRAY
 from bowerbird_agent.config import read_config
-from bowerbird_agent.doctor import FAIL, examine
-from bowerbird_agent.framing import FILL_GRAY
+from bowerbird_agent.doctor.doctor import FAIL, examine
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto, free_port
 from bowerbird_testing.site_server import SiteServer

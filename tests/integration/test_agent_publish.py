@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_server.broker import BrokerAddress, access_rules
+from bowerbird_server.broker.embedded import BrokerAddress, access_rules
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.mqtt_device import MqttDevice, wait_until

@@ -12,26 +12,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bowerbird_agent import counters as names
-from bowerbird_agent.camera_config import RedactConfig
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.counters import Counters
-from bowerbird_agent.decision_log import DecisionLog
-from bowerbird_agent.detecting import LoadedModel
-from bowerbird_agent.encode import FrameEncoder
-from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.fetch_config import FetchConfig
-from bowerbird_agent.fetching import Fetching
-from bowerbird_agent.inference import Inference
-from bowerbird_agent.originals import Originals
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.redaction import Redactor
-from bowerbird_agent.select import Selector
-from bowerbird_agent.spool import FrameState, Spool
-from bowerbird_agent.storing import StoringThread
-from bowerbird_agent.storing_config import ImageConfig
-from bowerbird_agent.surroundings import Surroundings
-from bowerbird_agent.thumbnail import thumbnail
+from bowerbird_agent.capture.camera_config import RedactConfig
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.capture.exchange import FrameExchange
+from bowerbird_agent.health import counters as names
+from bowerbird_agent.health.counters import Counters
+from bowerbird_agent.inference.detecting import LoadedModel
+from bowerbird_agent.inference.inference import Inference
+from bowerbird_agent.selection.decision_log import DecisionLog
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Selector
+from bowerbird_agent.spool.spool import FrameState, Spool
+from bowerbird_agent.storing.encode import FrameEncoder
+from bowerbird_agent.storing.fetch_config import FetchConfig
+from bowerbird_agent.storing.fetching import Fetching
+from bowerbird_agent.storing.originals import Originals
+from bowerbird_agent.storing.redaction import Redactor
+from bowerbird_agent.storing.storing import StoringThread
+from bowerbird_agent.storing.storing_config import ImageConfig
+from bowerbird_agent.storing.surroundings import Surroundings
+from bowerbird_agent.storing.thumbnail import thumbnail
 from bowerbird_models.detections import Detections
 from bowerbird_models.errors import ModelOutputError
 from bowerbird_wire.linked import ORIGINAL

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.spool import Spool
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.site_server import SiteServer

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from bowerbird_server import delivery, ingest
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker.embedded import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, campaigns, config_changes, device_config, fleet
 from bowerbird_server.catalogue.campaigns import Condition
+from bowerbird_server.fleet import delivery
+from bowerbird_server.ingest import ingest
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.repository import Repository
+from bowerbird_server.releases.repository import Repository
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto, free_port
 from bowerbird_testing.mqtt_device import wait_until

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bowerbird_agent.budget import ByteLimits
-from bowerbird_agent.capture import Source, open_camera
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.replay import Setting, Trial, replay
-from bowerbird_agent.replay_report import report_page
+from bowerbird_agent.budget.budget import ByteLimits
+from bowerbird_agent.capture.capture import Source, open_camera
+from bowerbird_agent.replay.replay import Setting, Trial, replay
+from bowerbird_agent.replay.report import report_page
+from bowerbird_agent.selection.policy import Policy
 from bowerbird_models.detections import Detections
 from bowerbird_models.mot import MotBox
 from bowerbird_models.scenes import SceneStream

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bowerbird_server import agent_releases
-from bowerbird_server.agent_archive import pack
 from bowerbird_server.catalogue import Row, fleet, overview, rollouts
 from bowerbird_server.cli.app import app
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
-from bowerbird_server.registry import publish, register_model
-from bowerbird_server.repository import AwaitingSignature
-from bowerbird_server.repository_files import answer
+from bowerbird_server.releases import agent_releases
+from bowerbird_server.releases.agent_archive import pack
+from bowerbird_server.releases.registry import publish, register_model
+from bowerbird_server.releases.repository import AwaitingSignature
+from bowerbird_server.releases.repository_files import answer
 from bowerbird_server.site import Site
 from bowerbird_testing.agent_releases import make_release
 from bowerbird_testing.tiny_yolo import write_tiny_yolo

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from bowerbird_agent.autotune import Candidate
-from bowerbird_agent.hardware import can_huge_pages, this_machine
-from bowerbird_agent.model_store import ModelStore
-from bowerbird_agent.runtime_choice import FILE_NAME, ModelShape, RuntimeChoice, RuntimeChoices
+from bowerbird_agent.tuning.autotune import Candidate
+from bowerbird_agent.tuning.hardware import can_huge_pages, this_machine
+from bowerbird_agent.tuning.runtime_choice import FILE_NAME, ModelShape, RuntimeChoice, RuntimeChoices
+from bowerbird_agent.updates.model_store import ModelStore
 from bowerbird_models.manifest import Probation
 from bowerbird_models.package import build_package
 from bowerbird_testing.agent_process import UNSURE_BOXES, AgentProcess, write_config

@@ -17,9 +17,9 @@ import pytest
 
 from bowerbird_agent.config import read_config
 from bowerbird_agent.device import Device
-from bowerbird_agent.machine_sensors import MachineSensors
-from bowerbird_agent.sd_notify import Notifier, NotifyAddress
-from bowerbird_agent.shutdown import LastResort
+from bowerbird_agent.health.sd_notify import Notifier, NotifyAddress
+from bowerbird_agent.health.shutdown import LastResort
+from bowerbird_agent.inference.machine_sensors import MachineSensors
 from bowerbird_testing.agent_process import UNSURE_BOXES, AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto, free_port
 from bowerbird_testing.site_server import SiteServer

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from bowerbird_agent.agent_update import AgentUpdate, Machine
-from bowerbird_agent.agent_versions import AgentVersions
-from bowerbird_agent.updater import State, Subject
+from bowerbird_agent.updates.agent_update import AgentUpdate, Machine
+from bowerbird_agent.updates.agent_versions import AgentVersions
+from bowerbird_agent.updates.updater import State, Subject
 from bowerbird_models.agent_release import LOCK, ReleaseOnDisk
 from bowerbird_models.manifest import Probation
 from bowerbird_models.package import build_package

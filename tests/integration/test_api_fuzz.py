@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from bowerbird_server.batch import build_batch
+from bowerbird_server.batches.batch import build_batch
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.scene_frames import SceneSite
 

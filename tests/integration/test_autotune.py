@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from bowerbird_agent.autotune import CHOSEN, DISCARDED, SLOWER, Candidate, Decision, Limits, Row
-from bowerbird_agent.autotune_candidates import Space
-from bowerbird_agent.autotune_process import CandidateProcess, ChildFailed
-from bowerbird_agent.autotune_runner import Effort, Stopped, tune
+from bowerbird_agent.tuning.autotune import CHOSEN, DISCARDED, SLOWER, Candidate, Decision, Limits, Row
+from bowerbird_agent.tuning.autotune_candidates import Space
+from bowerbird_agent.tuning.autotune_process import CandidateProcess, ChildFailed
+from bowerbird_agent.tuning.autotune_runner import Effort, Stopped, tune
 from bowerbird_models.package import PackageOnDisk
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 from bowerbird_testing.variant_packages import variant_package

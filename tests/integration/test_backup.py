@@ -13,11 +13,11 @@ import typer.testing
 
 from bowerbird_server.backup import RAISE_BY, back_up, restore
 from bowerbird_server.catalogue import Catalogue, fleet, frames
-from bowerbird_server.catalogue_verify import verify
+from bowerbird_server.catalogue.record_keeping import delete_frames
+from bowerbird_server.catalogue.verify import verify
 from bowerbird_server.cli.app import app
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
-from bowerbird_server.record_keeping import delete_frames
-from bowerbird_server.registry import open_repository
+from bowerbird_server.releases.registry import open_repository
 from bowerbird_server.site import Site
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_testing.lived_in_site import REBUILT, arrived, ingest_of, live_in, rows

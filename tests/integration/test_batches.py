@@ -12,27 +12,27 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
-from bowerbird_agent.fleet_novelty import fleet_novelty
-from bowerbird_server import batch_manifest
-from bowerbird_server.batch import build_batch, open_batch, plan_batch
+from bowerbird_agent.selection.fleet_novelty import fleet_novelty
+from bowerbird_server.batches import batch_manifest
+from bowerbird_server.batches.batch import build_batch, open_batch, plan_batch
+from bowerbird_server.batches.evaluation_routing import HELD_OUT
+from bowerbird_server.batches.looking import eyes, look_at_frames, try_to_look
+from bowerbird_server.batches.yields import judge_policy
 from bowerbird_server.catalogue import batches, fleet, fleet_sketches, frames, judged, looks
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.audited import metrics
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.datasets import scene_splits
-from bowerbird_server.catalogue_verify import verify
+from bowerbird_server.catalogue.record_keeping import delete_frames
+from bowerbird_server.catalogue.verify import verify
 from bowerbird_server.config import LabellingConfig
 from bowerbird_server.errors import BadInput, Conflict
-from bowerbird_server.evaluation_routing import HELD_OUT
+from bowerbird_server.fleet.wishes import wanted_of
 from bowerbird_server.labelling.backend import Box, submit_label
-from bowerbird_server.looking import eyes, look_at_frames, try_to_look
-from bowerbird_server.record_keeping import delete_frames
-from bowerbird_server.registry import package_of, register_model
+from bowerbird_server.releases.registry import package_of, register_model
 from bowerbird_server.site import Site
-from bowerbird_server.snapshot import read_manifest, take_snapshot
+from bowerbird_server.training.snapshot import read_manifest, take_snapshot
 from bowerbird_server.web.app import create_app
-from bowerbird_server.wishes import wanted_of
-from bowerbird_server.yields import judge_policy
 from bowerbird_testing.frame_messages import START_MS, frame_message
 from bowerbird_testing.lived_in_site import arrived, ingest_of, live_in
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from bowerbird_server.broker import EmbeddedBroker, find_program
-from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.broker_certificates import read_leaf
+from bowerbird_server.broker.address import BrokerAddress
+from bowerbird_server.broker.certificates import read_leaf
+from bowerbird_server.broker.embedded import EmbeddedBroker, find_program
+from bowerbird_server.broker.mqtt_session import check_broker
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
 from bowerbird_server.identity.authority import Authority, common_name
-from bowerbird_server.mqtt_session import check_broker
 from bowerbird_testing.mqtt_device import MqttDevice, wait_until
 from bowerbird_testing.tls_broker import WATCHER, TlsBroker
 

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bowerbird_agent.calibration_book import CalibrationBook
-from bowerbird_server.average_precision import MatchTable
+from bowerbird_agent.selection.calibration_book import CalibrationBook
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.catalogue import models as model_rows
-from bowerbird_server.evaluate import EvaluationFrame, EvaluationRun, summarise
+from bowerbird_server.fleet.wishes import wanted_of
 from bowerbird_server.site import Site
-from bowerbird_server.training_runs import first_verdict, keep_verdict
-from bowerbird_server.wishes import wanted_of
+from bowerbird_server.training.average_precision import MatchTable
+from bowerbird_server.training.evaluate import EvaluationFrame, EvaluationRun, summarise
+from bowerbird_server.training.training_runs import first_verdict, keep_verdict
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.messages import Desired, Health
 

@@ -14,12 +14,12 @@ import typer.testing
 from bowerbird_server import scheduler
 from bowerbird_server.catalogue import frames
 from bowerbird_server.catalogue.classes import add_classes
-from bowerbird_server.catalogue_rebuild import rebuild
-from bowerbird_server.catalogue_verify import verify
+from bowerbird_server.catalogue.rebuild import rebuild
+from bowerbird_server.catalogue.record_keeping import delete_frames, keep_records
+from bowerbird_server.catalogue.verify import verify
 from bowerbird_server.cli.app import app
 from bowerbird_server.errors import Conflict, NotFound
 from bowerbird_server.labelling.backend import submit_label
-from bowerbird_server.record_keeping import delete_frames, keep_records
 from bowerbird_server.site import Site, only_one
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_testing.lived_in_site import BIRD, REBUILT, arrived, ingest_of, live_in, rows

@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_agent.thumbnail import thumbnail
-from bowerbird_server import ingest
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_agent.storing.thumbnail import thumbnail
+from bowerbird_server.broker.embedded import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet, frames
-from bowerbird_server.chunks import ChunkStore, NotTheMessage, TransferKey
+from bowerbird_server.ingest import ingest
+from bowerbird_server.ingest.chunks import ChunkStore, NotTheMessage, TransferKey
 from bowerbird_server.layout import DataFolder
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message, jpeg

@@ -14,13 +14,13 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.catalogue import identity as rows
-from bowerbird_server.deletion_log import DeletionLog
 from bowerbird_server.errors import Conflict, EnvironmentFault
 from bowerbird_server.identity.authority import Authority, common_name, generation_of, key_pin
 from bowerbird_server.identity.claims import Claims
 from bowerbird_server.identity.issuer import OwnIssuer
 from bowerbird_server.identity.states import Happening
 from bowerbird_server.identity.tokens import new_token, token_hash
+from bowerbird_server.privacy.deletion_log import DeletionLog
 from bowerbird_testing.claimant import Claimant, make_request
 from bowerbird_wire.claim import Answer
 

@@ -16,9 +16,9 @@ from bowerbird_server.catalogue.classes import add_classes, class_names, declare
 from bowerbird_server.catalogue.labels import newest_label
 from bowerbird_server.cli.app import app
 from bowerbird_server.errors import BadInput
-from bowerbird_server.evaluate import EvaluationFrame, frames_digest
 from bowerbird_server.labelling.backend import Box, submit_label
-from bowerbird_server.snapshot import check_replay, evaluation_frames, materialise, read_manifest, take_snapshot
+from bowerbird_server.training.evaluate import EvaluationFrame, frames_digest
+from bowerbird_server.training.snapshot import check_replay, evaluation_frames, materialise, read_manifest, take_snapshot
 from bowerbird_testing.scene_frames import SceneSite
 
 CAR, OWL = Box("car", (10.0, 10.0, 60.0, 60.0)), Box("owl", (200.0, 100.0, 260.0, 160.0))

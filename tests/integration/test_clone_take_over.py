@@ -18,13 +18,13 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.config import AgentConfig, read_config
-from bowerbird_agent.identity import FOLDER, load_identity, store_identity
-from bowerbird_agent.mqtt_link import BrokerSettings, LinkEvent, MqttLink
-from bowerbird_agent.renewal import identity_facts
-from bowerbird_server import delivery
-from bowerbird_server.broker import find_program
+from bowerbird_agent.identity.identity import FOLDER, load_identity, store_identity
+from bowerbird_agent.identity.renewal import identity_facts
+from bowerbird_agent.link.mqtt_link import BrokerSettings, LinkEvent, MqttLink
+from bowerbird_server.broker.embedded import find_program
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.catalogue import identity as rows
+from bowerbird_server.fleet import delivery
 from bowerbird_server.identity.authority import Authority, key_pem
 from bowerbird_server.identity.claims import Claims
 from bowerbird_server.identity.clones import TAKE_OVERS, TAKE_OVERS_WITHIN_S

@@ -11,9 +11,9 @@ import pytest
 
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.catalogue import identity as rows
-from bowerbird_server.delivery import Delivery
+from bowerbird_server.fleet.delivery import Delivery
+from bowerbird_server.fleet.offers import BlockQueue
 from bowerbird_server.identity.states import Happening
-from bowerbird_server.offers import BlockQueue
 from bowerbird_wire.codec import encode
 from bowerbird_wire.messages import Health, Status
 from bowerbird_wire.topics import HealthTopic, StatusTopic

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from bowerbird_server.catalogue.labels import newest_label
-from bowerbird_server.dataset_import import DatasetImport, import_dataset
 from bowerbird_server.errors import BadInput
-from bowerbird_server.image_header import is_upright
+from bowerbird_server.ingest.image_header import is_upright
 from bowerbird_server.labelling.files import BadLabelFiles, read_yolo_dataset
 from bowerbird_server.site import Site
+from bowerbird_server.training.dataset_import import DatasetImport, import_dataset
 
 
 @pytest.fixture

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_server import delivery
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker.embedded import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet, rollouts
+from bowerbird_server.fleet import delivery
+from bowerbird_server.fleet.rollout import Settings
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.repository import Repository
-from bowerbird_server.rollout import Settings
+from bowerbird_server.releases.repository import Repository
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.mqtt_device import MqttDevice, wait_until
 from bowerbird_wire.codec import decode, encode

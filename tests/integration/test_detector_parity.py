@@ -13,7 +13,7 @@ from bowerbird_models.decode import HeadLayout
 from bowerbird_models.detections import Detections
 from bowerbird_models.onnx_detector import OnnxDetector
 from bowerbird_models.rotated import probiou
-from bowerbird_server.average_precision import iou_matrix
+from bowerbird_server.training.average_precision import iou_matrix
 from bowerbird_testing.onnx_models import CASES, IOU, ExportedModel, Prediction, export_models
 
 pytest.importorskip("ultralytics", reason="the train extra is not installed: pip install -e '.[train]'")

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from bowerbird_server.catalogue import Catalogue, campaigns, config_changes, device_config, device_groups, fleet, identity
 from bowerbird_server.catalogue.campaigns import Condition
 from bowerbird_server.cli.app import app
-from bowerbird_server.delivery import Delivery
 from bowerbird_server.errors import BadInput, Conflict, NotFound
+from bowerbird_server.fleet.delivery import Delivery
+from bowerbird_server.fleet.offers import BlockQueue
+from bowerbird_server.fleet.rollout import Event
+from bowerbird_server.fleet.wishes import DESIRED_AT_ONCE, wanted_of
 from bowerbird_server.identity.states import Happening
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.offers import BlockQueue
-from bowerbird_server.rollout import Event
-from bowerbird_server.wishes import DESIRED_AT_ONCE, wanted_of
 from bowerbird_wire.codec import decode, encode
 from bowerbird_wire.messages import Desired, Reported
 from bowerbird_wire.topics import DesiredTopic, ReportedTopic

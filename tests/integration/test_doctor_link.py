@@ -15,19 +15,19 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.camera_config import CameraConfig
+from bowerbird_agent.capture.camera_config import CameraConfig
 from bowerbird_agent.config import AgentConfig, DeviceConfig, read_config
-from bowerbird_agent.doctor_link import examine_link
-from bowerbird_agent.enrolment import enrol
-from bowerbird_agent.findings import FAIL, OK, Finding
-from bowerbird_agent.identity import load_key
-from bowerbird_agent.link_config import BrokerConfig
-from bowerbird_agent.spool import Spool
-from bowerbird_server.broker import find_program
+from bowerbird_agent.doctor.findings import FAIL, OK, Finding
+from bowerbird_agent.doctor.link import examine_link
+from bowerbird_agent.identity.enrolment import enrol
+from bowerbird_agent.identity.identity import load_key
+from bowerbird_agent.link.config import BrokerConfig
+from bowerbird_agent.spool.spool import Spool
+from bowerbird_server.broker.embedded import find_program
 from bowerbird_server.catalogue import identity as rows
+from bowerbird_server.fleet.provision import broker_of, refresh_access
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.states import Happening
-from bowerbird_server.provision import broker_of, refresh_access
 from bowerbird_server.supervisor import die_with_parent
 from bowerbird_testing.claim_site import ClaimSite, claim_site
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.claim_client import ClaimFault, post
 from bowerbird_agent.config import read_config
-from bowerbird_agent.enrolment import EnrolmentRefused, bundle_of_text, enrol
 from bowerbird_agent.errors import AgentError
+from bowerbird_agent.identity.claim_client import ClaimFault, post
+from bowerbird_agent.identity.enrolment import EnrolmentRefused, bundle_of_text, enrol
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.listener import REQUESTS_OF_ONE

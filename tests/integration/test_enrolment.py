@@ -18,18 +18,18 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.claim_client import ClaimFault, post
 from bowerbird_agent.config import read_config
-from bowerbird_agent.enrolment import ApprovalPending, EnrolmentRefused, enrol, read_bundle
 from bowerbird_agent.errors import AgentError
-from bowerbird_agent.identity import IdentityError, load_identity
+from bowerbird_agent.identity.claim_client import ClaimFault, post
+from bowerbird_agent.identity.enrolment import ApprovalPending, EnrolmentRefused, enrol, read_bundle
+from bowerbird_agent.identity.identity import IdentityError, load_identity
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.catalogue import identity as rows
+from bowerbird_server.fleet.provision import broker_of
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.invitations import Invitation
 from bowerbird_server.identity.listener import server_context
 from bowerbird_server.identity.states import Happening
-from bowerbird_server.provision import broker_of
 from bowerbird_testing.claim_site import ClaimSite, claim_site
 from bowerbird_wire.bundle import Bundle
 from bowerbird_wire.claim import CA_PATH, CLAIM_PATH, MAX_BODY_BYTES, ClaimRequest, to_json

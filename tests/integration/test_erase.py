@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from bowerbird_agent.erasing import Erasing
-from bowerbird_agent.spool import Spool
+from bowerbird_agent.spool.spool import Spool
+from bowerbird_agent.storing.erasing import Erasing
 from bowerbird_server import scheduler
 from bowerbird_server.backup import back_up, restore
 from bowerbird_server.catalogue import audit, erasures, thumbnails
@@ -24,23 +24,23 @@ from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.catalogue.datasets import dataset_version
 from bowerbird_server.catalogue.erasures import Criteria
-from bowerbird_server.catalogue_rebuild import rebuild
-from bowerbird_server.catalogue_verify import verify
-from bowerbird_server.chunks import ChunkStore, TransferKey
+from bowerbird_server.catalogue.rebuild import rebuild
+from bowerbird_server.catalogue.verify import verify
 from bowerbird_server.cli.app import app
-from bowerbird_server.dataset_import import import_frames
-from bowerbird_server.dead_letters import DeadLetters
-from bowerbird_server.deletion_log import DeletionLog
-from bowerbird_server.delivery import Delivery
-from bowerbird_server.erase import erase, finish_all, plan, report, text_of
 from bowerbird_server.errors import BadInput, EnvironmentFault
-from bowerbird_server.incoming import Incoming
+from bowerbird_server.fleet.delivery import Delivery
+from bowerbird_server.fleet.offers import BlockQueue
+from bowerbird_server.ingest.chunks import ChunkStore, TransferKey
+from bowerbird_server.ingest.dead_letters import DeadLetters
+from bowerbird_server.ingest.incoming import Incoming
 from bowerbird_server.labelling.backend import submit_label
-from bowerbird_server.offers import BlockQueue
-from bowerbird_server.registry import register_model
-from bowerbird_server.retention import apply
+from bowerbird_server.privacy.deletion_log import DeletionLog
+from bowerbird_server.privacy.erase import erase, finish_all, plan, report, text_of
+from bowerbird_server.privacy.retention import apply
+from bowerbird_server.releases.registry import register_model
 from bowerbird_server.site import Site
-from bowerbird_server.snapshot import evaluation_frames, materialise, read_manifest, take_snapshot
+from bowerbird_server.training.dataset_import import import_frames
+from bowerbird_server.training.snapshot import evaluation_frames, materialise, read_manifest, take_snapshot
 from bowerbird_testing.frame_messages import START_MS, frame_message
 from bowerbird_testing.lived_in_site import ANNOTATOR, BIRD, arrived, ingest_of, live_in
 from bowerbird_testing.tiny_yolo import write_tiny_yolo

@@ -11,8 +11,8 @@ import pytest
 
 from bowerbird_models.errors import NotAModel
 from bowerbird_server.errors import BadInput
-from bowerbird_server.evaluate import EvaluationFrame, evaluate_model
-from bowerbird_server.promotion_gate import POINT_ESTIMATE, compare
+from bowerbird_server.training.evaluate import EvaluationFrame, evaluate_model
+from bowerbird_server.training.promotion_gate import POINT_ESTIMATE, compare
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 
 PERSON, CAR = (8.0, 8.0, 40.0, 40.0), (44.0, 44.0, 60.0, 60.0)

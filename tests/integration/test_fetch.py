@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_server import delivery, ingest
-from bowerbird_server.batch import build_batch
+from bowerbird_server.batches.batch import build_batch
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker.embedded import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fetches, fleet, frames, unsent
-from bowerbird_server.device_limits import DeviceLimit, DeviceLimits
+from bowerbird_server.catalogue.record_keeping import delete_frames
 from bowerbird_server.errors import BadInput, Conflict
+from bowerbird_server.fleet import delivery
+from bowerbird_server.ingest import ingest
+from bowerbird_server.ingest.device_limits import DeviceLimit, DeviceLimits
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.record_keeping import delete_frames
-from bowerbird_server.repository import Repository
+from bowerbird_server.releases.repository import Repository
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message

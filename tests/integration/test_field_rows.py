@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bowerbird_server.catalogue import audited, drift_rows, unsent
 from bowerbird_server.cli.app import app
-from bowerbird_server.drift_watch import DriftWatch
+from bowerbird_server.drift.watch import DriftWatch
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app

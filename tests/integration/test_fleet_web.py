@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from bowerbird_server.broker import find_program
+from bowerbird_server.access.roles import Role, Sites
+from bowerbird_server.broker.embedded import find_program
 from bowerbird_server.catalogue import accounts, fleet
 from bowerbird_server.catalogue import identity as rows
 from bowerbird_server.config import IngestConfig, ServerConfig
-from bowerbird_server.provision import broker_of, server_address
-from bowerbird_server.roles import Role, Sites
+from bowerbird_server.fleet.provision import broker_of, server_address
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.frame_messages import frame_message

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from bowerbird_server import ingest
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.broker import BrokerAddress
+from bowerbird_server.broker.embedded import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, fleet, frames
+from bowerbird_server.catalogue.records import HeaderRecord, decode_headers
 from bowerbird_server.errors import EnvironmentFault
+from bowerbird_server.ingest import ingest
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.records import HeaderRecord, decode_headers
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import frame_message, jpeg
 from bowerbird_testing.mqtt_device import MqttDevice, wait_for_ingest, wait_until

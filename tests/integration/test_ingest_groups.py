@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from bowerbird_server.blobs import LocalBlobs
+from bowerbird_server.broker.mqtt_session import Arrived, Connected, Event
 from bowerbird_server.catalogue import Catalogue, fleet, frames
-from bowerbird_server.chunks import ChunkStore
-from bowerbird_server.dead_letters import RING, DeadLetters
-from bowerbird_server.ingest import Ingest
+from bowerbird_server.ingest.chunks import ChunkStore
+from bowerbird_server.ingest.dead_letters import RING, DeadLetters
+from bowerbird_server.ingest.ingest import Ingest
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.mqtt_session import Arrived, Connected, Event
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_wire.codec import decode, encode_frame
 from bowerbird_wire.messages import Receipt

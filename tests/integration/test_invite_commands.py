@@ -9,14 +9,14 @@ import pytest
 import tomllib
 from typer.testing import CliRunner
 
-from bowerbird_agent.enrolment import read_bundle
-from bowerbird_server.broker import EmbeddedBroker, find_program
+from bowerbird_agent.identity.enrolment import read_bundle
+from bowerbird_server.broker.embedded import EmbeddedBroker, find_program
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.catalogue import identity as rows
 from bowerbird_server.cli.app import app
 from bowerbird_server.errors import BadInput
+from bowerbird_server.fleet.provision import BUNDLE_NAME
 from bowerbird_server.identity.invitations import read_list
-from bowerbird_server.provision import BUNDLE_NAME
 from bowerbird_testing.claimant import Claimant
 
 pytestmark = pytest.mark.skipif(

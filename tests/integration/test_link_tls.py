@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.broker_tls import NoTls, date_fault, make_context
-from bowerbird_agent.identity import FOLDER
-from bowerbird_agent.link_config import BrokerConfig
-from bowerbird_agent.mqtt_link import DENIED, LinkDown
-from bowerbird_server.broker import find_program
-from bowerbird_server.broker_address import BrokerAddress
+from bowerbird_agent.identity.identity import FOLDER
+from bowerbird_agent.link.broker_tls import NoTls, date_fault, make_context
+from bowerbird_agent.link.config import BrokerConfig
+from bowerbird_agent.link.mqtt_link import DENIED, LinkDown
+from bowerbird_server.broker.address import BrokerAddress
+from bowerbird_server.broker.embedded import find_program
 from bowerbird_server.identity.authority import Authority
 from bowerbird_testing.frames import make_frame
 from bowerbird_testing.receipt_server import ReceiptServer
@@ -113,7 +113,7 @@ def test_why_tls_fails_is_one_clear_warning_and_the_spool_is_kept(
     tmp_path: Path, authority: Path, caplog: pytest.LogCaptureFixture, fault: str
 ) -> None:
     make, code, words = FAULTS[fault]
-    caplog.set_level(logging.DEBUG, "bowerbird_agent.mqtt_link")
+    caplog.set_level(logging.DEBUG, "bowerbird_agent.link.mqtt_link")
     with TlsBroker(tmp_path, {"cam-01": "demo"}, authority=authority, host="0.0.0.0") as site:  # noqa: S104 - also as 127.0.0.2
         with device(tmp_path / "spool", make(site, tmp_path)) as agent:
             put(agent, 3)

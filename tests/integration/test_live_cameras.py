@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import pytest
 
-from bowerbird_agent.camera_config import CameraConfig
-from bowerbird_agent.capture import Frame, Source, open_camera
-from bowerbird_agent.capture_worker import CaptureWorker
+from bowerbird_agent.capture.camera_config import CameraConfig
+from bowerbird_agent.capture.capture import Frame, Source, open_camera
+from bowerbird_agent.capture.exchange import FrameExchange
+from bowerbird_agent.capture.worker import CaptureWorker
 from bowerbird_agent.errors import CameraError
-from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.reconnect import ReconnectDelay
+from bowerbird_agent.link.reconnect import ReconnectDelay
 from bowerbird_models.scenes import SceneStream
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto, free_port
@@ -328,10 +328,10 @@ gi.require_version("Gst", "1.0")
 from gi.repository import Gst
 Gst.init(None)
 assert Gst.ElementFactory.find("avdec_h264") or Gst.ElementFactory.find("openh264dec")
-import bowerbird_agent.stream
-from bowerbird_agent.capture import Source, open_camera
-assert bowerbird_agent.stream.has_gstreamer()
-bowerbird_agent.stream.has_ffmpeg = lambda: False
+import bowerbird_agent.capture.stream
+from bowerbird_agent.capture.capture import Source, open_camera
+assert bowerbird_agent.capture.stream.has_gstreamer()
+bowerbird_agent.capture.stream.has_ffmpeg = lambda: False
 print("reads", flush=True)
 camera = open_camera(Source("gate", {rtsp.url!r}))
 print(camera.read().image_bgr.shape, flush=True)
@@ -366,13 +366,13 @@ def test_a_system_opencv_with_gstreamer_reads_a_pipeline_and_leaves_one_that_han
         pytest.skip(f"{PYTHON} has no OpenCV with GStreamer: apt-get install python3-opencv")
     code = """
 import os, threading, time
-from bowerbird_agent.camera_config import CameraConfig
-from bowerbird_agent.capture_worker import CaptureWorker
-import bowerbird_agent.capture_worker
-from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.opencv_build import find_opencv
+from bowerbird_agent.capture.camera_config import CameraConfig
+from bowerbird_agent.capture.worker import CaptureWorker
+import bowerbird_agent.capture.worker
+from bowerbird_agent.capture.exchange import FrameExchange
+from bowerbird_agent.capture.opencv_build import find_opencv
 
-bowerbird_agent.capture_worker._OPENING_S = 2.0
+bowerbird_agent.capture.worker._OPENING_S = 2.0
 build = find_opencv()
 assert build.gstreamer and not build.wheels, build
 exchange = FrameExchange(lambda camera: None)

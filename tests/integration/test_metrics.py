@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from bowerbird_server.catalogue import campaigns, fleet
-from bowerbird_server.dead_letters import DeadLetters
+from bowerbird_server.ingest.dead_letters import DeadLetters
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.lived_in_site import live_in

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from bowerbird_agent import autotune_runner
-from bowerbird_agent.autotune import Candidate
-from bowerbird_agent.autotune_runner import Effort
 from bowerbird_agent.errors import AgentError
-from bowerbird_agent.hardware import Hardware, this_machine
-from bowerbird_agent.model_config import ModelConfig
-from bowerbird_agent.model_runtime import DEFAULT, FALLBACK, PINNED, TUNED, ModelRuntimes, wants_huge_pages
-from bowerbird_agent.model_store import ModelSlot
-from bowerbird_agent.model_tuning import ModelTuning
-from bowerbird_agent.runtime_choice import ModelShape, RuntimeChoice
-from bowerbird_agent.selftest import SelfTestResult
+from bowerbird_agent.tuning import autotune_runner
+from bowerbird_agent.tuning.autotune import Candidate
+from bowerbird_agent.tuning.autotune_runner import Effort
+from bowerbird_agent.tuning.hardware import Hardware, this_machine
+from bowerbird_agent.tuning.model_config import ModelConfig
+from bowerbird_agent.tuning.model_runtime import DEFAULT, FALLBACK, PINNED, TUNED, ModelRuntimes, wants_huge_pages
+from bowerbird_agent.tuning.model_tuning import ModelTuning
+from bowerbird_agent.tuning.runtime_choice import ModelShape, RuntimeChoice
+from bowerbird_agent.updates.model_store import ModelSlot
+from bowerbird_agent.updates.selftest import SelfTestResult
 from bowerbird_models.package import PackageOnDisk
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 from bowerbird_testing.variant_packages import variant_package

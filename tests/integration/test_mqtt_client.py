@@ -14,9 +14,9 @@ import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-from bowerbird_server.broker import find_program
-from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.mqtt_session import Arrived, MqttSession
+from bowerbird_server.broker.address import BrokerAddress
+from bowerbird_server.broker.embedded import find_program
+from bowerbird_server.broker.mqtt_session import Arrived, MqttSession
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.mqtt_device import MqttDevice, wait_until
 from bowerbird_testing.tls_broker import TlsBroker

@@ -12,12 +12,12 @@ import pytest
 from fastapi.testclient import TestClient
 from joserfc.jwk import OctKey, RSAKey
 
+from bowerbird_server.access.oidc import ATTEMPT_S, Provider
+from bowerbird_server.access.roles import Role, Sites
 from bowerbird_server.catalogue import Catalogue, accounts, audit
 from bowerbird_server.config import OidcConfig, ServerConfig
 from bowerbird_server.errors import BadInput, ConfigError, Conflict
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.oidc import ATTEMPT_S, Provider
-from bowerbird_server.roles import Role, Sites
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.oidc_provider import CLIENT, ISSUER, SECRET, FakeProvider
 

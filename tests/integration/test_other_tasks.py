@@ -13,9 +13,9 @@ from bowerbird_models.manifest import ModelManifest
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.config import TrainingConfig
 from bowerbird_server.errors import BadInput
-from bowerbird_server.registry import import_model, package_of
+from bowerbird_server.releases.registry import import_model, package_of
 from bowerbird_server.site import Site
-from bowerbird_server.training_runs import queue_run
+from bowerbird_server.training.training_runs import queue_run
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 
 BOXES = (TinyBox((8, 8, 40, 40), 0, 0.9),)

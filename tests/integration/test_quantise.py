@@ -20,16 +20,16 @@ from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.catalogue.datasets import dataset_version
 from bowerbird_server.cli.app import app
 from bowerbird_server.config import ModelsConfig, TrainingConfig
-from bowerbird_server.dataset_import import import_dataset
 from bowerbird_server.errors import BadInput
-from bowerbird_server.quantise import quantise, to_transport_form
-from bowerbird_server.registry import import_model, package_of, register_model, with_variants
+from bowerbird_server.quantisation.quantise import quantise, to_transport_form
+from bowerbird_server.quantisation.variants import build_variants
+from bowerbird_server.releases.registry import import_model, package_of, register_model, with_variants
 from bowerbird_server.site import Site
-from bowerbird_server.snapshot import calibration_frames, evaluation_frames, take_snapshot
-from bowerbird_server.train import TrainingCancelled, TrainingFailed, TrainingResult
-from bowerbird_server.training_runs import _judge as judge
-from bowerbird_server.training_runs import queue_run
-from bowerbird_server.variants import build_variants
+from bowerbird_server.training.dataset_import import import_dataset
+from bowerbird_server.training.snapshot import calibration_frames, evaluation_frames, take_snapshot
+from bowerbird_server.training.train import TrainingCancelled, TrainingFailed, TrainingResult
+from bowerbird_server.training.training_runs import _judge as judge
+from bowerbird_server.training.training_runs import queue_run
 from bowerbird_testing.conv_yolo import squares, write_conv_yolo
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 

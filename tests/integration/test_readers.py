@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from bowerbird_server import readers
-from bowerbird_server.broker import find_program
-from bowerbird_server.broker_certificates import read_leaf
+from bowerbird_server.access import readers
+from bowerbird_server.broker.certificates import read_leaf
+from bowerbird_server.broker.embedded import find_program
 from bowerbird_server.catalogue import fleet, identity
 from bowerbird_server.cli.app import app
+from bowerbird_server.fleet.provision import broker_of, server_address
 from bowerbird_server.identity.authority import Authority, common_name
-from bowerbird_server.provision import broker_of, server_address
 from bowerbird_server.site import Site
 
 pytestmark = pytest.mark.skipif(

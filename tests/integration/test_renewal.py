@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from bowerbird_agent.enrolment import EnrolmentRefused, enrol
-from bowerbird_agent.identity import Identity, IdentityError, NoIdentity, load_identity, store_identity
-from bowerbird_agent.renewal import JITTER_SHARE, Renewals, due_at, renew
+from bowerbird_agent.identity.enrolment import EnrolmentRefused, enrol
+from bowerbird_agent.identity.identity import Identity, IdentityError, NoIdentity, load_identity, store_identity
+from bowerbird_agent.identity.renewal import JITTER_SHARE, Renewals, due_at, renew
 from bowerbird_server.catalogue import identity as rows
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.states import Happening
@@ -40,7 +40,7 @@ def names(folder: Path) -> set[str]:
 
 def age(folder: Path, authority: Authority, *, expired_days: float) -> None:
     """Make the board's certificate one that ended so many days ago."""
-    from bowerbird_agent.identity import load_key
+    from bowerbird_agent.identity.identity import load_key
 
     path = folder / "1.pem"
     content = path.read_bytes()
@@ -171,7 +171,7 @@ def test_with_a_clock_that_is_wrong_for_all_the_newest_is_taken(board: Path, whe
 
 
 def test_a_newer_one_that_is_not_valid_yet_waits_behind_one_that_is(board: Path, place: ClaimSite) -> None:
-    from bowerbird_agent.identity import load_key
+    from bowerbird_agent.identity.identity import load_key
 
     content = (board / "1.pem").read_bytes()
     key = content[: content.index(b"-----BEGIN CERTIFICATE")]

@@ -14,11 +14,11 @@ from tuf.api.metadata import Metadata
 from bowerbird_models.durable import write_durably
 from bowerbird_models.package import PackageOnDisk, build_package
 from bowerbird_models.signing import SigningError, sign_file
-from bowerbird_server import repository as module
-from bowerbird_server import repository_store
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
-from bowerbird_server.repository import AwaitingSignature, Lifetimes, Mode, Repository, raise_later
-from bowerbird_server.repository_files import answer, file_of
+from bowerbird_server.releases import repository as module
+from bowerbird_server.releases import repository_store
+from bowerbird_server.releases.repository import AwaitingSignature, Lifetimes, Mode, Repository, raise_later
+from bowerbird_server.releases.repository_files import answer, file_of
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 from bowerbird_testing.update_device import UpdateDevice
 from bowerbird_wire.messages import BlockRequest, Job, Report

@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from bowerbird_server.catalogue import frames as frame_rows
-from bowerbird_server.catalogue_rebuild import read_records
+from bowerbird_server.catalogue.rebuild import read_records
 from bowerbird_server.cli.app import app
 from bowerbird_server.config import RetentionConfig, load_config
 from bowerbird_server.errors import ConfigError
-from bowerbird_server.retention import apply, find_due
+from bowerbird_server.privacy.retention import apply, find_due
 from bowerbird_server.site import Site
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_testing.lived_in_site import arrived, ingest_of, live_in

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
+from bowerbird_server.access.roles import Role, Sites
 from bowerbird_server.catalogue import accounts, second_looks
 from bowerbird_server.catalogue.labels import newest_label
+from bowerbird_server.catalogue.record_keeping import delete_frames
 from bowerbird_server.errors import BadInput
 from bowerbird_server.labelling.backend import Box, submit_label
-from bowerbird_server.record_keeping import delete_frames
-from bowerbird_server.roles import Role, Sites
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.scene_frames import SceneSite
 from bowerbird_wire.messages import WireDetection

@@ -12,13 +12,13 @@ import pytest
 from fastapi.testclient import TestClient
 
 from bowerbird_models.scenes import CLASS_NAMES
-from bowerbird_server.batch import build_batch
+from bowerbird_server.access.roles import Role, Sites
+from bowerbird_server.batches.batch import build_batch
 from bowerbird_server.catalogue import accounts, batches, frames
 from bowerbird_server.catalogue.labels import labels_of, newest_label
 from bowerbird_server.errors import ServerError
 from bowerbird_server.labelling.ground_truth import SceneTruth
 from bowerbird_server.labelling.simulated import Tally, run_annotator
-from bowerbird_server.roles import Role, Sites
 from bowerbird_server.web.app import create_app
 from bowerbird_testing.scene_frames import SceneSite
 

@@ -12,7 +12,7 @@ import pytest
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue, fleet, frames, rollouts
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound
-from bowerbird_server.rollout import Event
+from bowerbird_server.fleet.rollout import Event
 from bowerbird_testing.frame_messages import START_MS, frame_message
 
 

@@ -18,8 +18,8 @@ import yaml
 
 from bowerbird_models.scenes import CLASS_NAMES, SceneStream
 from bowerbird_server.errors import BadInput, EnvironmentFault
-from bowerbird_server.export import export_weights
-from bowerbird_server.train import (
+from bowerbird_server.training.export import export_weights
+from bowerbird_server.training.train import (
     NoLabels,
     TrainingCancelled,
     TrainingFailed,
@@ -143,8 +143,8 @@ def test_int8_of_a_trained_model_is_nearly_as_good_on_the_runtime_it_is_for(tmp_
     """Trained until it knows its few pictures by heart, then quantised on them: both files still find what is in them."""
     from bowerbird_models.package import RUNTIME_OF_VARIANT
     from bowerbird_models.runtimes import available
-    from bowerbird_server.evaluate import EvaluationFrame, evaluate_model
-    from bowerbird_server.quantise import quantise
+    from bowerbird_server.quantisation.quantise import quantise
+    from bowerbird_server.training.evaluate import EvaluationFrame, evaluate_model
 
     count = 24
     request = TrainingRequest(
@@ -235,7 +235,7 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     data_yaml = write_dataset(tmp_path / "data")
     program = f"""
         from pathlib import Path
-        from bowerbird_server.train import TrainingRequest, run_training
+        from bowerbird_server.training.train import TrainingRequest, run_training
         request = TrainingRequest(Path({str(data_yaml)!r}), Path({str(tmp_path / "out")!r}), image_size=64, epochs=5000, batch=4)
         run_training(request, lambda state: print("epoch", flush=True))
     """

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bowerbird_agent.model_store import ModelStore
-from bowerbird_agent.update_runner import RunnerSettings
-from bowerbird_agent.updater import TrialLimits
+from bowerbird_agent.updates.model_store import ModelStore
+from bowerbird_agent.updates.runner import RunnerSettings
+from bowerbird_agent.updates.updater import TrialLimits
 from bowerbird_models.errors import ModelOutputError
 from bowerbird_models.manifest import ModelManifest, PackageFile, Probation, canonical_json
 from bowerbird_models.package import PackageOnDisk, build_package

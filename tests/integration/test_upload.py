@@ -16,9 +16,9 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bowerbird_agent.budget import ByteLimits
-from bowerbird_agent.mqtt_link import BrokerSettings, LinkDown, LinkEvent, LinkUp, MessageIn, MqttLink
-from bowerbird_agent.spool import Spool
+from bowerbird_agent.budget.budget import ByteLimits
+from bowerbird_agent.link.mqtt_link import BrokerSettings, LinkDown, LinkEvent, LinkUp, MessageIn, MqttLink
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frames import make_frame
 from bowerbird_testing.receipt_server import ReceiptServer
@@ -165,7 +165,7 @@ def test_a_wrong_password_is_one_warning_that_says_what_to_do(
     tmp_path: Path, start_broker: Callable[..., Mosquitto], caplog: pytest.LogCaptureFixture
 ) -> None:
     broker = start_broker(users={"cam-01": "right"})
-    caplog.set_level(logging.DEBUG, "bowerbird_agent.mqtt_link")
+    caplog.set_level(logging.DEBUG, "bowerbird_agent.link.mqtt_link")
     with device(tmp_path / "spool", broker, username="cam-01", password="wrong", max_retry_s=0.1) as agent:
         agent.run(lambda: sum(isinstance(event, LinkDown) for event in agent.seen) >= 3)
         downs = [event for event in agent.seen if isinstance(event, LinkDown)]

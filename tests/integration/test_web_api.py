@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from bowerbird_server.batch import build_batch
+from bowerbird_server.batches.batch import build_batch
 from bowerbird_server.catalogue import accounts, batches, fleet, frames
 from bowerbird_server.catalogue.labels import labels_of, newest_label
 from bowerbird_server.web.app import create_app

@@ -21,16 +21,16 @@ from typing import Any
 import httpx
 import pytest
 
-from bowerbird_server import web_server
+from bowerbird_server.access.first_run import first_token
+from bowerbird_server.access.roles import Role, Sites
 from bowerbird_server.catalogue import Catalogue, accounts, audit
 from bowerbird_server.config import ServerConfig, WebConfig
-from bowerbird_server.endpoint import WebEndpoint
 from bowerbird_server.errors import ConfigError, EnvironmentFault
-from bowerbird_server.first_run import first_token
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.roles import Role, Sites
-from bowerbird_server.web_certificate import Certificate, certificate_of, check_names
+from bowerbird_server.web import server as web_server
+from bowerbird_server.web.certificate import Certificate, certificate_of, check_names
+from bowerbird_server.web.endpoint import WebEndpoint
 
 NOW = datetime.now(UTC)
 PASSWORD = "four random words stand"

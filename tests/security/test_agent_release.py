@@ -16,8 +16,8 @@ import pytest
 from bowerbird_models.agent_release import LOCK, SBOM, AgentManifest, load_release, read_lock
 from bowerbird_models.manifest import MANIFEST, PackageError, PackageFile, canonical_json
 from bowerbird_models.wheels import WheelName, check_wheel
-from bowerbird_server.agent_archive import pack, unpack
 from bowerbird_server.errors import BadInput
+from bowerbird_server.releases.agent_archive import pack, unpack
 from bowerbird_testing.agent_releases import (
     MACHINE,
     PYTHON,

@@ -20,10 +20,10 @@ import paho.mqtt.client as mqtt
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bowerbird_server.broker import MAX_PACKET_BYTES, EmbeddedBroker, find_program
-from bowerbird_server.broker_address import BrokerAddress
-from bowerbird_server.broker_kick import SOCKET_NAME, Kicker
-from bowerbird_server.broker_rules import probe_topic_of
+from bowerbird_server.broker.address import BrokerAddress
+from bowerbird_server.broker.embedded import MAX_PACKET_BYTES, EmbeddedBroker, find_program
+from bowerbird_server.broker.kick import SOCKET_NAME, Kicker
+from bowerbird_server.broker.rules import probe_topic_of
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault
 from bowerbird_server.identity.authority import Authority
 from bowerbird_testing.free_client import FreeClient

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from bowerbird_server.broker import find_program
-from bowerbird_server.broker_refusals import Refused, recent
+from bowerbird_server.broker.embedded import find_program
+from bowerbird_server.broker.refusals import Refused, recent
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.web.app import create_app

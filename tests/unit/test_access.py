@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_server import passwords
+from bowerbird_server.access import passwords
+from bowerbird_server.access.event_chain import FIRST, Anchor, digest_of, faults
+from bowerbird_server.access.roles import Principal, Role, Sites
+from bowerbird_server.access.throttle import FORGET_S, FREE_TRIES, LONGEST_S, Throttle
 from bowerbird_server.errors import BadInput
-from bowerbird_server.event_chain import FIRST, Anchor, digest_of, faults
-from bowerbird_server.roles import Principal, Role, Sites
-from bowerbird_server.throttle import FORGET_S, FREE_TRIES, LONGEST_S, Throttle
 from bowerbird_server.web.auth import safe_next
 from bowerbird_server.web.permissions import NEEDS, Need, needs_of
 

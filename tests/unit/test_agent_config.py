@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.camera_config import Region
+from bowerbird_agent.capture.camera_config import Region
 from bowerbird_agent.config import parse_config, read_config, summary
 from bowerbird_agent.config_files import check_files
 from bowerbird_agent.errors import ConfigError
-from bowerbird_agent.link_config import read_password
+from bowerbird_agent.link.config import read_password
 
 GOOD = """\
 [device]

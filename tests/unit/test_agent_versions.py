@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.agent_versions import BASE, AgentVersions
-from bowerbird_agent.launch import Launch
 from bowerbird_agent.state_format import StateTooNew, check_state, claim_state
+from bowerbird_agent.updates.agent_versions import BASE, AgentVersions
+from bowerbird_agent.updates.launch import Launch
 
 OLD, NEW = "0" * 63 + "1", "0" * 63 + "2"
 

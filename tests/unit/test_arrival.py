@@ -6,7 +6,7 @@ import cbor2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_server.arrival import Accepted, Rejected, judge
+from bowerbird_server.ingest.arrival import Accepted, Rejected, judge
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_wire.codec import encode_frame
 

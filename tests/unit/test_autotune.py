@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.autotune import (
+from bowerbird_agent.tuning.autotune import (
     CHOSEN,
     DISCARDED,
     NOT_MEASURED,
@@ -20,7 +20,7 @@ from bowerbird_agent.autotune import (
     decide,
     quiet_times,
 )
-from bowerbird_agent.autotune_candidates import Space, first_candidates, may_run, refinements, with_huge_pages
+from bowerbird_agent.tuning.autotune_candidates import Space, first_candidates, may_run, refinements, with_huge_pages
 
 BASE = Candidate()
 INT8 = Candidate(role="onnx-int8-ort")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bowerbird_server.average_precision import (
+from bowerbird_server.training.average_precision import (
     IOU_THRESHOLDS,
     FrameBoxes,
     PrecisionCurves,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_server.batch import BatchPolicy, Candidate, choose
+from bowerbird_server.batches.batch import BatchPolicy, Candidate, choose
 
 
 def candidate(name: str, at_s: float, score: float, camera: str = "c", arm: str = "policy", blob: str = "") -> Candidate:

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_server import batch_manifest
-from bowerbird_server.batch_choice import CONTROL, EVALUATION, POLICY, RARE, BatchPolicy, Candidate, choose
+from bowerbird_server.batches import batch_manifest
+from bowerbird_server.batches.batch_choice import CONTROL, EVALUATION, POLICY, RARE, BatchPolicy, Candidate, choose
 
 
 def candidate(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.boost import MAX_FACTOR, MAX_S, BoostWatch
-from bowerbird_agent.policy import TEMPLATES, Policy
-from bowerbird_agent.select import Candidate, Selector
+from bowerbird_agent.selection.boost import MAX_FACTOR, MAX_S, BoostWatch
+from bowerbird_agent.selection.policy import TEMPLATES, Policy
+from bowerbird_agent.selection.select import Candidate, Selector
 from bowerbird_testing.judged_frames import frame, seeing
 from bowerbird_wire.messages import Boost
 

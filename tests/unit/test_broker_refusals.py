@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from bowerbird_server.broker_refusals import refusals
+from bowerbird_server.broker.refusals import refusals
 
 NOW = datetime.fromtimestamp(1_795_842_700, tz=UTC)
 CA = "1795842615: OpenSSL Error[0]: error:0A000418:SSL routines::tlsv1 alert unknown ca"

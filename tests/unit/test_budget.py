@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_agent.budget import DAY_S, BudgetExceeded, ByteLimits, TokenBucket
+from bowerbird_agent.budget.budget import DAY_S, BudgetExceeded, ByteLimits, TokenBucket
 
 _limits = st.builds(
     ByteLimits,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_agent.budget import DAY_S, MONTH_S, ByteLimits, TokenBucket
+from bowerbird_agent.budget.budget import DAY_S, MONTH_S, ByteLimits, TokenBucket
 
 _CONTROL_BYTES = 2_000
 

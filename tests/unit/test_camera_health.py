@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bowerbird_agent.camera_health import LASTED, SIGNS, TRANSITIONS, CameraWatch, Phase, Seen, look_at
+from bowerbird_agent.capture.camera_health import LASTED, SIGNS, TRANSITIONS, CameraWatch, Phase, Seen, look_at
 from bowerbird_models.scenes import SceneStream
 
 Image = NDArray[np.uint8]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.campaign import Condition, Lifetime, Term
-from bowerbird_agent.campaign_book import MOST, CampaignBook, counter_names
-from bowerbird_agent.tariff import QuietHours
+from bowerbird_agent.budget.tariff import QuietHours
+from bowerbird_agent.selection.campaign import Condition, Lifetime, Term
+from bowerbird_agent.selection.campaign_book import MOST, CampaignBook, counter_names
 from bowerbird_models.detections import Detections
 from bowerbird_wire.messages import Campaign
 

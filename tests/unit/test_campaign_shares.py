@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_server.campaign_shares import Holder, divide
+from bowerbird_server.fleet.campaign_shares import Holder, divide
 
 
 @dataclass

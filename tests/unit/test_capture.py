@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bowerbird_agent.capture import Camera, Frame, Segments, Source, open_camera, source_key, without_password
+from bowerbird_agent.capture.capture import Camera, Frame, Segments, Source, open_camera, source_key, without_password
 from bowerbird_agent.errors import CameraError, SourceError
 from bowerbird_models.scenes import SceneStream
 

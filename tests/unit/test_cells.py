@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bowerbird_agent.cells import HEIGHT, WIDTH, blob_sizes, coherent, from_bools, rectangle, to_bools
+from bowerbird_agent.selection.cells import HEIGHT, WIDTH, blob_sizes, coherent, from_bools, rectangle, to_bools
 
 
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.3, 0.5, 0.7, 1.0])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bowerbird_server.credit import CreditGauge
-from bowerbird_server.ingest import DiskMarks
+from bowerbird_server.fleet.credit import CreditGauge
+from bowerbird_server.ingest.ingest import DiskMarks
 
 
 def test_the_credit_ends_below_the_first_mark_and_comes_back_only_above_the_second() -> None:

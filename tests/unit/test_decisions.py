@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bowerbird_agent.uncertainty import entropy, hidden_objects, largest_of_overlapping, localisation
+from bowerbird_agent.selection.uncertainty import entropy, hidden_objects, largest_of_overlapping, localisation
 from bowerbird_models.detections import Detections
 from bowerbird_testing.scene_decisions import POLICIES, decisions
 
@@ -48,7 +48,7 @@ def test_a_few_boxes_score_the_same_as_plain_numbers_and_as_arrays(boxes: int, m
         return [single, kept]
 
     plain, entropies = scores(), [entropy(c) for c in crowds]
-    monkeypatch.setattr("bowerbird_agent.uncertainty._FEW_BOXES", -1)
+    monkeypatch.setattr("bowerbird_agent.selection.uncertainty._FEW_BOXES", -1)
     assert scores() == plain
     # The logarithms of NumPy and of the C library may differ in the last place.
     assert [entropy(c) for c in crowds] == pytest.approx(entropies, rel=1e-12, abs=1e-15)

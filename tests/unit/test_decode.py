@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bowerbird_models.decode import Candidates, HeadLayout, decode_end_to_end, decode_raw, head_layout
 from bowerbird_models.errors import ModelOutputError, UnsupportedModel
 from bowerbird_models.nms import suppress
-from bowerbird_server.average_precision import iou_matrix
+from bowerbird_server.training.average_precision import iou_matrix
 
 
 def raw(rows: list[list[float]]) -> NDArray[np.float32]:

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.remote_config import MAX_DOCUMENT_BYTES as DEVICE_LIMIT
-from bowerbird_agent.remote_config import SECTIONS as DEVICE_SECTIONS
+from bowerbird_agent.remote.config import MAX_DOCUMENT_BYTES as DEVICE_LIMIT
+from bowerbird_agent.remote.config import SECTIONS as DEVICE_SECTIONS
 from bowerbird_server.cli.campaigns import parse_end
-from bowerbird_server.device_config import (
+from bowerbird_server.errors import BadInput
+from bowerbird_server.fleet.device_config import (
     MAX_DOCUMENT_BYTES,
     SECTIONS,
     amount,
@@ -23,7 +24,6 @@ from bowerbird_server.device_config import (
     parse_assignments,
     settings_for,
 )
-from bowerbird_server.errors import BadInput
 
 NOW = datetime(2026, 11, 25, 15, 30, tzinfo=UTC)  # a Wednesday
 

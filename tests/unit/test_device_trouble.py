@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from bowerbird_server.device_trouble import trouble_of
+from bowerbird_server.fleet.device_trouble import trouble_of
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
 SEEN = {"state": "active", "state_why": "", "online": 0, "status_at": "2026-11-20T00:00:00+00:00"}

@@ -16,7 +16,7 @@ import pytest
 import typer.main
 from pydantic import BaseModel
 
-from bowerbird_agent.cli import _parser
+from bowerbird_agent.cli.app import _parser
 from bowerbird_agent.config import AgentConfig
 from bowerbird_server.cli.app import app
 from bowerbird_server.config import ServerConfig
@@ -135,7 +135,7 @@ def test_the_examples_in_the_document_are_taken_by_both_programs() -> None:
 
 
 def test_the_examples_and_states_of_cameras_are_those_of_the_code() -> None:
-    from bowerbird_agent.camera_health import ADVICE
+    from bowerbird_agent.capture.camera_health import ADVICE
     from bowerbird_agent.config import parse_config
 
     text = (DOCS / "cameras.md").read_text("utf-8")

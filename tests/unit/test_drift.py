@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bowerbird_server.catalogue import Catalogue, drift_rows, fleet
-from bowerbird_server.drift import DriftSettings, Hour, Verdict, episode, judge, ks_matrix, psi_matrix, together
-from bowerbird_server.drift_watch import DriftWatch
-from bowerbird_server.wishes import wanted_of
+from bowerbird_server.drift.verdicts import DriftSettings, Hour, Verdict, episode, judge, ks_matrix, psi_matrix, together
+from bowerbird_server.drift.watch import DriftWatch
+from bowerbird_server.fleet.wishes import wanted_of
 from bowerbird_testing.drifting_camera import BEGIN_MS, MODEL, DriftingCamera
 from bowerbird_wire.errors import WireError
 from bowerbird_wire.histograms import HOUR_MS, CameraHour, Histograms
@@ -201,9 +201,9 @@ def test_numbers_beyond_reason_are_kept_within_it(watched: Watched) -> None:
 def test_the_wish_holds_the_boost_until_it_ends_or_is_stopped(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     watched.show(range(48))
     watched.show(range(48, 51), score_shift=-0.35)
-    monkeypatch.setattr("bowerbird_server.wishes.time.time", lambda: NOW_MS / 1000)
+    monkeypatch.setattr("bowerbird_server.fleet.wishes.time.time", lambda: NOW_MS / 1000)
     assert wanted_of(watched.cat, ["cam-01"])["cam-01"].boost == Boost(NOW_MS + DAY_MS, 2.0, {"gate": NOW_MS + DAY_MS})
-    monkeypatch.setattr("bowerbird_server.wishes.time.time", lambda: (NOW_MS + DAY_MS) / 1000)
+    monkeypatch.setattr("bowerbird_server.fleet.wishes.time.time", lambda: (NOW_MS + DAY_MS) / 1000)
     assert wanted_of(watched.cat, ["cam-01"]) == {"cam-01": Desired(0)}, "what is retained must say that it is over"
     monkeypatch.undo()
     assert drift_rows.stop_boost(watched.cat, "cam-01", "ada") == int(time.time() * 1000 < NOW_MS + DAY_MS)

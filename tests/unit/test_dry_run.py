@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.choose import Candidate
+from bowerbird_agent.capture.capture import Frame
 from bowerbird_agent.config import parse_config, parse_wished
-from bowerbird_agent.decision_log import DecisionLog
-from bowerbird_agent.dry_run import DryRun, keep_trial, read_trial
 from bowerbird_agent.errors import ConfigError
-from bowerbird_agent.explain import explain
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.select import Selector
+from bowerbird_agent.selection.choose import Candidate
+from bowerbird_agent.selection.decision_log import DecisionLog
+from bowerbird_agent.selection.dry_run import DryRun, keep_trial, read_trial
+from bowerbird_agent.selection.explain import explain
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Selector
 from bowerbird_models.detections import Detections
 
 POLICY = Policy(window_frames=40, frames_per_window=6, min_gap_s=0.2, near_duplicates=False)

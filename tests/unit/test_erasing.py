@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.counters import Counters
-from bowerbird_agent.erasing import Erasing
 from bowerbird_agent.errors import SpoolFault
-from bowerbird_agent.spool import FrameState, Spool
-from bowerbird_agent.storing import StoreFrame, StoringThread
+from bowerbird_agent.health.counters import Counters
+from bowerbird_agent.spool.spool import FrameState, Spool
+from bowerbird_agent.storing.erasing import Erasing
+from bowerbird_agent.storing.storing import StoreFrame, StoringThread
 from bowerbird_testing.frame_messages import START_MS, frame_message
 from bowerbird_wire.messages import EraseWish, FrameMessage, Receipt
 

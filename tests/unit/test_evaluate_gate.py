@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bowerbird_server.average_precision import FrameBoxes, MatchTable, match_frames
 from bowerbird_server.errors import BadInput, Conflict
-from bowerbird_server.evaluate import Evaluation, EvaluationFrame, EvaluationRun, calibration_error, summarise
-from bowerbird_server.promotion_gate import POINT_ESTIMATE, PROFILES, SIGNIFICANT, compare
+from bowerbird_server.training.average_precision import FrameBoxes, MatchTable, match_frames
+from bowerbird_server.training.evaluate import Evaluation, EvaluationFrame, EvaluationRun, calibration_error, summarise
+from bowerbird_server.training.promotion_gate import POINT_ESTIMATE, PROFILES, SIGNIFICANT, compare
 
 CLASSES = ("person", "car")
 QUICK = replace(SIGNIFICANT, resamples=200)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_server.evaluation_routing import HELD_OUT, TRAINED_ON, route
+from bowerbird_server.batches.evaluation_routing import HELD_OUT, TRAINED_ON, route
 
 SCENES = st.lists(st.tuples(st.sampled_from(["a", "b"]), st.integers(0, 10**6)), max_size=60, unique=True).map(
     lambda pairs: [(camera, f"{camera}@{n:07d}") for camera, n in pairs]

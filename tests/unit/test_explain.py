@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.calibration_book import doubted_boxes
-from bowerbird_agent.decision_log import DecisionLog, read_newest_first
-from bowerbird_agent.decisions import DROPS, REFUSALS, Decision
 from bowerbird_agent.errors import AgentError
-from bowerbird_agent.explain import explain
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.select import Selector
+from bowerbird_agent.selection.calibration_book import doubted_boxes
+from bowerbird_agent.selection.decision_log import DecisionLog, read_newest_first
+from bowerbird_agent.selection.decisions import DROPS, REFUSALS, Decision
+from bowerbird_agent.selection.explain import explain
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Selector
 from bowerbird_models.score_calibration import ScoreCalibration
 from bowerbird_testing.judged_frames import frame, seeing
 from bowerbird_wire.calibration_table import BINS, CalibrationTable, ClassCalibration
@@ -199,8 +199,9 @@ def test_a_frame_that_is_not_there_is_told_with_what_to_do(tmp_path: Path, selec
 
 def test_every_reason_in_the_code_has_words_and_no_others() -> None:
     folder = Path(__file__).parents[2] / "agent" / "bowerbird_agent"
-    named = {"select.py", "choose.py", "pool.py", "inference.py", "selection_window.py", "spool_leftovers.py"}
-    code = "".join((folder / name).read_text("utf-8") for name in sorted(named))
+    selection = ("select.py", "choose.py", "pool.py", "window.py")
+    named = (*(f"selection/{name}" for name in selection), "inference/inference.py", "spool/leftovers.py")
+    code = "".join((folder / name).read_text("utf-8") for name in named)
     for reason in (*REFUSALS, *DROPS):
         assert f'"{reason}"' in code
     ways = (

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_agent.explore import AuditDraw, keyed_unit
+from bowerbird_agent.selection.explore import AuditDraw, keyed_unit
 
 
 @pytest.mark.parametrize("probability", [0.013, 0.1, 0.37, 0.9])

@@ -9,16 +9,16 @@ import cv2
 import numpy as np
 import pytest
 
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.encode import CoveredFrame, FrameEncoder
-from bowerbird_agent.fetch_config import FetchConfig
-from bowerbird_agent.fetching import Fetching
-from bowerbird_agent.originals import Originals
-from bowerbird_agent.select import Judgement
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.spool_index import FrameState
-from bowerbird_agent.storing_config import ImageConfig
-from bowerbird_agent.surroundings import Moment, Surroundings
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.selection.select import Judgement
+from bowerbird_agent.spool.index import FrameState
+from bowerbird_agent.spool.spool import Spool
+from bowerbird_agent.storing.encode import CoveredFrame, FrameEncoder
+from bowerbird_agent.storing.fetch_config import FetchConfig
+from bowerbird_agent.storing.fetching import Fetching
+from bowerbird_agent.storing.originals import Originals
+from bowerbird_agent.storing.storing_config import ImageConfig
+from bowerbird_agent.storing.surroundings import Moment, Surroundings
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_wire.linked import AROUND, FETCHED, ORIGINAL, Link, link_of
 from bowerbird_wire.messages import EraseWish, Fetch, FrameHeader

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.explore import AuditDraw
-from bowerbird_server.field_changes import changes
-from bowerbird_server.field_metrics import Audited, FieldMetrics, Missing, by_groups, estimate, matched
+from bowerbird_agent.selection.explore import AuditDraw
+from bowerbird_server.drift.field_changes import changes
+from bowerbird_server.drift.field_metrics import Audited, FieldMetrics, Missing, by_groups, estimate, matched
 
 HOUR_S = 3600.0
 

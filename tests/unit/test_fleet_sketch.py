@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bowerbird_agent.fleet_novelty import FleetNovelty, fleet_novelty
-from bowerbird_server.fleet_sketch import k_means, make_sketch
+from bowerbird_agent.selection.fleet_novelty import FleetNovelty, fleet_novelty
+from bowerbird_server.fleet.fleet_sketch import k_means, make_sketch
 from bowerbird_wire.errors import MessageError
 from bowerbird_wire.fleet_sketch import (
     DIMENSIONS,

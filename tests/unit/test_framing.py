@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bowerbird_agent.camera_config import CameraConfig, Region
-from bowerbird_agent.capture import Camera, Frame, Source, open_camera
-from bowerbird_agent.capture_worker import CaptureWorker
+from bowerbird_agent.capture.camera_config import CameraConfig, Region
+from bowerbird_agent.capture.capture import Camera, Frame, Source, open_camera
+from bowerbird_agent.capture.exchange import FrameExchange
+from bowerbird_agent.capture.framing import FILL_GRAY, Framing, framed
+from bowerbird_agent.capture.worker import CaptureWorker
 from bowerbird_agent.errors import MaskError
-from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.framing import FILL_GRAY, Framing, framed
 
 LEFT_HALF = ((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))
 

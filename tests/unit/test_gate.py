@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bowerbird_agent.cells import rectangle
-from bowerbird_agent.gate import (
+from bowerbird_agent.selection.cells import rectangle
+from bowerbird_agent.selection.gate import (
     HEIGHT,
     WARM_UP_FRAMES,
     WIDTH,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.guard import (
+from bowerbird_agent.inference.guard import (
     STEPS,
     TRANSITIONS,
     GuardConfig,
@@ -17,7 +17,7 @@ from bowerbird_agent.guard import (
     rest_s,
     strain_of,
 )
-from bowerbird_agent.machine_sensors import MachineSensors
+from bowerbird_agent.inference.machine_sensors import MachineSensors
 
 CONFIG = GuardConfig()  # warm 80, hot 88, pressure 90
 

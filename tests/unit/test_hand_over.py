@@ -7,17 +7,17 @@ import threading
 import numpy as np
 import pytest
 
-from bowerbird_agent import counters as names
-from bowerbird_agent.camera_config import CameraConfig
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.capture_worker import CaptureWorker
-from bowerbird_agent.counters import Counters, SeenFrames
-from bowerbird_agent.encode import encode_image, wire_detections
+from bowerbird_agent.capture.camera_config import CameraConfig
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.capture.exchange import FrameExchange
+from bowerbird_agent.capture.worker import CaptureWorker
 from bowerbird_agent.errors import CameraError
-from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.outbox import Outbox
-from bowerbird_agent.reconnect import ReconnectDelay
-from bowerbird_agent.stages import Stages
+from bowerbird_agent.health import counters as names
+from bowerbird_agent.health.counters import Counters, SeenFrames
+from bowerbird_agent.health.stages import Stages
+from bowerbird_agent.link.outbox import Outbox
+from bowerbird_agent.link.reconnect import ReconnectDelay
+from bowerbird_agent.storing.encode import encode_image, wire_detections
 from bowerbird_models.detections import Detections
 from bowerbird_wire.topics import ReportTopic
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bowerbird_agent.hardware import (
+from bowerbird_agent.tuning.hardware import (
     BEGAN_AGAIN,
     TUNABLES,
     Hardware,

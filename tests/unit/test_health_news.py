@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bowerbird_agent.health import idle_interval_s, news_of
+from bowerbird_agent.health.health import idle_interval_s, news_of
 from bowerbird_wire.messages import Health
 
 QUIET = Health("b", 1, "m", frames_seen=10, spool={"candidate": 3, "new": 0}, cameras={"gate": "ok"}, extra={"finished": False})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from bowerbird_agent.camera_config import CameraConfig
-from bowerbird_agent.capture import Frame, Source
-from bowerbird_agent.capture_worker import CaptureWorker
+from bowerbird_agent.capture.camera_config import CameraConfig
+from bowerbird_agent.capture.capture import Frame, Source
+from bowerbird_agent.capture.exchange import FrameExchange
+from bowerbird_agent.capture.worker import CaptureWorker
 from bowerbird_agent.errors import CameraError
-from bowerbird_agent.exchange import FrameExchange
-from bowerbird_agent.heartbeat import Beat, Doing, Heartbeats, Kind, Pulse, WatchdogConfig, late
-from bowerbird_agent.reconnect import ReconnectDelay
-from bowerbird_agent.shutdown import BUDGET_S, STAGE_S
+from bowerbird_agent.health.heartbeat import Beat, Doing, Heartbeats, Kind, Pulse, WatchdogConfig, late
+from bowerbird_agent.health.shutdown import BUDGET_S, STAGE_S
+from bowerbird_agent.link.reconnect import ReconnectDelay
 
 LIMITS_S = WatchdogConfig().limits_s()
 

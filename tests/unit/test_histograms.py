@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.histogram_book import MOST_CLOSED, HistogramBook, HistogramSender
-from bowerbird_agent.hour_counts import HourCounts, mean_level
-from bowerbird_agent.outbox import Outbox
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.health.histogram_book import MOST_CLOSED, HistogramBook, HistogramSender
+from bowerbird_agent.health.hour_counts import HourCounts, mean_level
+from bowerbird_agent.link.outbox import Outbox
 from bowerbird_models.detections import Detections
 from bowerbird_wire import codec
 from bowerbird_wire.errors import MessageError

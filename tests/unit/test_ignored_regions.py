@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 
-from bowerbird_server.ignored_regions import NEUTRAL_GRAY, covered, paint
+from bowerbird_server.training.ignored_regions import NEUTRAL_GRAY, covered, paint
 
 
 @pytest.mark.parametrize(

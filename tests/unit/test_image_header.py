@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_server.image_header import MAX_PIXELS, MAX_SIDE, ImageSize, NotAnImage, image_size
+from bowerbird_server.ingest.image_header import MAX_PIXELS, MAX_SIDE, ImageSize, NotAnImage, image_size
 from bowerbird_testing.frame_messages import jpeg
 
 sides = st.integers(1, 300)

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_server.image_header import NotAnImage
-from bowerbird_server.image_metadata import without_metadata
+from bowerbird_server.ingest.image_header import NotAnImage
+from bowerbird_server.ingest.image_metadata import without_metadata
 
 SECRET = b"48.2082N 16.3738E"
 IMAGE = np.random.default_rng(1).integers(0, 255, (24, 32, 3), dtype=np.uint8)

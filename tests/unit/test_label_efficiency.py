@@ -17,8 +17,8 @@ from efficiency.study import Result, Study, Tools
 from efficiency.verdicts import Table, against_ours, claims
 
 from bowerbird_models.detections import Detections
-from bowerbird_server.evaluate import Evaluation, EvaluationFrame
-from bowerbird_server.train import TrainingRequest, TrainingResult
+from bowerbird_server.training.evaluate import Evaluation, EvaluationFrame
+from bowerbird_server.training.train import TrainingRequest, TrainingResult
 
 WORLD = worlds.synthetic(1, frames_a_camera=40, start=8, test=16, picks=4)
 

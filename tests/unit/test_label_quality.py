@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_server.label_quality import SURE, agreement, is_drawn, suspicion
+from bowerbird_server.batches.label_quality import SURE, agreement, is_drawn, suspicion
+from bowerbird_server.batches.rescoring import Seen
 from bowerbird_server.labelling.boxes import Box
-from bowerbird_server.rescoring import Seen
 
 CLASSES = ["bird", "fox"]
 BIRD = Box("bird", (0.0, 0.0, 10.0, 10.0))

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.link_estimate import FIRST_RATE, LinkEstimate
-from bowerbird_agent.link_window import LinkWindow
+from bowerbird_agent.link.estimate import FIRST_RATE, LinkEstimate
+from bowerbird_agent.link.window import LinkWindow
 from bowerbird_wire.transfer import BLOCK_BYTES, MAX_CHUNK_BYTES
 
 

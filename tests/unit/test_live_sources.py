@@ -8,12 +8,12 @@ import sys
 
 import pytest
 
-from bowerbird_agent.camera_config import CameraConfig
-from bowerbird_agent.capture import DeviceFormat, Source, is_live, kind_of, open_camera, without_password
+from bowerbird_agent.capture.camera_config import CameraConfig
+from bowerbird_agent.capture.capture import DeviceFormat, Source, is_live, kind_of, open_camera, without_password
+from bowerbird_agent.capture.frame_rate import FrameRate
+from bowerbird_agent.capture.gstreamer import by_hand, pipeline_of, rtsp_pipeline
+from bowerbird_agent.capture.opencv_build import find_opencv, has_gstreamer
 from bowerbird_agent.errors import OpenCvMissing, SourceError
-from bowerbird_agent.frame_rate import FrameRate
-from bowerbird_agent.gstreamer import by_hand, pipeline_of, rtsp_pipeline
-from bowerbird_agent.opencv_build import find_opencv, has_gstreamer
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.memory import clean_file_mappings, give_back
+from bowerbird_agent.inference.memory import clean_file_mappings, give_back
 
 MEGABYTE = 10**6
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from bowerbird_agent.metrics_endpoint import MetricsConfig
-from bowerbird_agent.metrics_text import COUNTERS, Metric, device_metrics, exposition
+from bowerbird_agent.health.metrics_endpoint import MetricsConfig
+from bowerbird_agent.health.metrics_text import COUNTERS, Metric, device_metrics, exposition
 from bowerbird_wire.messages import Health
 
 HEALTH = Health(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_server.mqtt_packets import RECORD_BYTES, ROOM_BYTES, MalformedPacket, PacketStream, Publish, publish_of
+from bowerbird_server.broker.mqtt_packets import RECORD_BYTES, ROOM_BYTES, MalformedPacket, PacketStream, Publish, publish_of
 
 MOST_BYTES = 1_000_000
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.novelty import Bank, Fingerprint, Ranks, distances
+from bowerbird_agent.selection.novelty import Bank, Fingerprint, Ranks, distances
 
 
 def _print(seed: int, *, dim: int | None = 16) -> Fingerprint:

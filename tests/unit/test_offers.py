@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_server.offers import MAX_WAITING_PER_DEVICE, BlockQueue
+from bowerbird_server.fleet.offers import MAX_WAITING_PER_DEVICE, BlockQueue
 from bowerbird_wire.messages import BlockRequest
 
 NAME = f"targets/models/{'a' * 64}/{'b' * 64}.model.onnx"

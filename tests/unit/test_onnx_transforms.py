@@ -15,15 +15,15 @@ from onnx import TensorProto, numpy_helper
 from bowerbird_models.golden import CONFIDENCE, Tolerance, differences
 from bowerbird_models.network_input import NetworkInput
 from bowerbird_models.onnx_detector import OnnxDetector
-from bowerbird_server import int8_files
-from bowerbird_server.calibration import PERCENTILE, SILU_FLOOR, Histogram, activation_ranges
-from bowerbird_server.curation_outputs import add_curation_outputs, add_embedding, add_loc_entropy
-from bowerbird_server.dfl_ratio import MAX_LOGIT, ratio_of_sums
 from bowerbird_server.errors import BadInput
-from bowerbird_server.half_weights import has_half_weights, restore_full, store_half
-from bowerbird_server.int8_files import int8_for_onnxruntime, int8_for_openvino, prepare
-from bowerbird_server.onnx_graph import Graph, entry, name_nodes
-from bowerbird_server.uint8_input import uint8_input
+from bowerbird_server.quantisation import int8_files
+from bowerbird_server.quantisation.calibration import PERCENTILE, SILU_FLOOR, Histogram, activation_ranges
+from bowerbird_server.quantisation.dfl_ratio import MAX_LOGIT, ratio_of_sums
+from bowerbird_server.quantisation.half_weights import has_half_weights, restore_full, store_half
+from bowerbird_server.quantisation.int8_files import int8_for_onnxruntime, int8_for_openvino, prepare
+from bowerbird_server.quantisation.onnx_graph import Graph, entry, name_nodes
+from bowerbird_server.quantisation.uint8_input import uint8_input
+from bowerbird_server.training.curation_outputs import add_curation_outputs, add_embedding, add_loc_entropy
 from bowerbird_testing.conv_yolo import BINS, CHANNELS, FEATURE_LAYER, squares, write_conv_yolo
 from bowerbird_testing.tiny_yolo import write_tiny_yolo
 

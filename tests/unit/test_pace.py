@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bowerbird_agent.budget import DAY_S, ByteLimits
-from bowerbird_agent.choose import Candidate, Judgement, choose
-from bowerbird_agent.novelty import Fingerprint
-from bowerbird_agent.pace import Pace, close_window, room_bytes
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.ring import Ring
-from bowerbird_agent.select import Selector
+from bowerbird_agent.budget.budget import DAY_S, ByteLimits
+from bowerbird_agent.selection.choose import Candidate, Judgement, choose
+from bowerbird_agent.selection.novelty import Fingerprint
+from bowerbird_agent.selection.pace import Pace, close_window, room_bytes
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.ring import Ring
+from bowerbird_agent.selection.select import Selector
 from bowerbird_testing.judged_frames import frame, seeing
 
 PRINT = Fingerprint(np.zeros(32, np.uint8))

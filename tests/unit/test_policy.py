@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from bowerbird_agent.policy import STRATEGIES, TEMPLATES, Policy
-from bowerbird_agent.uncertainty import SCORERS
+from bowerbird_agent.selection.policy import STRATEGIES, TEMPLATES, Policy
+from bowerbird_agent.selection.uncertainty import SCORERS
 
 
 @pytest.mark.parametrize("name", sorted(TEMPLATES))

@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent import counters as names
-from bowerbird_agent.budget import ByteLimits, TokenBucket
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.counters import Counters
-from bowerbird_agent.mqtt_link import packet_bytes
-from bowerbird_agent.publish import LocalPublisher, PublishConfig
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.uplink_budget import UplinkBudget
-from bowerbird_agent.upload_runner import UploadRunner
-from bowerbird_agent.uploader import FrameReady
+from bowerbird_agent.budget.budget import ByteLimits, TokenBucket
+from bowerbird_agent.budget.uplink_budget import UplinkBudget
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.health import counters as names
+from bowerbird_agent.health.counters import Counters
+from bowerbird_agent.link.mqtt_link import packet_bytes
+from bowerbird_agent.link.publish import LocalPublisher, PublishConfig
+from bowerbird_agent.link.upload_runner import UploadRunner
+from bowerbird_agent.link.uploader import FrameReady
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_models.detections import Detections
 from bowerbird_wire.errors import MessageError, VersionError, WireError
 from bowerbird_wire.local_detections import DetectionsMessage, LocalDetection, from_json, to_json

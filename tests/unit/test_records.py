@@ -5,7 +5,14 @@ from __future__ import annotations
 import cbor2
 import pytest
 
-from bowerbird_server.records import HEADERS_MAGIC, HeaderRecord, decode_fact, decode_headers, encode_fact, encode_headers
+from bowerbird_server.catalogue.records import (
+    HEADERS_MAGIC,
+    HeaderRecord,
+    decode_fact,
+    decode_headers,
+    encode_fact,
+    encode_headers,
+)
 from bowerbird_testing.frame_messages import frame_message
 from bowerbird_wire.codec import encode
 from bowerbird_wire.errors import MessageError

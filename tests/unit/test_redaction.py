@@ -11,16 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bowerbird_agent.camera_config import CameraConfig, RedactConfig
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.choose import Judgement
+from bowerbird_agent.capture.camera_config import CameraConfig, RedactConfig
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.capture.framing import FILL_GRAY, Framing
 from bowerbird_agent.config import parse_config
-from bowerbird_agent.encode import FrameEncoder
 from bowerbird_agent.errors import ConfigError, MaskError, RedactionError
-from bowerbird_agent.framing import FILL_GRAY, Framing
-from bowerbird_agent.novelty import HASH_BYTES, Fingerprint
-from bowerbird_agent.redaction import Redactor, cover, grown, redactors_after
-from bowerbird_agent.storing_config import ImageConfig
+from bowerbird_agent.selection.choose import Judgement
+from bowerbird_agent.selection.novelty import HASH_BYTES, Fingerprint
+from bowerbird_agent.storing.encode import FrameEncoder
+from bowerbird_agent.storing.redaction import Redactor, cover, grown, redactors_after
+from bowerbird_agent.storing.storing_config import ImageConfig
 from bowerbird_models.detections import Detections
 from bowerbird_wire import codec
 from bowerbird_wire.messages import FrameHeader, FrameMessage
@@ -79,7 +79,7 @@ def test_a_redactor_that_crashes_has_no_picture_kept(monkeypatch: pytest.MonkeyP
     def broken(*_: object) -> None:
         raise cv2.error("no memory")
 
-    monkeypatch.setattr("bowerbird_agent.redaction.cover", broken)
+    monkeypatch.setattr("bowerbird_agent.storing.redaction.cover", broken)
     with pytest.raises(RedactionError, match="no memory"):
         redactor().apply(noise(), seen((100, 60, 140, 160, 0.5, 1)), NAMES)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bowerbird_agent.config import AgentConfig, parse_config
-from bowerbird_agent.reload import SECTIONS, Applies, reload_plan
+from bowerbird_agent.remote.reload import SECTIONS, Applies, reload_plan
 
 OLD = """\
 [device]

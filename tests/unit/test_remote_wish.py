@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from bowerbird_agent.errors import ConfigError
-from bowerbird_agent.remote_runner import RemoteWishes
-from bowerbird_agent.remote_wish import Standing, accepted, fallen_back, from_plain, proved, refused
+from bowerbird_agent.remote.runner import RemoteWishes
+from bowerbird_agent.remote.wish import Standing, accepted, fallen_back, from_plain, proved, refused
 
 A, B, C = {"log": {"level": "debug"}}, {"log": {"level": "warning"}}, {"health": {"interval_s": 50}}
 BAD = {"log": {"level": "loud"}}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bowerbird_agent.cli_replay import _campaign
+from bowerbird_agent.cli.replay import _campaign
 from bowerbird_agent.errors import ConfigError
 
 

@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.uncertainty import entropy
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.uncertainty import entropy
 from bowerbird_models.detections import Detections
 from bowerbird_models.frame_value import noisy_or
 from bowerbird_models.score_calibration import ScoreCalibration
-from bowerbird_server.labelling_cost import ENOUGH_LABELS, Effort, cost_of, fit_effort
-from bowerbird_server.rescoring import Seen, combined, disagreement, doubt, ranks_within
+from bowerbird_server.batches.labelling_cost import ENOUGH_LABELS, Effort, cost_of, fit_effort
+from bowerbird_server.batches.rescoring import Seen, combined, disagreement, doubt, ranks_within
 from bowerbird_wire.calibration_table import BINS, CalibrationTable, ClassCalibration
 
 BIRD = Seen((0.0, 0.0, 10.0, 10.0), 0.9, "bird")

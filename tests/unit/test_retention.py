@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from bowerbird_server.catalogue.frames import STATES
 from bowerbird_server.config import RetentionConfig
-from bowerbird_server.retention import Aged, all_due, born_at, due
+from bowerbird_server.privacy.retention import Aged, all_due, born_at, due
 
 NOW = datetime(2026, 11, 22, 12, tzinfo=UTC)
 LIMITS = RetentionConfig(unlabelled_days=30, rejected_days=7, labelled_days=365)

@@ -6,11 +6,11 @@ import cbor2
 import numpy as np
 import pytest
 
-from bowerbird_agent.choose import Candidate, Judgement
-from bowerbird_agent.novelty import Fingerprint
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.ring import of_plain, to_plain
-from bowerbird_agent.select import Selector
+from bowerbird_agent.selection.choose import Candidate, Judgement
+from bowerbird_agent.selection.novelty import Fingerprint
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.ring import of_plain, to_plain
+from bowerbird_agent.selection.select import Selector
 from bowerbird_testing.judged_frames import frame, seeing
 
 POLICY = Policy(epsilon=0.3, window_frames=40, frames_per_window=6, spread=0.0, near_duplicates=False)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_server.rollout import (
+from bowerbird_server.fleet.rollout import (
     FINISHED,
     OPEN,
     TRANSITIONS,

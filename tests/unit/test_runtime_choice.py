@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.autotune import Candidate
-from bowerbird_agent.runtime_choice import MAX_CHOICES, ModelShape, RuntimeChoice, RuntimeChoices
+from bowerbird_agent.tuning.autotune import Candidate
+from bowerbird_agent.tuning.runtime_choice import MAX_CHOICES, ModelShape, RuntimeChoice, RuntimeChoices
 
 SHAPE = ModelShape((640, 640), 3, {"onnx-fp32": 10_000_000, "onnx-int8-ort": 3_000_000})
 CHOICE = RuntimeChoice(

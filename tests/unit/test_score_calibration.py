@@ -12,14 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from bowerbird_agent.calibration_book import CalibrationBook, doubted_boxes
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.select import Selector
-from bowerbird_agent.uncertainty import entropy, least_confidence
+from bowerbird_agent.selection.calibration_book import CalibrationBook, doubted_boxes
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Selector
+from bowerbird_agent.selection.uncertainty import entropy, least_confidence
 from bowerbird_models.detections import Detections
 from bowerbird_models.score_calibration import ScoreCalibration
-from bowerbird_server.average_precision import MatchTable
-from bowerbird_server.score_calibration import (
+from bowerbird_server.training.average_precision import MatchTable
+from bowerbird_server.training.score_calibration import (
     ENOUGH_DRAWN,
     calibration_of,
     class_probabilities,

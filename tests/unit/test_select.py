@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_agent.fleet_novelty import fleet_novelty
-from bowerbird_agent.gate import glance
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.select import Candidate, Selector, rule_would_send
+from bowerbird_agent.selection.fleet_novelty import fleet_novelty
+from bowerbird_agent.selection.gate import glance
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Candidate, Selector, rule_would_send
 from bowerbird_models.detections import Detections
-from bowerbird_server.fleet_sketch import make_sketch
+from bowerbird_server.fleet.fleet_sketch import make_sketch
 from bowerbird_testing.judged_frames import PaperSpool, frame, seeing, textured
 from bowerbird_wire.fleet_sketch import model_key
 

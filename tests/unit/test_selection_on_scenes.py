@@ -7,9 +7,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from bowerbird_agent.capture import Frame
-from bowerbird_agent.policy import Policy
-from bowerbird_agent.select import Selector
+from bowerbird_agent.capture.capture import Frame
+from bowerbird_agent.selection.policy import Policy
+from bowerbird_agent.selection.select import Selector
 from bowerbird_models.detections import Detections
 from bowerbird_models.scenes import NIGHT, SceneStream, Truth
 from bowerbird_testing.judged_frames import START_MS, PaperSpool

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.spending import Spending
+from bowerbird_agent.budget.spending import Spending
 from bowerbird_server.web.spending import spent
 from bowerbird_wire.spent import BLOCKS, CONTROL, FRAMES, LETTERS, kinds_of
 from bowerbird_wire.topics import BlocksTopic, FrameTopic, HealthTopic, ReceiptTopic, StatusTopic

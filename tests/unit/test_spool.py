@@ -14,10 +14,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bowerbird_agent.errors import SpoolFault, SpoolFull
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.spool_files import FrameFiles
-from bowerbird_agent.spool_index import WAKE_IN, FrameState
-from bowerbird_agent.spool_room import INDEX_RESERVE_BYTES
+from bowerbird_agent.spool.files import FrameFiles
+from bowerbird_agent.spool.index import WAKE_IN, FrameState
+from bowerbird_agent.spool.room import INDEX_RESERVE_BYTES
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_testing.frames import make_frame
 from bowerbird_wire.messages import Receipt, Refusal
 

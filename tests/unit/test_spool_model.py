@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from bowerbird_agent.errors import SpoolFull
-from bowerbird_agent.send_order import Turn, turn
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.spool_eviction import FLOORS, Row, choose, group_of
-from bowerbird_agent.spool_files import on_disk_bytes
-from bowerbird_agent.spool_index import FrameState
-from bowerbird_agent.spool_room import INDEX_RESERVE_BYTES
+from bowerbird_agent.spool.eviction import FLOORS, Row, choose, group_of
+from bowerbird_agent.spool.files import on_disk_bytes
+from bowerbird_agent.spool.index import FrameState
+from bowerbird_agent.spool.room import INDEX_RESERVE_BYTES
+from bowerbird_agent.spool.send_order import Turn, turn
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_testing.frames import make_frame
 from bowerbird_wire.linked import FETCHED
 from bowerbird_wire.messages import FrameHeader, Receipt, Refusal

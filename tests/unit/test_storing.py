@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent import counters as names
-from bowerbird_agent.counters import Counters
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.spool_room import INDEX_RESERVE_BYTES
-from bowerbird_agent.storing import StoreFrame, StoringThread
+from bowerbird_agent.health import counters as names
+from bowerbird_agent.health.counters import Counters
+from bowerbird_agent.spool.room import INDEX_RESERVE_BYTES
+from bowerbird_agent.spool.spool import Spool
+from bowerbird_agent.storing.storing import StoreFrame, StoringThread
 from bowerbird_testing.frame_messages import frame_message
 
 

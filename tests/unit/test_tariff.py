@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.tariff import DAY_S, QuietHours, Tariff, default_interfaces, quiet_left_s
+from bowerbird_agent.budget.tariff import DAY_S, QuietHours, Tariff, default_interfaces, quiet_left_s
 
 HOUR_S = 3600.0
 NIGHT = QuietHours.parse("22:00-06:00")

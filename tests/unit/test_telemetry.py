@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.counters import Counters
-from bowerbird_agent.link_estimate import LinkEstimate
-from bowerbird_agent.metrics_text import device_metrics
-from bowerbird_agent.telemetry import Readings, count_frame, plain
+from bowerbird_agent.health.counters import Counters
+from bowerbird_agent.health.metrics_text import device_metrics
+from bowerbird_agent.health.telemetry import Readings, count_frame, plain
+from bowerbird_agent.link.estimate import LinkEstimate
 from bowerbird_wire.messages import Health
 from bowerbird_wire.telemetry import read
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bowerbird_agent.policy import TEMPLATES, Policy
-from bowerbird_agent.select import Selector
-from bowerbird_agent.uncertainty import rare_class
+from bowerbird_agent.selection.policy import TEMPLATES, Policy
+from bowerbird_agent.selection.select import Selector
+from bowerbird_agent.selection.uncertainty import rare_class
 from bowerbird_models.detections import Detections
 from bowerbird_testing.judged_frames import PaperSpool, frame, seeing
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_agent.policy import STRATEGIES, TEMPLATES, Policy
-from bowerbird_agent.select import Selector
-from bowerbird_agent.temporal import MAX_STEP_S, Tracks, periodic
+from bowerbird_agent.selection.policy import STRATEGIES, TEMPLATES, Policy
+from bowerbird_agent.selection.select import Selector
+from bowerbird_agent.selection.temporal import MAX_STEP_S, Tracks, periodic
 from bowerbird_models.detections import Detections
 from bowerbird_testing.judged_frames import PaperSpool, frame
 

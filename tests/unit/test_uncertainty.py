@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_agent import uncertainty as u
+from bowerbird_agent.selection import uncertainty as u
 from bowerbird_models.detections import Detections
 
 FRAME_SCORES: dict[str, Callable[[Detections], float]] = {**u.SCORERS, "entropy": u.entropy}

@@ -7,7 +7,7 @@ import random
 import pytest
 from tuf.api.exceptions import DownloadHTTPError, DownloadLengthMismatchError
 
-from bowerbird_agent.update_fetcher import BLOCK_BYTES, MAX_WINDOW, Transfer
+from bowerbird_agent.updates.fetcher import BLOCK_BYTES, MAX_WINDOW, Transfer
 from bowerbird_wire.messages import Block
 
 PATH = "targets/models/x/y.onnx"

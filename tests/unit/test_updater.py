@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from bowerbird_agent.updater import (
+from bowerbird_agent.updates.updater import (
     BEFORE_TRIAL,
     MAX_CRASHES,
     MAX_POWER_CUTS,

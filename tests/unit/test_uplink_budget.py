@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bowerbird_agent.budget import DAY_S, BudgetExceeded, ByteLimits, TokenBucket
-from bowerbird_agent.budget_note import restore_budget
-from bowerbird_agent.mqtt_link import LinkDown, LinkUp, packet_bytes
-from bowerbird_agent.spool import Spool
-from bowerbird_agent.tariff import QuietHours, Tariff
-from bowerbird_agent.uplink_budget import UplinkBudget
-from bowerbird_agent.upload_runner import UploadRunner
+from bowerbird_agent.budget.budget import DAY_S, BudgetExceeded, ByteLimits, TokenBucket
+from bowerbird_agent.budget.budget_note import restore_budget
+from bowerbird_agent.budget.tariff import QuietHours, Tariff
+from bowerbird_agent.budget.uplink_budget import UplinkBudget
+from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, packet_bytes
+from bowerbird_agent.link.upload_runner import UploadRunner
+from bowerbird_agent.spool.spool import Spool
 from bowerbird_testing.frames import make_frame
 from bowerbird_wire.topics import DetectionsTopic, DeviceTopic, FrameTopic
 

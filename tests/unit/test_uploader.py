@@ -10,10 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from bowerbird_agent.budget import ByteLimits, TokenBucket
-from bowerbird_agent.link_estimate import LinkEstimate
-from bowerbird_agent.reconnect import ReconnectDelay
-from bowerbird_agent.upload_events import (
+from bowerbird_agent.budget.budget import ByteLimits, TokenBucket
+from bowerbird_agent.link.estimate import LinkEstimate
+from bowerbird_agent.link.reconnect import ReconnectDelay
+from bowerbird_agent.link.upload_events import (
     TRANSITIONS,
     Acknowledged,
     ChunkTaken,
@@ -37,8 +37,8 @@ from bowerbird_agent.upload_events import (
     Wait,
     Wanted,
 )
-from bowerbird_agent.upload_limits import UploadLimits, WireSizes
-from bowerbird_agent.uploader import Uploader
+from bowerbird_agent.link.upload_limits import UploadLimits, WireSizes
+from bowerbird_agent.link.uploader import Uploader
 from bowerbird_wire.transfer import BLOCK_BYTES, Receiving, run_bytes, to_bitmap
 
 LIMITS = UploadLimits(

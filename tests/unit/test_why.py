@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bowerbird_agent.policy import STRATEGIES
+from bowerbird_agent.selection.policy import STRATEGIES
 from bowerbird_server.web.why import MEANINGS, sentence, strategy_rows
 
 

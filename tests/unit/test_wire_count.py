@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from bowerbird_agent.paho_client import Traffic
-from bowerbird_agent.wire_count import OnWire, estimate, of_connection, overhead_bytes
+from bowerbird_agent.link.paho_client import Traffic
+from bowerbird_agent.link.wire_count import OnWire, estimate, of_connection, overhead_bytes
 
 
 @dataclass

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bowerbird_server.batch_choice import CONTROL, EVALUATION, POLICY
-from bowerbird_server.yields import (
+from bowerbird_server.batches.batch_choice import CONTROL, EVALUATION, POLICY
+from bowerbird_server.batches.yields import (
     HEAVIEST,
     LIGHTEST,
     Judged,

@@ -13,10 +13,10 @@ import sqlite3
 import time
 from contextlib import suppress
 
-from bowerbird_server import passwords
+from bowerbird_server.access import passwords
+from bowerbird_server.access.roles import Principal, Role, Sites
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
 from bowerbird_server.errors import BadInput, Conflict, NotFound
-from bowerbird_server.roles import Principal, Role, Sites
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._@-]{0,79}")
 _USED_EVERY_S = 600.0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 
+from bowerbird_server.access.event_chain import Anchor, faults
 from bowerbird_server.catalogue.core import ORIGIN, Catalogue, Row, utc_now
-from bowerbird_server.event_chain import Anchor, faults
 
 
 def events(

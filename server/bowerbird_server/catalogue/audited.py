@@ -14,10 +14,10 @@ import numpy as np
 
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_text
 from bowerbird_server.catalogue.fleet import camera_id
-from bowerbird_server.field_changes import changes
-from bowerbird_server.field_metrics import Audited, Estimate, Missing, by_groups, matched
-from bowerbird_server.ignored_regions import covered
+from bowerbird_server.drift.field_changes import changes
+from bowerbird_server.drift.field_metrics import Audited, Estimate, Missing, by_groups, matched
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
+from bowerbird_server.training.ignored_regions import covered
 
 PERIODS_S: Mapping[str, float | None] = {"day": 86_400.0, "week": 7 * 86_400.0, "all": None}
 _LEAST_P = 1e-9

@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 
 from bowerbird_server.catalogue.core import Catalogue
-from bowerbird_server.score_calibration import table_bytes
+from bowerbird_server.training.score_calibration import table_bytes
 from bowerbird_wire.fleet_sketch import model_key
 
 

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from bowerbird_server.campaign_shares import Holder, divide
 from bowerbird_server.catalogue import classes, device_config, device_groups, fleet
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
 from bowerbird_server.errors import BadInput, Conflict, NotFound
+from bowerbird_server.fleet.campaign_shares import Holder, divide
 from bowerbird_wire.messages import Campaign, Reported
 
 ACTOR = "delivery"

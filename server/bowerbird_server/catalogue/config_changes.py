@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from bowerbird_server import device_config as rules
 from bowerbird_server.catalogue import device_config
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
 from bowerbird_server.errors import BadInput, Conflict, NotFound
-from bowerbird_server.rollout import (
+from bowerbird_server.fleet import device_config as rules
+from bowerbird_server.fleet.rollout import (
     CANCELLED,
     FAILED,
     OFFERED,
@@ -32,7 +32,7 @@ from bowerbird_server.rollout import (
     assign_waves,
     decide,
 )
-from bowerbird_server.rollout import advance as next_state
+from bowerbird_server.fleet.rollout import advance as next_state
 from bowerbird_wire.messages import Reported
 
 ACTOR = "delivery"

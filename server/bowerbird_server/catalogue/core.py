@@ -20,9 +20,9 @@ from typing import Any
 
 from sqlite_utils import Database
 
+from bowerbird_server.access.event_chain import FIRST, digest_of
+from bowerbird_server.catalogue.migrations import catalogue_migrations
 from bowerbird_server.errors import EnvironmentFault
-from bowerbird_server.event_chain import FIRST, digest_of
-from bowerbird_server.migrations import catalogue_migrations
 
 Row = dict[str, Any]
 

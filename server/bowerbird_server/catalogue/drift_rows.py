@@ -1,7 +1,7 @@
 """Hours, verdicts and episodes of drift in the catalogue.
 
-In: hours as devices count them, verdicts of `drift.py`. Out: rows, the hours of a camera again, boosts that hold now, marked slices. It
-judges nothing.
+In: hours as devices count them, verdicts of `drift/verdicts.py`. Out: rows, the hours of a camera again, boosts that hold now, marked
+slices. It judges nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now, utc_text
 from bowerbird_server.catalogue.fleet import camera_id, touch_camera
-from bowerbird_server.drift import CLASSES, Distance, Hour, Verdict, together
+from bowerbird_server.drift.verdicts import CLASSES, Distance, Hour, Verdict, together
 from bowerbird_wire.histograms import BINS, HOUR_MS, CameraHour, unpack, unpack_classes
 from bowerbird_wire.messages import Boost
 from bowerbird_wire.topics import check_name

@@ -15,8 +15,8 @@ from typing import Any
 
 from bowerbird_server.catalogue import erasures
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
-from bowerbird_server.device_trouble import trouble_of
 from bowerbird_server.errors import BadInput, Conflict, NotFound
+from bowerbird_server.fleet.device_trouble import trouble_of
 from bowerbird_wire.errors import TopicError
 from bowerbird_wire.messages import Desired, Health, Report, Status
 from bowerbird_wire.topics import check_name

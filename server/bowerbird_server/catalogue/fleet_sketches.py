@@ -10,7 +10,7 @@ import numpy as np
 
 from bowerbird_server.catalogue import batches, looks
 from bowerbird_server.catalogue.core import Catalogue
-from bowerbird_server.fleet_sketch import make_sketch
+from bowerbird_server.fleet.fleet_sketch import make_sketch
 from bowerbird_wire.fleet_sketch import model_key
 
 _SKETCH = "selection.fleet_sketch"

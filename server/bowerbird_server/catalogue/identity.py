@@ -14,10 +14,10 @@ from typing import Any
 
 from bowerbird_server.catalogue import fleet, rollouts
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now, utc_text
-from bowerbird_server.deletion_log import DeletionLog
 from bowerbird_server.errors import Conflict, EnvironmentFault, NotFound
 from bowerbird_server.identity.clones import Remembered
 from bowerbird_server.identity.states import Happening, State, after
+from bowerbird_server.privacy.deletion_log import DeletionLog
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from bowerbird_server.batches.yields import AccuracyGain, Judged, accuracy_gain
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now
-from bowerbird_server.yields import AccuracyGain, Judged, accuracy_gain
 
 # The newest labels say how the policy does now; older models and policies say less.
 NEWEST = 2000

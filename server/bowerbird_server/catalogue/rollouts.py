@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
 from bowerbird_server.errors import BadInput, Conflict, NotFound
-from bowerbird_server.rollout import (
+from bowerbird_server.fleet.rollout import (
     CANCELLED,
     FAILED,
     FINISHED,
@@ -31,7 +31,7 @@ from bowerbird_server.rollout import (
     decide,
     outcome,
 )
-from bowerbird_server.rollout import advance as next_state
+from bowerbird_server.fleet.rollout import advance as next_state
 from bowerbird_wire.messages import OF, Job, Report
 
 ACTOR = "rollout"

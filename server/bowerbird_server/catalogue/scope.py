@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from bowerbird_server.access.roles import Sites
 from bowerbird_server.catalogue.core import Catalogue
-from bowerbird_server.roles import Sites
 
 _OURS = "SELECT id FROM main.device WHERE site IN (SELECT site FROM temp.our_site)"
 _OUR_FRAME = f"EXISTS (SELECT 1 FROM main.frame AS seen WHERE seen.id = {{key}} AND seen.device IN ({_OURS}))"  # noqa: S608 - constants

@@ -12,14 +12,23 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from bowerbird_server.batches.label_quality import (
+    AGREES,
+    CONSENSUS,
+    GOLD,
+    NEW_CLASS,
+    SUSPICIOUS,
+    agreement,
+    is_drawn,
+    suspicion,
+)
+from bowerbird_server.batches.rescoring import Seen
+from bowerbird_server.batches.yields import wilson
 from bowerbird_server.catalogue import classes, frames, labels
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
 from bowerbird_server.catalogue.datasets import labelled_frames
 from bowerbird_server.errors import BadInput
-from bowerbird_server.label_quality import AGREES, CONSENSUS, GOLD, NEW_CLASS, SUSPICIOUS, agreement, is_drawn, suspicion
 from bowerbird_server.labelling.boxes import Box
-from bowerbird_server.rescoring import Seen
-from bowerbird_server.yields import wilson
 
 REFERENCE = "gold reference"
 BLIND = (CONSENSUS, GOLD)

@@ -11,10 +11,10 @@ import sqlite3
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from bowerbird_server import passwords
+from bowerbird_server.access import passwords
+from bowerbird_server.access.roles import Principal
 from bowerbird_server.catalogue import accounts
 from bowerbird_server.catalogue.core import Catalogue
-from bowerbird_server.roles import Principal
 
 _SEEN_EVERY_S = 60.0
 

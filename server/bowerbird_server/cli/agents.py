@@ -9,10 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from bowerbird_models.agent_release import describe_release
-from bowerbird_server import agent_releases
-from bowerbird_server.agent_archive import pack
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.cli.signing import OnlyFile, signs_only_a_file
+from bowerbird_server.releases import agent_releases
+from bowerbird_server.releases.agent_archive import pack
 
 app = typer.Typer(
     no_args_is_help=True,

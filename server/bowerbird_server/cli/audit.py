@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server import anchors
+from bowerbird_server.access import anchors
+from bowerbird_server.access.event_chain import Anchor
 from bowerbird_server.catalogue import audit
 from bowerbird_server.cli.common import DATA, AsJson, Data, open_site, say, show_rows
 from bowerbird_server.errors import BadInput, ServerError
-from bowerbird_server.event_chain import Anchor
 
 app = typer.Typer(no_args_is_help=True, help="Who did what, and who saw what. Example: bowerbird audit list --who ada")
 

@@ -15,7 +15,7 @@ from bowerbird_server.backup import back_up
 from bowerbird_server.backup import restore as restore_site
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, progress_bars, say, show_json, tell
 from bowerbird_server.errors import BadInput
-from bowerbird_server.registry import open_repository
+from bowerbird_server.releases.registry import open_repository
 from bowerbird_server.sealed import read_passphrase
 
 _SHOWN = 20

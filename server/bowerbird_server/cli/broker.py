@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.broker_own import write_own_broker
+from bowerbird_server.broker.mqtt_session import check_broker
+from bowerbird_server.broker.own import write_own_broker
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, Config, Data, actor, open_site, say
-from bowerbird_server.ingest_share import MAX_WORKERS, client_ids
-from bowerbird_server.mqtt_session import check_broker
-from bowerbird_server.provision import broker_of, device_ca_of, external_address, server_address
+from bowerbird_server.fleet.provision import broker_of, device_ca_of, external_address, server_address
+from bowerbird_server.ingest.share import MAX_WORKERS, client_ids
 
 app = typer.Typer(
     no_args_is_help=True, help="A broker of one's own. Example: bowerbird broker config --out broker --name mqtt.example.net"

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server import device_config as rules
 from bowerbird_server.catalogue import campaigns
 from bowerbird_server.catalogue.campaigns import Condition
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput
+from bowerbird_server.fleet import device_config as rules
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -8,8 +8,8 @@ import typer
 
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue.kept import NOT_REBUILT
-from bowerbird_server.catalogue_rebuild import rebuild as rebuild_catalogue
-from bowerbird_server.catalogue_verify import verify as verify_catalogue
+from bowerbird_server.catalogue.rebuild import rebuild as rebuild_catalogue
+from bowerbird_server.catalogue.verify import verify as verify_catalogue
 from bowerbird_server.cli.backup import stages
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, progress_of, say, show_json, tell
 from bowerbird_server.errors import NotFound

@@ -10,9 +10,9 @@ import typer
 from bowerbird_server.catalogue import overview
 from bowerbird_server.catalogue.datasets import dataset_version, split_counts
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, progress_of, say, show_json, show_rows
-from bowerbird_server.dataset_import import import_dataset
 from bowerbird_server.errors import BadInput
-from bowerbird_server.snapshot import materialise, take_snapshot
+from bowerbird_server.training.dataset_import import import_dataset
+from bowerbird_server.training.snapshot import materialise, take_snapshot
 
 app = typer.Typer(no_args_is_help=True, help="Data set versions. Example: bowerbird dataset import data.yaml")
 

@@ -143,9 +143,9 @@ There is no ground truth for {options.video}, so a person has to label. The firs
 
 
 def _stay_up(folder: Any) -> None:
+    from bowerbird_server.access.roles import Role, Sites
     from bowerbird_server.catalogue import Catalogue, accounts
-    from bowerbird_server.endpoint import WebEndpoint
-    from bowerbird_server.roles import Role, Sites
+    from bowerbird_server.web.endpoint import WebEndpoint
 
     endpoint = WebEndpoint.load(folder)
     with Catalogue(folder.catalogue) as cat:

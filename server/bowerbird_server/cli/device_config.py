@@ -7,12 +7,12 @@ from typing import Annotated, Any
 
 import typer
 
-from bowerbird_server import device_config as rules
 from bowerbird_server.catalogue import config_changes, device_groups, fleet
 from bowerbird_server.catalogue import device_config as rows
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput
-from bowerbird_server.rollout import Event
+from bowerbird_server.fleet import device_config as rules
+from bowerbird_server.fleet.rollout import Event
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -9,16 +9,13 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.broker_address import write_private
+from bowerbird_server.broker.address import write_private
 from bowerbird_server.catalogue import fleet, identity, unsent
+from bowerbird_server.catalogue.record_keeping import keep_records
 from bowerbird_server.cli import device_config
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput, Conflict
-from bowerbird_server.identity.invitations import MAX_HOURS, Wanted, cameras_of, file_name, read_list
-from bowerbird_server.identity.invitations import invite as invite_board
-from bowerbird_server.identity.states import Happening
-from bowerbird_server.identity.tokens import qr_text
-from bowerbird_server.provision import (
+from bowerbird_server.fleet.provision import (
     BUNDLE_NAME,
     EXAMPLE_CAMERA,
     add_device,
@@ -27,7 +24,10 @@ from bowerbird_server.provision import (
     refresh_access,
     uses_certificates,
 )
-from bowerbird_server.record_keeping import keep_records
+from bowerbird_server.identity.invitations import MAX_HOURS, Wanted, cameras_of, file_name, read_list
+from bowerbird_server.identity.invitations import invite as invite_board
+from bowerbird_server.identity.states import Happening
+from bowerbird_server.identity.tokens import qr_text
 from bowerbird_server.site import Site
 from bowerbird_wire.spent import kinds_of
 

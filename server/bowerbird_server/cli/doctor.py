@@ -12,13 +12,13 @@ from pathlib import Path
 
 import typer
 
-from bowerbird_server.broker import find_program
+from bowerbird_server.access.readers import ends, trouble_of
+from bowerbird_server.broker.embedded import find_program
 from bowerbird_server.catalogue.frames import blobs_of
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, say, show_json
 from bowerbird_server.config import load_config
 from bowerbird_server.errors import ServerError
-from bowerbird_server.provision import broker_of
-from bowerbird_server.readers import ends, trouble_of
+from bowerbird_server.fleet.provision import broker_of
 from bowerbird_server.site import Site
 
 _LEAST_FREE_BYTES = 2_000_000_000

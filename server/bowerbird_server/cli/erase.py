@@ -14,8 +14,8 @@ from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue.erasures import Criteria
 from bowerbird_server.catalogue.frames import SCENE_SECONDS
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_json, show_rows
-from bowerbird_server.erase import Plan, erase, plan, report, text_of
 from bowerbird_server.errors import BadInput, NotFound
+from bowerbird_server.privacy.erase import Plan, erase, plan, report, text_of
 from bowerbird_server.site import Site
 
 _SCENE = re.compile(r"(?P<camera>[^/@]+/[^/@]+)@(?P<minute>\d{4}-\d{2}-\d{2}T\d{2}:\d{2})")

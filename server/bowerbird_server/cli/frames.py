@@ -8,17 +8,17 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.batch import build_batch
+from bowerbird_server.batches.batch import build_batch
+from bowerbird_server.batches.looking import try_to_look
 from bowerbird_server.catalogue import fetches
 from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue.batches import queue_length
 from bowerbird_server.catalogue.labels import labels_of
+from bowerbird_server.catalogue.record_keeping import delete_frames, keep_records
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, progress_of, say, show_json, show_rows, tell
-from bowerbird_server.dataset_import import import_frames
 from bowerbird_server.errors import BadInput, NotFound
-from bowerbird_server.looking import try_to_look
-from bowerbird_server.record_keeping import delete_frames, keep_records
 from bowerbird_server.site import Site
+from bowerbird_server.training.dataset_import import import_frames
 from bowerbird_wire.linked import AROUND, ORIGINAL
 
 app = typer.Typer(no_args_is_help=True, help="Frames on the server. Example: bowerbird frames list --state queued")

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
+from bowerbird_server.batches.yield_report import yield_report
 from bowerbird_server.catalogue import batches, judged, second_looks
 from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue.classes import add_classes, class_names, declare_looked_for
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.labelling import files
-from bowerbird_server.yield_report import yield_report
 
 app = typer.Typer(no_args_is_help=True, help="Labels. Example: bowerbird labels export labels/ --format coco")
 

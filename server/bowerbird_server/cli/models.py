@@ -30,8 +30,8 @@ from bowerbird_server.cli.common import (
 )
 from bowerbird_server.cli.signing import OnlyFile, signs_only_a_file
 from bowerbird_server.errors import BadInput
-from bowerbird_server.registry import finish_signing, import_model, publish, with_variants
-from bowerbird_server.training_runs import evaluate_on
+from bowerbird_server.releases.registry import finish_signing, import_model, publish, with_variants
+from bowerbird_server.training.training_runs import evaluate_on
 
 OTHER_TASK = "Devices run it, score its frames and send them; this server trains and judges detection."
 app = typer.Typer(no_args_is_help=True, help="Models and their packages. Example: bowerbird models import best.onnx")

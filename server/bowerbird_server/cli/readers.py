@@ -6,12 +6,12 @@ from datetime import UTC, datetime
 
 import typer
 
-from bowerbird_server.broker import EmbeddedBroker
+from bowerbird_server.access.readers import ends, make_certificate, trouble_of
+from bowerbird_server.broker.embedded import EmbeddedBroker
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import BadInput, NotFound
-from bowerbird_server.provision import broker_of, server_address
-from bowerbird_server.readers import ends, make_certificate, trouble_of
+from bowerbird_server.fleet.provision import broker_of, server_address
 from bowerbird_server.site import Site
 from bowerbird_wire.topics import DetectionsTopic
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, open_site, say, show_json
-from bowerbird_server.retention import apply, find_due
+from bowerbird_server.privacy.retention import apply, find_due
 
 
 def add_to(app: typer.Typer) -> None:

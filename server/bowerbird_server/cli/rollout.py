@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server import agent_releases
 from bowerbird_server.catalogue import Row, fleet, overview, rollouts
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.cli.common import DATA, AsJson, Config, Data, actor, open_site, say, show_json, show_rows
 from bowerbird_server.errors import NotFound
-from bowerbird_server.registry import publish
-from bowerbird_server.rollout import Event
+from bowerbird_server.fleet.rollout import Event
+from bowerbird_server.releases import agent_releases
+from bowerbird_server.releases.registry import publish
 
 app = typer.Typer(
     no_args_is_help=True,

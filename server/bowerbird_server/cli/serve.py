@@ -14,23 +14,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bowerbird_server.broker_upkeep import keep_certificates
+from bowerbird_server.access.first_run import FIRST_TOKEN_NAME, first_token, keep_first_token
+from bowerbird_server.access.private_files import check_private
+from bowerbird_server.broker.upkeep import keep_certificates
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.cli.common import DATA, Config, Data, configure_logging, open_site, tell
 from bowerbird_server.config import WebConfig
-from bowerbird_server.endpoint import WebEndpoint, is_free
 from bowerbird_server.errors import BadInput, EnvironmentFault, ServerError
-from bowerbird_server.first_run import FIRST_TOKEN_NAME, first_token, keep_first_token
+from bowerbird_server.fleet.provision import broker_of, refresh_access, server_address, uses_certificates
 from bowerbird_server.identity.place import check_port, listener_address
-from bowerbird_server.ingest_share import MAX_WORKERS, Share, client_ids
-from bowerbird_server.private_files import check_private
-from bowerbird_server.provision import broker_of, refresh_access, server_address, uses_certificates
+from bowerbird_server.ingest.share import MAX_WORKERS, Share, client_ids
 from bowerbird_server.site import Site, only_one
 from bowerbird_server.supervisor import ChildSpec, Supervisor
-from bowerbird_server.web_certificate import certificate_of, check_names
+from bowerbird_server.web.certificate import certificate_of, check_names
+from bowerbird_server.web.endpoint import WebEndpoint, is_free
 
 if TYPE_CHECKING:
-    from bowerbird_server.ingest import DiskMarks
+    from bowerbird_server.ingest.ingest import DiskMarks
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +178,8 @@ def ingest(
     workers: Annotated[int, typer.Option(min=1, max=MAX_WORKERS, help="How many share the frames out among them.")] = 1,
 ) -> None:
     """Take frames from the broker into blobs and catalogue, all of them or one process's share."""
-    from bowerbird_server import ingest as process
-    from bowerbird_server.device_limits import DeviceLimit
+    from bowerbird_server.ingest import ingest as process
+    from bowerbird_server.ingest.device_limits import DeviceLimit
 
     if worker > workers:
         raise BadInput(f"there is no worker {worker} of {workers}: count from 1, and give every process the same --workers")
@@ -195,7 +195,7 @@ def ingest(
 
 
 def _disk_marks(site: Site) -> DiskMarks:
-    from bowerbird_server.ingest import DiskMarks
+    from bowerbird_server.ingest.ingest import DiskMarks
 
     chosen = site.config.ingest
     return DiskMarks(chosen.stop_below_free_mib * 1024**2, chosen.go_on_above_free_mib * 1024**2)
@@ -203,8 +203,8 @@ def _disk_marks(site: Site) -> DiskMarks:
 
 def delivery(data: Data = DATA, config: Config = None) -> None:
     """Talk to devices: status, health, wishes, credit, jobs, model blocks."""
-    from bowerbird_server import delivery as process
-    from bowerbird_server.drift import DriftSettings
+    from bowerbird_server.drift.verdicts import DriftSettings
+    from bowerbird_server.fleet import delivery as process
     from bowerbird_server.identity.service import verifier_of
 
     stop = stop_event()
@@ -229,7 +229,7 @@ def delivery(data: Data = DATA, config: Config = None) -> None:
 
 def web(data: Data = DATA, config: Config = None) -> None:
     """Serve the dashboard, the review page and the JSON API."""
-    from bowerbird_server import web_server
+    from bowerbird_server.web import server as web_server
 
     configure_logging()
     with open_site(data, config) as site:

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from bowerbird_server.access.roles import Role, Sites
 from bowerbird_server.catalogue import accounts
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_json, show_rows, tell
 from bowerbird_server.cli.users import SiteNames
-from bowerbird_server.roles import Role, Sites
 
 app = typer.Typer(
     no_args_is_help=True, help="What programs come in with. Example: bowerbird tokens add prometheus --role metrics --days 365"

@@ -25,8 +25,8 @@ from bowerbird_server.cli.common import (
 )
 from bowerbird_server.config import TrainingConfig
 from bowerbird_server.errors import BadInput
-from bowerbird_server.snapshot import take_snapshot
-from bowerbird_server.training_runs import carry_out, queue_run
+from bowerbird_server.training.snapshot import take_snapshot
+from bowerbird_server.training.training_runs import carry_out, queue_run
 
 app = typer.Typer(no_args_is_help=True, help="Train challengers. Example: bowerbird train start --epochs 60")
 

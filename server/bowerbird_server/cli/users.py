@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
+from bowerbird_server.access.private_files import read_private
+from bowerbird_server.access.roles import Role, Sites
 from bowerbird_server.catalogue import accounts
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_rows
 from bowerbird_server.errors import BadInput
-from bowerbird_server.private_files import read_private
-from bowerbird_server.roles import Role, Sites
 
 app = typer.Typer(no_args_is_help=True, help="Who may log in to the pages. Example: bowerbird users add ada --role labeller")
 

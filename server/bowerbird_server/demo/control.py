@@ -17,13 +17,13 @@ from typing import Any
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.config import ServerConfig
-from bowerbird_server.dataset_import import import_dataset
 from bowerbird_server.demo.founding import ACTOR, FirstModel, found
 from bowerbird_server.demo.world import StreamFrame, World, write_yolo
 from bowerbird_server.errors import ServerError
 from bowerbird_server.site import Site
-from bowerbird_server.snapshot import take_snapshot
-from bowerbird_server.training_runs import carry_out, queue_run
+from bowerbird_server.training.dataset_import import import_dataset
+from bowerbird_server.training.snapshot import take_snapshot
+from bowerbird_server.training.training_runs import carry_out, queue_run
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bowerbird_server.errors import EnvironmentFault
+from bowerbird_server.fleet.provision import BUNDLE_NAME, uses_certificates
 from bowerbird_server.identity import service
 from bowerbird_server.identity.place import listener_address
-from bowerbird_server.provision import BUNDLE_NAME, uses_certificates
 from bowerbird_server.site import Site
 
 _ENROLLED = "state/identity/claimed"  # in a device's folder, once it is one

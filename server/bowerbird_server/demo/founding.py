@@ -22,13 +22,13 @@ from bowerbird_server.catalogue import Row
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
 from bowerbird_server.config import TrainingConfig
-from bowerbird_server.dataset_import import import_dataset
 from bowerbird_server.demo.world import World, write_yolo
 from bowerbird_server.errors import ServerError
-from bowerbird_server.registry import register_model
+from bowerbird_server.releases.registry import register_model
 from bowerbird_server.site import Site
-from bowerbird_server.snapshot import evaluation_frames, take_snapshot
-from bowerbird_server.training_runs import carry_out, evaluate_on, first_verdict, keep_verdict, queue_run
+from bowerbird_server.training.dataset_import import import_dataset
+from bowerbird_server.training.snapshot import evaluation_frames, take_snapshot
+from bowerbird_server.training.training_runs import carry_out, evaluate_on, first_verdict, keep_verdict, queue_run
 
 logger = logging.getLogger(__name__)
 

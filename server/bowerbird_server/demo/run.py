@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from bowerbird_server.batch import build_batch
+from bowerbird_server.access.roles import Role, Sites
+from bowerbird_server.batches.batch import build_batch
 from bowerbird_server.catalogue import Row, accounts, fleet, frames, rollouts
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue import training as run_rows
@@ -34,20 +35,19 @@ from bowerbird_server.config import (
     SigningConfig,
     TrainingConfig,
 )
-from bowerbird_server.dataset_import import import_frames
 from bowerbird_server.demo.control import Control
 from bowerbird_server.demo.enrolling import enrol_here, is_enrolled
 from bowerbird_server.demo.founding import ACTOR, FirstModel, first_model, found, import_world
+from bowerbird_server.demo.recipes import FILM_RECIPE, SYNTHETIC_RECIPE, Recipe
 from bowerbird_server.demo.world import FilmWorld, SyntheticWorld, World
-from bowerbird_server.endpoint import WebEndpoint
 from bowerbird_server.errors import Conflict, EnvironmentFault, NotFound
+from bowerbird_server.fleet.provision import add_device
 from bowerbird_server.labelling.simulated import run_annotator
-from bowerbird_server.provision import add_device
-from bowerbird_server.recipes import FILM_RECIPE, SYNTHETIC_RECIPE, Recipe
-from bowerbird_server.registry import publish
-from bowerbird_server.roles import Role, Sites
+from bowerbird_server.releases.registry import publish
 from bowerbird_server.site import Site
 from bowerbird_server.supervisor import ChildSpec, Supervisor
+from bowerbird_server.training.dataset_import import import_frames
+from bowerbird_server.web.endpoint import WebEndpoint
 
 logger = logging.getLogger(__name__)
 

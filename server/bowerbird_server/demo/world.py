@@ -18,10 +18,10 @@ import yaml
 from numpy.typing import NDArray
 
 from bowerbird_models.scenes import CLASS_NAMES, SceneStream, Truth
+from bowerbird_server.demo.recipes import Recipe
 from bowerbird_server.errors import BadInput
 from bowerbird_server.labelling.boxes import Xyxy
 from bowerbird_server.labelling.ground_truth import MotTruth, TruthBox
-from bowerbird_server.recipes import Recipe
 
 JPEG_QUALITY = 90
 # Frame numbers of the held-out scenes: far behind anything that the live stream reaches in a demo.

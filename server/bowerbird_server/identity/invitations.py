@@ -19,7 +19,7 @@ from bowerbird_server.errors import BadInput
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.place import claim_urls
 from bowerbird_server.identity.tokens import new_token, token_hash
-from bowerbird_server.registry import open_repository
+from bowerbird_server.releases.registry import open_repository
 from bowerbird_server.site import Site
 from bowerbird_wire.bundle import Bundle
 from bowerbird_wire.claim import claim_text

@@ -11,11 +11,11 @@ from contextlib import suppress
 
 from bowerbird_models.durable import write_durably
 from bowerbird_server.config import ServerConfig
-from bowerbird_server.endpoint import is_free
 from bowerbird_server.errors import EnvironmentFault
 from bowerbird_server.identity.listener import ListenerAddress
 from bowerbird_server.layout import DataFolder
 from bowerbird_server.site import Site
+from bowerbird_server.web.endpoint import is_free
 
 _NAME = "claims.json"
 _ANY = {"0.0.0.0", "::", ""}  # noqa: S104 - compared, not bound

@@ -16,13 +16,13 @@ from cryptography import x509
 from bowerbird_server.catalogue import fleet
 from bowerbird_server.config import ServerConfig
 from bowerbird_server.errors import ServerError
+from bowerbird_server.fleet.provision import refresh_access
 from bowerbird_server.identity.authority import Authority
 from bowerbird_server.identity.claims import Claims, Outcome
 from bowerbird_server.identity.issuer import CommandIssuer, Issuer, OwnIssuer
 from bowerbird_server.identity.listener import ClaimApp, ListenerAddress, serve
 from bowerbird_server.identity.place import listener_address, names_of
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.provision import refresh_access
 from bowerbird_server.site import Site
 from bowerbird_wire.claim import ClaimRequest, RenewRequest
 

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
 from fastapi.security import HTTPBearer
 
-from bowerbird_server import batch as batch_rules
+from bowerbird_server.batches import batch as batch_rules
 from bowerbird_server.catalogue import accounts, audit, batches, classes, fetches, fleet, frames, overview, second_looks, unsent
 from bowerbird_server.catalogue.core import Row
 from bowerbird_server.errors import BadInput, Conflict, NotFound

@@ -11,7 +11,7 @@ from fastapi import Request
 from bowerbird_server.catalogue import fleet, overview, rollouts
 from bowerbird_server.catalogue.core import Catalogue, Row
 from bowerbird_server.errors import Conflict, NotFound
-from bowerbird_server.rollout import Event
+from bowerbird_server.fleet.rollout import Event
 from bowerbird_server.web import api_types as t
 from bowerbird_server.web.api import new_router
 from bowerbird_server.web.stores import catalogue, principal_of, whole_catalogue

@@ -11,10 +11,10 @@ from typing import Any
 from fastapi import Request
 from pydantic import BaseModel
 
+from bowerbird_server.batches.yield_report import yield_report
 from bowerbird_server.catalogue import second_looks
 from bowerbird_server.web.api import Limit, new_router
 from bowerbird_server.web.stores import catalogue, principal_of
-from bowerbird_server.yield_report import yield_report
 
 router = new_router()
 

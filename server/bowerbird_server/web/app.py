@@ -16,15 +16,15 @@ from fastapi.responses import Response
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
 
+from bowerbird_server.access.oidc import Provider
+from bowerbird_server.access.throttle import Throttle
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue, accounts
 from bowerbird_server.catalogue.sessions import Ages
 from bowerbird_server.config import LabellingConfig, ServerConfig
-from bowerbird_server.device_limits import OverLimit
 from bowerbird_server.errors import BadInput, Conflict, EnvironmentFault, NotFound, ServerError
+from bowerbird_server.ingest.device_limits import OverLimit
 from bowerbird_server.layout import DataFolder
-from bowerbird_server.oidc import Provider
-from bowerbird_server.throttle import Throttle
 from bowerbird_server.web import (
     api,
     api_people,

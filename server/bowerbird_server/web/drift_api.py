@@ -1,7 +1,7 @@
 """Drift and accuracy in the field for the web: the JSON API and the page.
 
-In: requests that `auth.py` let through. Out: rows of the catalogue. The rules are in `drift.py` and `field_metrics.py`, which the
-command line uses as well; it changes nothing.
+In: requests that `auth.py` let through. Out: rows of the catalogue. The rules are in `drift/verdicts.py` and `field_metrics.py`, which
+the command line uses as well; it changes nothing.
 """
 
 from __future__ import annotations

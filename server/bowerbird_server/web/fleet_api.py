@@ -13,12 +13,12 @@ from fastapi.responses import RedirectResponse, Response
 
 from bowerbird_server.catalogue import fleet, identity, overview
 from bowerbird_server.catalogue.core import Row
+from bowerbird_server.catalogue.record_keeping import keep_records
 from bowerbird_server.catalogue.sessions import Session
 from bowerbird_server.config import load_config
 from bowerbird_server.errors import BadInput
+from bowerbird_server.fleet.provision import refresh_access
 from bowerbird_server.identity.states import Happening
-from bowerbird_server.provision import refresh_access
-from bowerbird_server.record_keeping import keep_records
 from bowerbird_server.site import Site
 from bowerbird_server.web import api_types as t
 from bowerbird_server.web.api import Limit, new_router

@@ -16,12 +16,12 @@ from fastapi import APIRouter, Form, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 from starlette.concurrency import run_in_threadpool
 
+from bowerbird_server.access.first_run import FIRST_TOKEN_NAME
+from bowerbird_server.access.roles import Principal, Role
+from bowerbird_server.access.throttle import FREE_TRIES, Throttle
 from bowerbird_server.catalogue import accounts, sessions
 from bowerbird_server.catalogue.core import ORIGIN, Catalogue
 from bowerbird_server.catalogue.sessions import Ages, Session
-from bowerbird_server.first_run import FIRST_TOKEN_NAME
-from bowerbird_server.roles import Principal, Role
-from bowerbird_server.throttle import FREE_TRIES, Throttle
 from bowerbird_server.web.auth import COOKIE, csrf_matches, error_answer, safe_next
 from bowerbird_server.web.pages import render
 from bowerbird_server.web.stores import Stores, whole_catalogue

@@ -12,9 +12,9 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import RedirectResponse, Response
 
+from bowerbird_server.access.oidc import ATTEMPT_S, Provider
 from bowerbird_server.catalogue import accounts
 from bowerbird_server.errors import NotFound, ServerError
-from bowerbird_server.oidc import ATTEMPT_S, Provider
 from bowerbird_server.web.auth import safe_next
 from bowerbird_server.web.login import begin_session, log_refusal, set_session_cookie
 from bowerbird_server.web.pages import render

@@ -16,14 +16,14 @@ from fastapi.responses import RedirectResponse, Response
 from fastapi.templating import Jinja2Templates
 from markupsafe import Markup
 
-from bowerbird_server.broker_refusals import Refused, recent
+from bowerbird_server.access.roles import Principal
+from bowerbird_server.broker.refusals import Refused, recent
 from bowerbird_server.catalogue import Catalogue, audit, batches, fetches, frames, identity, judged, labels, overview
 from bowerbird_server.catalogue.sessions import Session
 from bowerbird_server.config import load_config
-from bowerbird_server.device_limits import DeviceLimit, OverLimit
-from bowerbird_server.held_back import held_back
+from bowerbird_server.fleet.held_back import held_back
+from bowerbird_server.ingest.device_limits import DeviceLimit, OverLimit
 from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE
-from bowerbird_server.roles import Principal
 from bowerbird_server.web.auth import csrf_matches, error_answer
 from bowerbird_server.web.permissions import NEEDS
 from bowerbird_server.web.shapes import fetch_shapes, frame_detail, frame_shape, label_shape

@@ -11,7 +11,7 @@ from types import MappingProxyType
 
 from starlette.routing import compile_path
 
-from bowerbird_server.roles import Principal, Role
+from bowerbird_server.access.roles import Principal, Role
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pydantic import Field
 from bowerbird_server.catalogue import campaigns, config_changes, device_config, device_groups
 from bowerbird_server.catalogue.core import Row
 from bowerbird_server.errors import BadInput, Conflict
-from bowerbird_server.rollout import Event
+from bowerbird_server.fleet.rollout import Event
 from bowerbird_server.web.api import _author as author
 from bowerbird_server.web.api import router as api
 from bowerbird_server.web.api_types import Finite, _In, _Out

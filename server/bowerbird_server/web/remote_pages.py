@@ -10,8 +10,8 @@ import json
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from bowerbird_server import device_config as rules
 from bowerbird_server.catalogue import campaigns, config_changes, device_config, fleet, overview
+from bowerbird_server.fleet import device_config as rules
 from bowerbird_server.web.pages import render
 from bowerbird_server.web.stores import catalogue
 

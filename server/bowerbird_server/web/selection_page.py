@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
+from bowerbird_server.batches.yield_report import yield_report
 from bowerbird_server.catalogue import second_looks
 from bowerbird_server.web.pages import render
 from bowerbird_server.web.stores import catalogue, principal_of
-from bowerbird_server.yield_report import yield_report
 
 router = APIRouter()
 

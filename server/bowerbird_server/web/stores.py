@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import Request
 
+from bowerbird_server.access.roles import Principal, Sites
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.catalogue import Catalogue
 from bowerbird_server.catalogue.scope import scoped
-from bowerbird_server.roles import Principal, Sites
 
 if TYPE_CHECKING:
     from bowerbird_server.layout import DataFolder
