@@ -60,7 +60,7 @@ def main() -> int:
             return _tell(study, None, quick=True)
     study = Study(options.out, rounds=options.rounds, picks=options.picks, told=_say)
     names = [name for group in options.arms.split(",") for name in ARMS.get(group, (group,))]
-    names += ["random+steps"] if options.plateau else []
+    names += [f"{arm}+steps" for arm in ("random", arms.ALL) if arm in (*names, "random")] if options.plateau else []
     for name in names:
         if name.removesuffix("+steps").removesuffix("@bytes") not in arms.names():
             sys.exit(f"no arm {name!r}; choose among {', '.join((*ARMS, *arms.names()))}, each arm also as NAME@bytes")
@@ -86,7 +86,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", default="0-9", help="like 0-9 or 0,3,5 (default 0-9)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of choosing after the start (default 3)")
     parser.add_argument("--picks", type=int, help="frames a round (default 30; film 12, data set 40)")
-    parser.add_argument("--plateau", action="store_true", help="also random with twice the steps")
+    parser.add_argument(
+        "--plateau", action="store_true", help="also random, and all if it is among the arms, with twice the steps"
+    )
     parser.add_argument("--data", type=Path, help="data.yaml of a YOLO data set with `train` and `val`")
     parser.add_argument("--groups", type=Path, help="CSV `image,group[,camera[,seconds]]`; pictures of a group stay together")
     parser.add_argument("--video", type=Path, help="a film; needs --gt")
@@ -171,6 +173,7 @@ def _report(table: verdicts.Table, *, quick: bool) -> list[str]:
         lines.append(
             f"| {claim.text} | {claim.value:.2f} | {interval} | {claim.pairs} ({claim.pairs_needed}) | {claim.verdict}{note} |"
         )
+    lines += _rounds(table)
     lines += ["", "Ours minus each arm after the last round, points of mAP50-95 on the whole test:", ""]
     lines += [
         "| arm | difference | 95 % interval | pairs | p (Holm) | area under its curve |",
@@ -200,6 +203,24 @@ def _report(table: verdicts.Table, *, quick: bool) -> list[str]:
     return lines
 
 
+def _rounds(table: verdicts.Table) -> list[str]:
+    """How ours stands against random and against the rule after each round. No verdicts: those are of the last round."""
+    measures = {"all": verdicts.points}
+    measures |= {what: verdicts.slice_points(name) for name, what in verdicts.SLICES}
+    lines = []
+    for ours, other in ((verdicts.OURS, verdicts.RANDOM), ("ours@bytes", verdicts.RULE)):
+        for what, measure in measures.items():
+            found = table.by_round(ours, other, measure)
+            cells = [f"{each.mean:+.2f} ({each.low:+.2f} to {each.high:+.2f})" for each in found]
+            if cells:
+                lines.append(f"| {ours} - {other}, {what} | {' | '.join(cells)} |")
+    if not lines:
+        return []
+    columns = lines[0].count("|") - 3
+    head = f"| points of mAP50-95 | {' | '.join(f'round {r + 1}' for r in range(columns))} | each seed's mean |"
+    return ["", "After each round, with 95 % intervals:", "", head, "| --- " * (columns + 2) + "|", *lines]
+
+
 def _draw(table: verdicts.Table, path: Path) -> None:
     """Mean accuracy against each currency; left out where matplotlib is not installed."""
     try:
@@ -213,7 +234,7 @@ def _draw(table: verdicts.Table, path: Path) -> None:
     for axis, currency in zip(axes, verdicts.CURRENCIES, strict=True):
         for arm in table.arms:
             seeds = [seed for seed in table.seeds(arm) if seed in table.starts]
-            if not seeds or arm == verdicts.ALL:
+            if not seeds or arm.startswith(verdicts.ALL):
                 continue
             curves = [table.curve(arm, seed, currency, table.rounds(arm)) for seed in seeds]
             means = [[sum(point[i] for point in at) / len(seeds) for i in (0, 1)] for at in zip(*curves, strict=True)]

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from efficiency import arms, worlds
 from efficiency.study import Result, Study, Tools
-from efficiency.verdicts import Table, against_ours, claims
+from efficiency.verdicts import Table, against_ours, claims, points
 
 from bowerbird_models.detections import Detections
 from bowerbird_server.training.evaluate import Evaluation, EvaluationFrame
@@ -228,3 +228,20 @@ def test_every_rival_is_told_with_its_corrected_p() -> None:
     difference, p = found["random"]
     assert difference.mean > 3
     assert p == pytest.approx(2 / 2**8)
+
+
+def test_all_labels_are_held_to_what_they_reach_with_more_steps_where_that_was_tried() -> None:
+    results = [*_results(2, gain=0.03), *(replace(_row("all", seed, 1, 0.31), steps=600) for seed in range(2))]
+    short = next(claim for claim in claims(Table(results)) if "never sent" in claim.text)
+    results += [_row("all+steps", seed, 1, 0.9) for seed in range(2)]
+    found = {claim.text: claim for claim in claims(Table(results))}
+    longer = next(claim for text, claim in found.items() if "never sent" in text)
+    assert (short.value > 0.0, longer.value) == (True, 0.0)
+    assert found["twice the optimiser steps change the accuracy of all labels by at most a point"].verdict == "does not hold"
+
+
+def test_differences_are_told_after_each_round_and_as_a_mean_over_the_rounds() -> None:
+    found = Table(_results(4, gain=0.03)).by_round("ours", "random", points)
+    assert len(found) == 1 + max(row.round for row in _results(4, gain=0.03))
+    assert found[-1].mean == pytest.approx(sum(each.mean for each in found[:-1]) / (len(found) - 1))
+    assert {each.pairs for each in found} == {4}
