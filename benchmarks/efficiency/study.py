@@ -36,12 +36,11 @@ if TYPE_CHECKING:
     from bowerbird_models.detections import Detections
     from efficiency.worlds import World, WorldFrame
 
-FORMAT = 1  # raise it when a change makes old rows incomparable
+FORMAT = 2  # raise it when a change makes old rows incomparable
 START = "start"
 # An estimate: looking at a frame, and drawing a box. Source for the box: Papadopoulos et al., "Extreme clicking for efficient object
 # annotation" (ICCV 2017), 7 s a box; the seconds a frame are ours.
 SECONDS_A_FRAME, SECONDS_A_BOX = 4.0, 7.0
-_ROUND_RATE = 0.001  # half of the first: later models begin at the first one's weights
 
 
 @dataclass(frozen=True)
@@ -280,8 +279,6 @@ class Study:
         training = dict(world.training)
         a_pass = math.ceil(len(labelled) / training["batch"])
         epochs = math.ceil(steps / a_pass)
-        if base is not None:
-            training["learning_rate"] = _ROUND_RATE
         request = TrainingRequest(folder / "data.yaml", folder, base_weights=base, epochs=epochs, seed=seed, **training)
         trained = self._tools.train(request)
         shutil.rmtree(folder / "images")
@@ -306,7 +303,7 @@ class Study:
             map50_95=round(evaluation.map50_95, 6),
             map50=round(evaluation.map50, 6),
             slices=json.dumps({name: round(value, 6) for name, value in sorted(evaluation.per_slice.items())}),
-            steps=epochs * a_pass,
+            steps=trained.steps,
             train_s=round(trained.seconds, 1),
             versions=json.dumps(trained.versions, sort_keys=True),
         )

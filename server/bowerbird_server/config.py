@@ -149,6 +149,12 @@ class TrainingConfig(_Part):
     mosaic: float = Field(0.0, ge=0, le=1, description="Share of training pictures put together from four.")
     scale_jitter: float = Field(0.5, ge=0, lt=1, description="Pictures are scaled up or down by up to this share.")
     frozen_layers: int = Field(0, ge=0, description="The first layers that keep the weights of the model trained from.")
+    repeat_below: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Pictures of classes that fewer pictures show than this share are shown more often; 0: none.",
+    )
     pretrained_dir: str = Field("", description="Folder where `<model>.pt` may lie, for a first model.")
     seed: int = Field(0, ge=0, description="The same seed, data and versions give the same training.")
     threads: int = Field(1, ge=1, description="CPU threads.")

@@ -253,7 +253,11 @@ def test_the_gate_decides_on_the_float_file_and_only_a_promoted_model_is_quantis
         for number, seed in enumerate((0, 0)):
             run_id = queue_run(site, newest(site), TrainingConfig(), "test")
             result = TrainingResult(
-                tmp_path / "weights.pt", write_conv_yolo(tmp_path / f"{number}.onnx", seed=seed), seconds=1.0, versions={}
+                tmp_path / "weights.pt",
+                write_conv_yolo(tmp_path / f"{number}.onnx", seed=seed),
+                seconds=1.0,
+                steps=1,
+                versions={},
             )
             result.weights.write_bytes(b"weights")
             run_rows.set_run_state(site.catalogue, run_id, "training")

@@ -140,7 +140,7 @@ class _School:
         weights, onnx = request.out_dir / "weights.pt", request.out_dir / "model.onnx"
         weights.write_bytes(b"w")
         onnx.write_text(str(count))
-        return TrainingResult(weights, onnx, 1.0, {"school": "1"})
+        return TrainingResult(weights, onnx, 1.0, 7, {"school": "1"})
 
     def evaluate(self, onnx: Path, frames: list[EvaluationFrame], class_names: tuple[str, ...]) -> Evaluation:
         good = int(onnx.read_text()) / 1000

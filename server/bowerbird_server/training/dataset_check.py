@@ -1,7 +1,7 @@
 """Whether a data set on disk has anything to learn from, told before a training process warms up.
 
-In: an Ultralytics `data.yaml` with YOLO label files. Out: how many pictures and boxes its training split has, or an error that
-says what is missing. It needs neither torch nor Ultralytics and does not judge the labels' quality.
+In: an Ultralytics `data.yaml` with YOLO label files. Out: the pictures of its training split with the classes that they show, or an
+error that says what is missing. It needs neither torch nor Ultralytics and does not judge the labels' quality.
 """
 
 from __future__ import annotations
@@ -23,14 +23,19 @@ class NoLabels(BadInput):
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """Pictures and boxes of the training split; pictures without a box count as background."""
+    """What there is to learn from; pictures without a box count as background.
 
-    images: int
-    boxes: int
+    Args:
+        images: the pictures, in the order of their names.
+        class_ids: of each picture's boxes.
+    """
+
+    images: tuple[Path, ...]
+    class_ids: tuple[tuple[int, ...], ...]
 
 
-def count_training_boxes(data_yaml: Path) -> TrainingSplit:
-    """Count what there is to learn from.
+def read_training_split(data_yaml: Path) -> TrainingSplit:
+    """The pictures to train on, and what they show.
 
     Raises:
         BadInput: the description cannot be read or lacks `train` or `names`, or a label names a class that is not there.
@@ -43,13 +48,13 @@ def count_training_boxes(data_yaml: Path) -> TrainingSplit:
     images = [image for train in trains for image in _pictures(root, str(train))]
     if not images:
         raise NoLabels(f"{data_yaml} has no training picture; check `path` and `train` in it, or label some frames first")
-    boxes = sum(_boxes(image, len(names)) for image in images)
-    if not boxes:
+    class_ids = tuple(_class_ids(image, len(names)) for image in images)
+    if not any(class_ids):
         raise NoLabels(
             f"none of the {len(images)} training pictures of {data_yaml} has a box, so there is nothing to learn; label frames "
             "on the review page, or check that `labels/` lies beside `images/`"
         )
-    return TrainingSplit(len(images), boxes)
+    return TrainingSplit(tuple(images), class_ids)
 
 
 def _read(data_yaml: Path) -> dict[str, Any]:
@@ -74,8 +79,8 @@ def _pictures(root: Path, train: str) -> list[Path]:
     return []
 
 
-def _boxes(image: Path, classes: int) -> int:
-    """Boxes of a picture; its labels lie where the last `images` of its path reads `labels`."""
+def _class_ids(image: Path, classes: int) -> tuple[int, ...]:
+    """Class of each box of a picture; its labels lie where the last `images` of its path reads `labels`."""
     parts = list(image.parts)
     for i in range(len(parts) - 2, -1, -1):
         if parts[i] == "images":
@@ -83,9 +88,9 @@ def _boxes(image: Path, classes: int) -> int:
             break
     label = Path(*parts).with_suffix(".txt")
     if not label.is_file():
-        return 0
+        return ()
     lines = [line.split() for line in label.read_text().splitlines() if line.strip()]
     for fields in lines:
         if not fields[0].isdigit() or int(fields[0]) >= classes:
             raise BadInput(f"{label} names class {fields[0]!r}, but the data set has {classes} classes, 0 to {classes - 1}")
-    return len(lines)
+    return tuple(int(fields[0]) for fields in lines)

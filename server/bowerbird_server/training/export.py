@@ -50,4 +50,4 @@ def export_weights(
     for event in run_child(task, out_dir, threads, cancelled):
         if event["event"] == "result":
             result = event
-    return TrainingResult(weights, Path(result["onnx"]), time.monotonic() - started, result["versions"])
+    return TrainingResult(weights, Path(result["onnx"]), time.monotonic() - started, 0, result["versions"])

@@ -75,6 +75,8 @@ class TrainingRequest:
         final_rate_share: in (0, 1].
         scale_jitter: pictures are scaled by up to this share, in [0, 1), up or down.
         frozen_layers: the first layers that keep their base weights.
+        repeat_below: pictures of classes that a smaller share of the pictures shows go into a pass more than once
+            (`repeat_factor.py`), in [0, 1]; there are fewer passes then, and as many steps. 0: each goes in once.
         pretrained_dir: where `<model>.pt` may lie; None: nowhere. Nothing is ever downloaded.
     """
 
@@ -93,6 +95,7 @@ class TrainingRequest:
     final_rate_share: float = 0.01
     scale_jitter: float = 0.5
     frozen_layers: int = 0
+    repeat_below: float = 0.5
     pretrained_dir: Path | None = None
 
 
@@ -114,12 +117,14 @@ class TrainingResult:
         weights: the checkpoint; it is a pickle, keep it on the server.
         onnx: the same model for devices, with the "embedding" output where the head allows it.
         seconds: wall time of the child, start-up and export included.
+        steps: of the optimiser.
         versions: of Python, torch, ultralytics, onnx; and "started_from".
     """
 
     weights: Path
     onnx: Path
     seconds: float
+    steps: int
     versions: dict[str, str]
 
 
@@ -147,13 +152,14 @@ def run_training(
     result: dict[str, Any] = {}
     for event in run_child({"do": "train", **fields}, request.out_dir, request.threads, cancelled):
         if event["event"] == "progress":
-            on_progress(TrainingProgress(event["epoch"], request.epochs, event["loss"], time.monotonic() - started))
+            on_progress(TrainingProgress(event["epoch"], event["epochs"], event["loss"], time.monotonic() - started))
         elif event["event"] == "result":
             result = event
     return TrainingResult(
         weights=Path(result["weights"]),
         onnx=Path(result["onnx"]),
         seconds=time.monotonic() - started,
+        steps=result["steps"],
         versions=result["versions"],
     )
 

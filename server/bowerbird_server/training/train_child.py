@@ -20,7 +20,8 @@ import yaml
 
 from bowerbird_server.child_task import emit, run_task
 from bowerbird_server.errors import BadInput, EnvironmentFault
-from bowerbird_server.training.dataset_check import count_training_boxes
+from bowerbird_server.training.dataset_check import TrainingSplit, read_training_split
+from bowerbird_server.training.repeat_factor import repeats
 from bowerbird_server.training.train import TrainingFailed
 
 EIGHTH = "bowerbird-eighth"
@@ -57,7 +58,11 @@ def _ultralytics(threads: int) -> Any:
 
 def _train(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
     data_yaml, out = Path(task["data_yaml"]), Path(task["out_dir"])
-    count_training_boxes(data_yaml)
+    split = read_training_split(data_yaml)
+    listed = _shown(split, below=task["repeat_below"], seed=task["seed"])
+    # A longer pass for fewer passes: the steps are as many as without repeats.
+    a_pass = math.ceil(len(listed) / task["batch"])
+    epochs = max(1, round(task["epochs"] * math.ceil(len(split.images) / task["batch"]) / a_pass))
     ultralytics = _ultralytics(task["threads"])
     import torch
 
@@ -69,18 +74,18 @@ def _train(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
             raise TrainingFailed(
                 "the training diverged (the loss is not a number); lower the learning rate or check the labels"
             )
-        emit(events, event="progress", epoch=trainer.epoch + 1, loss=loss)
+        emit(events, event="progress", epoch=trainer.epoch + 1, epochs=epochs, loss=loss)
 
     # The trainer sets its own thread count once more while it starts.
     model.add_callback("on_pretrain_routine_end", lambda _: torch.set_num_threads(task["threads"]))
     model.add_callback("on_train_epoch_end", epoch_ended)
     model.train(
-        data=str(_trainable_yaml(data_yaml, out)),
+        data=str(_trainable_yaml(data_yaml, out, listed)),
         project=str(out),
         name="run",
         exist_ok=True,
         imgsz=task["image_size"],
-        epochs=task["epochs"],
+        epochs=epochs,
         batch=task["batch"],
         # Gradients are applied after every batch: with the default of 64 a small data set sees too few steps to learn at all.
         nbs=task["batch"],
@@ -112,7 +117,14 @@ def _train(task: dict[str, Any], events: TextIO) -> dict[str, Any]:
     from bowerbird_server.training.export_child import export_onnx
 
     onnx = export_onnx(weights, out / "model.onnx", task["image_size"])
-    return {"weights": str(weights), "onnx": str(onnx), "versions": {**versions(), "started_from": started_from}}
+    made = {"weights": str(weights), "onnx": str(onnx), "steps": epochs * a_pass}
+    return {**made, "versions": {**versions(), "started_from": started_from}}
+
+
+def _shown(split: TrainingSplit, *, below: float, seed: int) -> list[Path]:
+    """The pictures of one pass; those that show a rare class are in it more than once."""
+    times = repeats(split.class_ids, below=below, seed=seed)
+    return [image for image, n in zip(split.images, times, strict=True) for _ in range(n)]
 
 
 def _start(ultralytics: Any, task: dict[str, Any], out: Path) -> tuple[str, Any]:
@@ -172,11 +184,14 @@ def load_checkpoint(ultralytics: Any, path: Path) -> Any:
     return model
 
 
-def _trainable_yaml(data_yaml: Path, out: Path) -> Path:
-    """The same data set, with `train` standing in for `val` where it is missing (Ultralytics insists on both)."""
+def _trainable_yaml(data_yaml: Path, out: Path, listed: list[Path]) -> Path:
+    """The same data set: as `train` the list of what one pass shows, and `train` for `val` (Ultralytics insists on both)."""
     description = yaml.safe_load(data_yaml.read_text())
     description["path"] = str((data_yaml.parent / description.get("path", ".")).resolve())
     description["val"] = description["train"]
+    images = out / "train.txt"
+    images.write_text("".join(f"{image.resolve()}\n" for image in listed))
+    description["train"] = str(images)
     description.pop("download", None)
     path = out / "data.yaml"
     path.write_text(yaml.safe_dump(description, sort_keys=False))
