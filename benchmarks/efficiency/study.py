@@ -41,6 +41,7 @@ START = "start"
 # An estimate: looking at a frame, and drawing a box. Source for the box: Papadopoulos et al., "Extreme clicking for efficient object
 # annotation" (ICCV 2017), 7 s a box; the seconds a frame are ours.
 SECONDS_A_FRAME, SECONDS_A_BOX = 4.0, 7.0
+_WARM_UP_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ class Study:
             "format": FORMAT,
             "world": world.name,
             "training": dict(world.training),
+            "start_training": dict(world.start_training),
             "steps": [world.start_steps, world.round_steps],
             "seed": seed,
             "arm": arm,
@@ -276,9 +278,11 @@ class Study:
         folder = self._work(world) / key
         shutil.rmtree(folder, ignore_errors=True)
         size_bytes = _write_training(folder, labelled, world.class_names)
-        training = dict(world.training)
+        training = {**world.training, **(world.start_training if base is None else {})}
         a_pass = math.ceil(len(labelled) / training["batch"])
         epochs = math.ceil(steps / a_pass)
+        # Of the same length for a few labels and for all; Ultralytics counts it in passes, and makes no shorter one.
+        training["warmup_epochs"] = _WARM_UP_STEPS / a_pass
         request = TrainingRequest(folder / "data.yaml", folder, base_weights=base, epochs=epochs, seed=seed, **training)
         trained = self._tools.train(request)
         shutil.rmtree(folder / "images")

@@ -75,6 +75,7 @@ class World:
         stream: in order of time.
         test: held out.
         training: fields of `TrainingRequest` that suit it: image_size, batch, mosaic, rates.
+        start_training: where the first model's differ.
         start_steps, round_steps: optimiser steps of the first model and of every later one.
         picks: frames to label in a round, unless told otherwise.
         frame_rate: of one camera, frames a second.
@@ -90,6 +91,7 @@ class World:
     round_steps: int
     picks: int
     frame_rate: float | None
+    start_training: Mapping[str, Any] = field(default_factory=dict)
 
 
 def synthetic(
@@ -116,7 +118,7 @@ def synthetic(
             stream = SceneStream(seed + 7000, camera, width=320, height=240)
             index += 200_000
         tests.append(_scene_frame(stream, camera, index, fps))
-    training = {"image_size": 96 if quick else 192, "batch": 4, "learning_rate": 0.002}
+    training = {"image_size": 96 if quick else 192, "batch": 8, "learning_rate": 0.004}
     return World(
         f"synthetic/2/{seed}/{frames_a_camera}/{start}/{test}",
         CLASS_NAMES,
@@ -128,6 +130,7 @@ def synthetic(
         60 if quick else 600,
         picks,
         fps,
+        {"batch": 4, "learning_rate": 0.002},
     )
 
 
