@@ -142,13 +142,26 @@ def linked(cat: Catalogue, frame: str) -> list[Row]:
 
 
 def parent(cat: Catalogue, frame: str) -> Row | None:
-    """`of_frame` and `kind` of a frame that was fetched; None for any other."""
+    """`of_frame` and `kind` of a frame that was fetched or came as a reference; None for any other."""
     return cat.row("SELECT of_frame, kind FROM linked_frame WHERE frame = ?", frame)
 
 
 def with_linked(cat: Catalogue, ids: list[str]) -> list[str]:
-    """Frames with those that belong to them: what is deleted is deleted with its original and its surroundings."""
+    """Frames with those that belong to them: what is deleted is deleted with its original, its surroundings and its references, and
+    with what belongs to those."""
     found = cat.rows(
-        "SELECT linked_frame.frame FROM linked_frame WHERE of_frame IN (SELECT value FROM json_each(?))", json.dumps(ids)
+        "WITH RECURSIVE belongs(frame) AS (SELECT frame FROM linked_frame WHERE of_frame IN (SELECT value FROM json_each(?)) "
+        "UNION SELECT linked_frame.frame FROM linked_frame JOIN belongs ON linked_frame.of_frame = belongs.frame) "
+        "SELECT frame FROM belongs",
+        json.dumps(ids),
     )
     return list(dict.fromkeys([*ids, *(row["frame"] for row in found)]))
+
+
+def live_linked(cat: Catalogue, ids: list[str]) -> list[Row]:
+    """Rows `id` of the frames that belong to these, near or far, and are not deleted."""
+    belong = [frame for frame in with_linked(cat, ids) if frame not in set(ids)]
+    return cat.rows(
+        "SELECT id FROM frame WHERE state <> 'deleted' AND id IN (SELECT value FROM json_each(?)) ORDER BY id",
+        json.dumps(belong),
+    )
