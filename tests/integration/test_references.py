@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from fastapi.testclient import TestClient
 
 from bowerbird_server.batches.batch import build_batch
 from bowerbird_server.broker.mqtt_session import Arrived, Event
@@ -28,6 +29,7 @@ from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.privacy import retention
 from bowerbird_server.privacy.erase import erase, named, plan
 from bowerbird_server.site import Site
+from bowerbird_server.web.app import create_app
 from bowerbird_testing.frame_messages import START_MS, audit_message, frame_message, jpeg, reference_to
 from bowerbird_wire.codec import decode, encode_frame, encode_reference, frame_id_of
 from bowerbird_wire.messages import FrameMessage, Receipt, Redaction, WireDetection
@@ -219,7 +221,8 @@ def test_what_was_fetched_of_a_reference_goes_with_its_twin(site: Site, taking: 
     taking.without(LATER)
     original = frame_message(sequence=700, arm="fetched", image=jpeg(5), extra={"original_of": LATER.header.frame_id})
     assert taking.whole(original).committed
-    assert [row["kind"] for row in fetches.linked(site.catalogue, TWIN.header.frame_id)] == ["reference"]
+    assert [row["kind"] for row in fetches.linked(site.catalogue, LATER.header.frame_id)] == ["original"]
+    assert fetches.linked(site.catalogue, TWIN.header.frame_id) == []
     deleted = delete_frames(site.catalogue, site.blobs, [TWIN.header.frame_id], "test", "asked")
     assert (deleted.frames, deleted.images) == (3, 2)
 
@@ -233,6 +236,21 @@ def test_a_reference_is_kept_as_long_as_its_twin_and_no_longer(site: Site, takin
     assert retention.apply(site, born + timedelta(days=29)) == {}
     assert retention.apply(site, born + timedelta(days=31)) == {"retention: unlabelled for 30 days": 2}
     assert (state(site, LATER), site.blobs.exists(TWIN.header.image_sha256)) == ("deleted", False)
+
+
+def test_both_frames_pages_say_how_they_belong_together(site: Site, taking: Taking) -> None:
+    taking.whole(TWIN)
+    taking.without(LATER)
+    web = TestClient(create_app(site.folder, "token-of-sixteen-letters"), base_url="http://127.0.0.1")
+    bearer = {"Authorization": "Bearer token-of-sixteen-letters"}
+    twin, later = (web.get(f"/frames/{message.header.frame_id}", headers=bearer).text for message in (TWIN, LATER))
+    assert "Nothing was different in 1 later frames" in twin
+    assert "a reference: nothing was different here" in later
+    assert f'href="/frames/{TWIN.header.frame_id}"' in later
+    image = web.get(f"/api/v1/frames/{LATER.header.frame_id}/image", headers=bearer)
+    assert image.content == TWIN.image
+    more = web.get(f"/api/v1/frames/{LATER.header.frame_id}/fetch", headers=bearer).json()
+    assert more["parent"] == {"of_frame": TWIN.header.frame_id, "kind": "reference"}
 
 
 def test_nobody_is_asked_about_a_reference_and_nothing_trains_on_it(site: Site, taking: Taking) -> None:

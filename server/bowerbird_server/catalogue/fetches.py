@@ -13,6 +13,7 @@ from datetime import datetime
 
 from bowerbird_server.catalogue import frames
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now
+from bowerbird_server.catalogue.references import REFERENCE
 from bowerbird_server.errors import BadInput, Conflict
 from bowerbird_wire.linked import AROUND, KINDS, MAX_AROUND_S, ORIGINAL
 from bowerbird_wire.messages import Fetch, FetchAnswer
@@ -133,11 +134,13 @@ def _shown(row: Row) -> str:
 
 
 def linked(cat: Catalogue, frame: str) -> list[Row]:
-    """The frames that belong to a frame and are not deleted, by kind and time; each with `kind`."""
+    """The frames that were fetched of a frame and are not deleted, by kind and time; each with `kind`."""
     return cat.rows(
         "SELECT frame.*, linked_frame.kind FROM linked_frame JOIN frame ON frame.id = linked_frame.frame "
-        "WHERE linked_frame.of_frame = ? AND frame.state <> 'deleted' ORDER BY linked_frame.kind DESC, frame.captured_at",
+        "WHERE linked_frame.of_frame = ? AND kind <> ? AND frame.state <> 'deleted' "
+        "ORDER BY linked_frame.kind DESC, frame.captured_at",
         frame,
+        REFERENCE,
     )
 
 

@@ -61,6 +61,18 @@ def twin_of(cat: Catalogue, frame: str) -> str | None:
     return twin
 
 
+def count_of(cat: Catalogue, twin: str) -> int:
+    """How many frames show this one's picture beside itself."""
+    return int(
+        cat.value(
+            "SELECT count(*) FROM linked_frame JOIN frame ON frame.id = linked_frame.frame WHERE of_frame = ? AND kind = ? "
+            "AND frame.state <> 'deleted'",
+            twin,
+            REFERENCE,
+        )
+    )
+
+
 def count(cat: Catalogue) -> int:
     """How many frames are references, deleted ones included."""
     return int(cat.value("SELECT count(*) FROM linked_frame WHERE kind = ?", REFERENCE))
