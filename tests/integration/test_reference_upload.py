@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 
 from bowerbird_agent.budget.budget import ByteLimits
@@ -16,13 +18,16 @@ from bowerbird_server.broker.embedded import BrokerAddress
 from bowerbird_server.catalogue import Catalogue, audited, fleet, frames, references
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.record_keeping import delete_frames
+from bowerbird_server.catalogue.verify import verify
 from bowerbird_server.fleet import delivery
 from bowerbird_server.ingest import ingest
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.layout import DataFolder
+from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frame_messages import audit_message, jpeg, reference_to
-from bowerbird_testing.mqtt_device import wait_for_ingest
+from bowerbird_testing.judged_frames import textured
+from bowerbird_testing.mqtt_device import wait_for_ingest, wait_until
 from bowerbird_testing.receipt_server import ReceiptServer
 from bowerbird_testing.uploading_device import UploadingDevice, drain, uploading
 from bowerbird_wire.codec import encode_frame
@@ -159,9 +164,7 @@ def test_a_reference_to_a_frame_that_was_erased_meanwhile_arrives_whole(
     assert LocalBlobs(folder.blobs).read(row["blob"]) == LATER[0].image
 
 
-def test_a_frame_whose_twin_has_no_receipt_goes_whole(
-    tmp_path: Path, folder: DataFolder, broker: Mosquitto
-) -> None:
+def test_a_frame_whose_twin_has_no_receipt_goes_whole(tmp_path: Path, folder: DataFolder, broker: Mosquitto) -> None:
     with serving(folder, broker), uploading(tmp_path / "spool", broker.host, broker.port) as device:
         device.run(hears(device))
         put(device, LATER[0])  # its twin was dropped, say
@@ -180,3 +183,36 @@ def test_a_server_that_does_not_know_references_gets_every_frame_whole(tmp_path:
         assert set(server.committed) == {message.header.frame_id for message in (TWIN, *LATER[:3])}
         assert not server.faults
         assert bytes_of(device, REFERENCES) == 0
+
+
+def film(path: Path, frames_: int) -> None:
+    """A camera that looks at a wall: the same scene with the noise of a sensor, 15 frames a second."""
+    scene = textured(1, width=320, height=240).astype(np.int16)
+    rng = np.random.default_rng(1)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"MJPG"), 15.0, (320, 240))
+    for _ in range(frames_):
+        writer.write(np.clip(scene + rng.normal(0, 2, scene.shape).round().astype(np.int16), 0, 255).astype(np.uint8))
+    writer.release()
+
+
+def test_an_agent_that_looks_at_a_wall_sends_one_picture_and_then_says_that_nothing_has_changed(
+    tmp_path: Path, folder: DataFolder, broker: Mosquitto
+) -> None:
+    film(tmp_path / "wall.avi", 900)
+    camera = f'[[cameras]]\nname = "gate"\nsource = "{tmp_path / "wall.avi"}"\npace = "realtime"'
+    selection = {"epsilon": 1.0, "window_frames": 15, "frames_per_window": 2}
+    config = write_config(tmp_path / "agent", port=broker.port, cameras=camera, overrides={"selection": selection})
+    with serving(folder, broker), Catalogue(folder.catalogue) as cat, AgentProcess(config) as agent:
+        wait_until(lambda: references.count(cat) >= 6, "six references", 90)
+        code, _ = agent.terminate(timeout_s=60)
+        assert code == 0, agent.log
+        wait_until(lambda: fleet.get(cat, "cam-01")["health"]["extra"].get("references", 0) >= 6, "a health message")
+        rows = cat.rows("SELECT id, blob, bytes, arm FROM frame")
+        assert {row["arm"] for row in rows} == {"explore"}
+        pictures = {row["blob"] for row in rows if row["bytes"]}
+        assert {row["blob"] for row in rows if not row["bytes"]} <= pictures
+        assert not verify(cat, LocalBlobs(folder.blobs)).faults
+        spent = fleet.get(cat, "cam-01")["health"]["extra"]["spent"]
+        of_reference = spent["r"] / sum(not row["bytes"] for row in rows)
+        assert of_reference < 0.1 * sum(row["bytes"] for row in rows) / len(pictures)
+    assert "Traceback" not in agent.log
