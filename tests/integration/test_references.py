@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
 from bowerbird_server.batches.batch import build_batch
+from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker.mqtt_session import Arrived, Event
 from bowerbird_server.catalogue import audited, batches, fetches, fleet, frames, references
 from bowerbird_server.catalogue.classes import add_classes
@@ -201,6 +203,21 @@ def test_erasing_either_erases_both_and_the_picture(site: Site, taking: Taking, 
     assert taking.whole(LATER).refused[0].code == "deleted"
 
 
+def test_a_reference_that_comes_while_its_twin_is_being_deleted_is_deleted_too(site: Site, taking: Taking) -> None:
+    taking.whole(TWIN)
+
+    class Meanwhile(LocalBlobs):
+        """Between the look for what belongs to a frame and the deletion, another process takes a reference in."""
+
+        def put_many(self, *args: Any, **options: Any) -> list[str]:
+            assert taking.without(LATER).committed
+            return super().put_many(*args, **options)
+
+    deleted = delete_frames(site.catalogue, Meanwhile(site.folder.blobs), [TWIN.header.frame_id], "test", "asked")
+    assert (deleted.frames, deleted.images) == (2, 1)
+    assert (state(site, LATER), site.blobs.exists(TWIN.header.image_sha256)) == ("deleted", False)
+
+
 def test_a_reference_captured_in_an_erased_interval_is_refused(site: Site, taking: Taking) -> None:
     taking.whole(TWIN)
     at_ms = LATER.header.captured_at_ms
@@ -299,9 +316,9 @@ def test_the_devices_daily_limit_counts_references_as_frames(site: Site) -> None
 
 
 def test_a_rebuilt_catalogue_has_its_references_whichever_record_is_read_first(site: Site, taking: Taking) -> None:
-    gone = audit_message(50)
-    taking.whole(TWIN, gone)
-    taking.without(LATER, reference_to(gone, 701))
+    gone, covered = audit_message(50), audit_message(51, redacted=(Redaction((0.0, 0.0, 30.0, 40.0), "person"),))
+    taking.whole(TWIN, gone, covered)
+    taking.without(LATER, reference_to(gone, 701), reference_to(covered, 702))
     submit_label(site.catalogue, site.blobs, TWIN.header.frame_id, "anna", "labelled", [Box("bird", BIRD)])
     delete_frames(site.catalogue, site.blobs, [gone.header.frame_id], "test", "asked")
     keep_records(site.catalogue, site.blobs)

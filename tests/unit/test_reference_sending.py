@@ -10,7 +10,9 @@ import pytest
 
 from bowerbird_agent.link.reference_sending import ReferenceSending
 from bowerbird_agent.spool.spool import Spool, SpooledFrame
-from bowerbird_testing.frame_messages import audit_message, reference_to
+from bowerbird_agent.storing.encode import Encoded
+from bowerbird_agent.storing.fetching import original_of
+from bowerbird_testing.frame_messages import audit_message, jpeg, reference_to
 from bowerbird_wire.codec import verify_reference
 from bowerbird_wire.messages import REFERENCES, Credit, FrameMessage, Receipt
 
@@ -112,6 +114,13 @@ def test_what_is_forgotten_goes_whole(tmp_path: Path) -> None:
         for message in (TWIN, *(audit_message(n) for n in range(10, 13))):
             committed(spool, message)
         assert taken_by(spool).size_of(spooled(spool, LATER)) == 0
+
+
+def test_what_is_fetched_of_a_reference_is_a_picture_and_goes_whole(spool: Spool) -> None:
+    committed(spool, TWIN)
+    original = original_of(LATER.header, Encoded(jpeg(5, 128, 96), 128, 96), 95)
+    assert original.header.twin == ""
+    assert taken_by(spool).size_of(spooled(spool, original)) == 0
 
 
 def test_a_damaged_frame_goes_as_nothing(spool: Spool, tmp_path: Path) -> None:
