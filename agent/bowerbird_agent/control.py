@@ -129,7 +129,7 @@ class Control:
         self._tombstones = TombstoneSender(spool, self._outbox, TombstonesTopic(*self._names))
         uploads.heard = self._heard
         self._block_requests = BlockRequests(link, uploads)
-        self._link_counts = LinkCounts(link, vitals.counters)
+        self._link_counts = LinkCounts(link, uploads.references, vitals.counters)
         self.connections = 0  # since the process began
         self.account = Ledger()
         self._erasing = erasing

@@ -34,6 +34,7 @@ from bowerbird_wire.topics import (
     FrameTopic,
     HealthTopic,
     OfferTopic,
+    ReferenceTopic,
     ReportedTopic,
     ReportTopic,
     StatusTopic,
@@ -198,7 +199,7 @@ def test_what_a_device_says_of_itself_stops_neither_pages_nor_metrics_nor_the_lo
 @pytest.mark.parametrize("key", ["v", "z" * 3])
 @pytest.mark.parametrize("value", [2**2000, 2**20_000], ids=["beyond-float", "beyond-text"])
 def test_a_number_of_any_length_in_a_message_is_an_answer_and_no_crash_of_ingest(tmp_path: Path, key: str, value: int) -> None:
-    """As version, as key and as value of a part, an offer and a frame; the good frame beside it arrives."""
+    """As version, as key and as value of a part, an offer, a frame and a reference; the good frame beside it arrives."""
     frame = frame_message("cam-01")
     header = {"v": 1, "id": "0" * 64, "d": "cam-01", "cam": "gate", "n": 1, "t": 1, "w": 1, "h": 1, "sha": "0" * 64}
     hostile = cbor2.dumps({**header, "s": value, value: 1, key: value})
@@ -208,7 +209,10 @@ def test_a_number_of_any_length_in_a_message_is_an_answer_and_no_crash_of_ingest
             cbor2.dumps({"v": 1, "tr": b"x" * 16, "n": 1, "i": 0, "x": b"x", value: 1, key: value}),
         ),
         (str(OfferTopic("demo", "cam-01")), cbor2.dumps({"v": 1, "id": b"x" * 32, value: 1, key: value})),
-        (str(FrameTopic("demo", "cam-01")), b"BWRB\x01" + len(hostile).to_bytes(4, "big") + hostile),
+        *(
+            (str(kind("demo", "cam-01")), b"BWRB\x01" + len(hostile).to_bytes(4, "big") + hostile)
+            for kind in (FrameTopic, ReferenceTopic)
+        ),
     ]
     with Site.open(tmp_path / "data") as site:
         fleet.add_device(site.catalogue, "cam-01", "demo", "test")

@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from fastapi.testclient import TestClient
 
-from bowerbird_server.catalogue import fleet
+from bowerbird_server.broker.mqtt_session import Arrived
+from bowerbird_server.catalogue import fleet, frames
 from bowerbird_server.ingest.arrival import Accepted, Rejected, judge
 from bowerbird_server.ingest.chunks import ChunkStore, NotTheMessage, TransferKey
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app
-from bowerbird_testing.frame_messages import frame_message, jpeg
+from bowerbird_testing.frame_messages import audit_message, frame_message, jpeg, reference_to
 from bowerbird_testing.lived_in_site import arrived, ingest_of
-from bowerbird_wire.codec import encode_frame
+from bowerbird_wire.codec import encode_frame, encode_reference
 from bowerbird_wire.messages import Chunk
 from bowerbird_wire.transfer import BLOCK_BYTES, transfer_id
 
@@ -50,6 +51,29 @@ def test_parts_that_are_not_what_they_were_announced_as_make_nothing(tmp_path: P
     with pytest.raises(NotTheMessage):
         store.whole(key)
     assert store.bitmap(key) == b""
+
+
+def test_a_reference_in_another_devices_name_is_refused() -> None:
+    twin = audit_message(1, device="cam-02")
+    place = TOPIC.replace("/frame", "/reference")
+    assert isinstance(judge(place, encode_reference(reference_to(audit_message(1), 2).header), DEVICES), Accepted)
+    verdict = judge(place, encode_reference(reference_to(twin, 2).header), DEVICES)
+    assert isinstance(verdict, Rejected)
+    assert verdict.code == "bad_message"
+
+
+@pytest.mark.parametrize("owner", [{"device": "cam-02"}, {"camera": "yard"}], ids=["device", "camera"])
+def test_a_reference_shows_no_picture_of_another_device_or_camera(tmp_path: Path, owner: dict[str, str]) -> None:
+    """A device that knows another's frame id would otherwise have that picture stand for one of its own."""
+    theirs = audit_message(1, **owner)
+    with Site.open(tmp_path / "data") as site:
+        for device in DEVICES:
+            fleet.add_device(site.catalogue, device, "site", "test")
+        ingest = ingest_of(site)
+        ingest.take([arrived(theirs)])
+        ours = reference_to(theirs, 2, device="cam-01", camera="gate").header
+        ingest.take([Arrived(1, "bowerbird/v1/site/up/cam-01/reference", encode_reference(ours), 2, 1)])
+        assert frames.state_of(site.catalogue, ours.frame_id) is None
 
 
 @pytest.mark.parametrize(

@@ -380,6 +380,9 @@ OF_UPDATES: tuple[Attack, ...] = (
             f"{_BROKER}test_device_retains_for_those_who_come_later",
             "integration/test_chunks.py::test_a_device_can_neither_see_nor_spoil_the_parts_of_another",
             f"{_FRAMES}test_a_frame_in_another_devices_name_is_refused",
+            f"{_FRAMES}test_a_reference_in_another_devices_name_is_refused",
+            f"{_FRAMES}test_a_reference_shows_no_picture_of_another_device_or_camera",
+            "integration/test_references.py::test_a_reference_cannot_have_somebody_elses_blob_deleted",
         ],
     ),
     Attack(

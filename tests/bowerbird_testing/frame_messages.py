@@ -43,3 +43,21 @@ def frame_message(device: str = "cam-01", sequence: int = 0, camera: str = "gate
     }
     identity = {key: values[key] for key in ("image_sha256", "device", "camera", "sequence", "captured_at_ms")}
     return FrameMessage(FrameHeader(frame_id=frame_id(**identity), **values), image)
+
+
+def audit_message(sequence: int = 0, **changes: Any) -> FrameMessage:
+    """A frame of the random audit, whole."""
+    values = {
+        "arm": "explore",
+        "inclusion_probability": 0.1,
+        "model_digest": "ab" * 32,
+        "reasons": ("random_audit",),
+        **changes,
+    }
+    return frame_message(sequence=sequence, **values)
+
+
+def reference_to(twin: FrameMessage, sequence: int, **changes: Any) -> FrameMessage:
+    """A later frame of the audit in which nothing was different: with its own picture, as it lies in the spool."""
+    values = {"device": twin.header.device, "camera": twin.header.camera, "twin": twin.header.frame_id, **changes}
+    return audit_message(sequence, **values)

@@ -412,11 +412,14 @@ def seeds() -> Mapping[str, Mapping[str, bytes]]:
     frame = (GOLDEN / "frame.bin").read_bytes()
     lies = frame[:5] + b"\xff\xff\xff\xff" + frame[9:]
     out["frame"] = {"good": frame, "lies": lies, "cut": frame[:-10]}
+    reference = (GOLDEN / "reference.bin").read_bytes()
+    out["reference"] = {"good": reference, "cut": reference[:-10], "picture": reference + b"\xff\xd8\xff", "frame": frame}
     out["arrival"] = out["frame"] | {
         f"picture-{name}": _frame_of(data) for name, data in _pictures().items() if len(data) < 2000
     }
     out["topics"] = {
         "frame": b"bowerbird/v1/demo/up/cam-01/frame",
+        "reference": b"bowerbird/v1/demo/up/cam-01/reference",
         "credit": b"bowerbird/v1/demo/all/credit",
         "local": b"bowerbird/v1/demo/local/cam-01/gate/detections",
         "wildcard": b"bowerbird/v1/demo/up/+/frame",

@@ -62,7 +62,7 @@ def _message(name: str) -> Parse:
 
 
 def _wire() -> dict[str, Target]:
-    from bowerbird_wire.codec import decode, decode_frame, encode, encode_frame
+    from bowerbird_wire.codec import decode, decode_frame, encode, encode_frame, encode_reference, verify_reference
     from bowerbird_wire.messages import Chunk, Offer
     from bowerbird_wire.transfer import Receiving, block_count, check_chunk, from_bitmap
 
@@ -70,6 +70,11 @@ def _wire() -> dict[str, Target]:
         message = decode_frame(data)
         assert decode_frame(encode_frame(message)).image == message.image
         return message
+
+    def reference(data: bytes) -> object:
+        header = verify_reference(data)
+        assert verify_reference(encode_reference(header)) == header
+        return header
 
     def chunk(data: bytes) -> object:
         found = decode(Chunk, data)
@@ -128,6 +133,7 @@ def _wire() -> dict[str, Target]:
     plain = {"".join(f"-{c.lower()}" if c.isupper() else c for c in name).strip("-"): _message(name) for name in names}
     own = {
         "frame": frame,
+        "reference": reference,
         "chunk": chunk,
         "offer": offer,
         "topics": topics,
@@ -342,7 +348,7 @@ def _server() -> dict[str, Target]:
     def arrival(data: bytes) -> object:
         from bowerbird_server.ingest.arrival import judge
 
-        return judge("bowerbird/v1/demo/up/cam-01/frame", data, {"cam-01": "demo"})
+        return [judge(f"bowerbird/v1/demo/up/cam-01/{leaf}", data, {"cam-01": "demo"}) for leaf in ("frame", "reference")]
 
     out = {
         "image": Target(image, (NotAnImage,)),

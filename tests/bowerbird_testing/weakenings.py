@@ -271,6 +271,18 @@ WEAKENINGS: tuple[Weakening, ...] = (
         ["attacks/test_hostile_frames.py::test_a_frame_in_another_devices_name_is_refused"],
     ),
     Weakening(
+        "a reference may show any frame's picture",
+        "bowerbird_server.catalogue.references",
+        [("twin is not None and _place(header) == tuple(twin[name] for name in _PLACE)", "twin is not None")],
+        ["attacks/test_hostile_frames.py::test_a_reference_shows_no_picture_of_another_device_or_camera"],
+    ),
+    Weakening(
+        "the digest that a reference claims is taken for its picture's",
+        "bowerbird_server.ingest.ingest",
+        [(" if item.header.frame_id in deleted and not item.is_reference}", " if item.header.frame_id in deleted}")],
+        ["integration/test_references.py::test_a_reference_cannot_have_somebody_elses_blob_deleted"],
+    ),
+    Weakening(
         "pictures of any size are taken",
         "bowerbird_server.ingest.image_header",
         [

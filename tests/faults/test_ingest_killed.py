@@ -15,15 +15,16 @@ import pytest
 
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker.embedded import BrokerAddress
-from bowerbird_server.catalogue import Catalogue, fleet
+from bowerbird_server.catalogue import Catalogue, fleet, references
 from bowerbird_server.catalogue.records import decode_headers
 from bowerbird_server.ingest.ingest import POINTS
 from bowerbird_server.layout import DataFolder
 from bowerbird_testing.broker import Mosquitto
-from bowerbird_testing.frame_messages import frame_message
+from bowerbird_testing.frame_messages import audit_message, frame_message, reference_to
 from bowerbird_testing.mqtt_device import MqttDevice, wait_for_ingest, wait_until
-from bowerbird_wire.codec import encode_frame
+from bowerbird_wire.codec import encode_frame, encode_reference
 from bowerbird_wire.messages import FrameMessage
+from bowerbird_wire.topics import ReferenceTopic
 
 pytestmark = pytest.mark.broker
 
@@ -96,6 +97,36 @@ def test_ingest_killed_after(point: str, folder: DataFolder, broker: Mosquitto) 
             wait_until(lambda: set(device.committed()) >= {m.header.frame_id for m in frames[32:40]}, "the second group")
             send_until_committed(device, frames)
     assert_once(folder, frames)
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_ingest_killed_with_a_reference_after(point: str, folder: DataFolder, broker: Mosquitto) -> None:
+    """Killed at this point of a reference's group, and started again: one row that shows the twin's picture, and a receipt."""
+    with Catalogue(folder.catalogue) as cat:
+        fleet.add_device(cat, "probe", "demo", "test")
+    address = BrokerAddress(broker.host, broker.port)
+    twin = audit_message(1)
+    later = reference_to(twin, 2)
+    topic = str(ReferenceTopic("demo", "cam-01"))
+    with MqttDevice(address, "cam-01") as device:
+        with ingest_process(folder, broker):
+            wait_for_ingest(address)
+            device.send_frame(twin)
+            wait_until(lambda: twin.header.frame_id in device.committed(), "the twin")
+        device.publish(topic, encode_reference(later.header))
+        with ingest_process(folder, broker, point) as first:
+            assert first.wait(30) == -signal.SIGKILL
+        with ingest_process(folder, broker):
+            device.publish(topic, encode_reference(later.header))  # and once more, as after a question
+            wait_until(lambda: later.header.frame_id in device.committed(), "the reference")
+    with Catalogue(folder.catalogue) as cat:
+        rows = cat.rows("SELECT id, blob, bytes, (SELECT count(*) FROM detection WHERE frame = frame.id) AS boxes FROM frame")
+        assert references.twin_of(cat, later.header.frame_id) == twin.header.frame_id
+    assert {row["id"]: (row["blob"], row["bytes"], row["boxes"]) for row in rows} == {
+        twin.header.frame_id: (twin.header.image_sha256, len(twin.image), 1),
+        later.header.frame_id: (twin.header.image_sha256, 0, 1),
+    }
+    assert device.refused() == {}
 
 
 def test_broker_killed_again_and_again(folder: DataFolder, broker: Mosquitto) -> None:

@@ -28,6 +28,7 @@ from bowerbird_agent.link.upload_events import (
     Publish,
     PublishChunk,
     PublishOffer,
+    PublishReference,
     Settled,
     Stuck,
     Taken,
@@ -55,6 +56,7 @@ LIMITS = UploadLimits(
 
 ASK_BYTES = 40
 SIZES = WireSizes(offer=lambda first: ASK_BYTES + 600 * first)
+REFERENCE_BYTES = 300
 
 
 def machine(limits: ByteLimits | None = None, *, up: Up | None = None) -> Uploader:
@@ -442,6 +444,71 @@ def test_a_puback_makes_room_below_the_receive_maximum_and_only_receipts_do_in_t
     assert uploader.wants_frame
 
 
+def referred(uploader: Uploader, frame_id: str = "a", size: int = 40_000) -> None:
+    """Offer a frame that has a twin at the server and let the reference be published."""
+    uploader.handle(FrameReady(frame_id, size, reference_bytes=REFERENCE_BYTES), 0.0)
+    assert uploader.decide(0.0) == PublishReference(frame_id)
+    uploader.handle(Taken(frame_id, REFERENCE_BYTES), 0.0)
+
+
+def test_a_frame_whose_twin_the_server_has_goes_as_a_reference_and_is_gone_with_its_receipt() -> None:
+    uploader = machine(up=Up())
+    referred(uploader)
+    assert uploader.decide(0.0) == Wait(20.0), "its receipt is awaited as any other"
+    uploader.handle(Settled(("a",)), 1.0)
+    assert not uploader.known
+
+
+def test_a_reference_whose_twin_the_server_lacks_goes_whole_at_once() -> None:
+    uploader = machine(up=Up())
+    referred(uploader)
+    uploader.handle(Wanted("a"), 1.0)
+    assert uploader.decide(1.0) == Publish("a")
+    uploader.handle(Taken("a", 40_000), 1.0)
+    uploader.handle(Wanted("a"), 2.0)
+    assert uploader.decide(2.0) == Wait(21.0), "the same answer again is about the reference"
+
+
+def test_a_reference_without_a_receipt_is_asked_about_and_goes_whole_when_it_is_wanted() -> None:
+    uploader = machine(up=Up())
+    referred(uploader)
+    assert uploader.handle(Down(), 1.0) == ("a",)
+    uploader.handle(Up(), 2.0)
+    ask(uploader, "a", 3.0)
+    uploader.handle(Wanted("a"), 4.0)
+    assert uploader.decide(4.0) == Publish("a")
+
+
+def test_a_frame_that_waited_over_a_break_of_the_link_goes_whole() -> None:
+    """Whoever answers on the new one may not know what a reference is."""
+    uploader = machine(up=Up())
+    uploader.handle(FrameReady("a", 40_000, reference_bytes=REFERENCE_BYTES), 0.0)
+    uploader.handle(Down(), 1.0)
+    uploader.handle(Up(), 2.0)
+    assert uploader.decide(2.0) == Publish("a")
+
+
+def test_budget_and_windows_count_what_a_reference_weighs() -> None:
+    """Thirty frames of 40 kB, as references: the budget is asked for 300 bytes each, and four are out at a time, not one."""
+    bucket = TokenBucket(ByteLimits(bytes_per_s=1.0, burst_bytes=9000), 0.0)
+    uploader = Uploader(bucket, LIMITS, sizes=SIZES)
+    uploader.handle(Up(), 0.0)
+    for number in range(0, 28, 4):
+        for frame_id in (names := [f"f{number + i}" for i in range(4)]):
+            referred(uploader, frame_id)
+        assert not uploader.wants_frame
+        uploader.handle(Settled(tuple(names)), 0.0)
+    referred(uploader, "f28")
+    referred(uploader, "f29")
+    assert bucket.wait_s(0.0, 1) > 0.0, "the burst of 9000 bytes is spent to the last"
+
+
+def test_a_reference_above_the_brokers_packet_limit_is_none() -> None:
+    uploader = machine(up=Up(max_packet_bytes=9000))
+    uploader.handle(FrameReady("a", 20_000, reference_bytes=9001), 0.0)
+    assert uploader.decide(0.0) == PublishChunk("a", 0, 2)
+
+
 def with_receive_maximum(packets: int) -> tuple[LinkEstimate, Uploader]:
     """A machine whose broker takes so many packets, and the link that counts them."""
     link = LinkEstimate()
@@ -506,6 +573,9 @@ class LossyServer(RuleBasedStateMachine):
         self.answers: list[Settled | Wanted] = []
         self.parts: dict[str, Receiving] = {}
         self.committed: set[str] = set()
+        self.have_twins: set[str] = set()  # frames that may go as references
+        self.twins_are_here = True
+        self.wanted: set[str] = set()
         self.sent: list[tuple[float, int]] = []
         self.published: set[str] = set()
         self.wanted_at_restart = 0
@@ -517,11 +587,17 @@ class LossyServer(RuleBasedStateMachine):
     def connect(self) -> None:
         self.link_up(None, 65_535)
 
-    @rule(size=st.integers(1, 3900) | st.integers(1, 60_000), frames=st.integers(1, 4))
-    def spool_frames(self, size: int, frames: int) -> None:
+    @rule(size=st.integers(1, 3900) | st.integers(1, 60_000), frames=st.integers(1, 4), have_twins=st.booleans())
+    def spool_frames(self, size: int, frames: int, have_twins: bool) -> None:
         for _ in range(frames):
             self.made += 1
             self.spool[f"f{self.made}"] = size
+            if have_twins and size > REFERENCE_BYTES:
+                self.have_twins.add(f"f{self.made}")
+
+    @rule(here=st.booleans())
+    def the_server_loses_all_twins_or_finds_them(self, here: bool) -> None:
+        self.twins_are_here = here
 
     @rule(limit=st.none() | st.integers(4200, 20_000), receive_maximum=st.sampled_from([65_535, 1, 3, 4, 5]))
     def link_up(self, limit: int | None, receive_maximum: int) -> None:
@@ -596,7 +672,7 @@ class LossyServer(RuleBasedStateMachine):
 
     def take(self, frame_id: str, what: tuple[int, int] | str) -> Settled | Wanted | None:
         """The server: exactly once in effect, whatever comes."""
-        if what == "whole":
+        if what == "whole" or (what == "reference" and self.twins_are_here):
             self.committed.add(frame_id)
         elif isinstance(what, tuple) and frame_id not in self.committed:
             parts = self.parts.setdefault(frame_id, Receiving(self.spool[frame_id]))
@@ -607,7 +683,8 @@ class LossyServer(RuleBasedStateMachine):
         if frame_id in self.committed:
             return Settled((frame_id,))
         known = self.parts.get(frame_id)
-        return Wanted(frame_id, known.bitmap() if known is not None else b"") if what == "ask" else None
+        is_asked = what in ("ask", "reference")
+        return Wanted(frame_id, known.bitmap() if known is not None and what == "ask" else b"") if is_asked else None
 
     @rule(twice=st.booleans())
     @precondition(lambda self: self.answers)
@@ -616,6 +693,8 @@ class LossyServer(RuleBasedStateMachine):
         for frame_id in answer.frame_ids if isinstance(answer, Settled) else ():
             self.spool.pop(frame_id, None)
             self.in_network = [entry for entry in self.in_network if entry[1] != frame_id]
+        if isinstance(answer, Wanted):
+            self.wanted.add(answer.frame_id)
         for _ in range(1 + twice):
             self.uploader.handle(answer, self.now_s)
 
@@ -651,7 +730,7 @@ class LossyServer(RuleBasedStateMachine):
             if self.uploader.wants_frame:
                 fresh = next((f for f in self.spool if f not in self.uploader.known), None)
                 if fresh is not None:
-                    self.uploader.handle(FrameReady(fresh, self.spool[fresh], ask=self.spool[fresh] > 30_000), self.now_s)
+                    self.uploader.handle(self.ready(fresh), self.now_s)
             decision = self.uploader.decide(self.now_s)
             if isinstance(decision, Wait) or (isinstance(decision, Stuck) and not decision.frame_id):
                 self.check_that_it_waits_for_something()
@@ -660,6 +739,12 @@ class LossyServer(RuleBasedStateMachine):
             assert self.up, "published without a link"
             self.publish(decision)
         raise AssertionError("the machine publishes for ever")
+
+    def ready(self, frame_id: str) -> FrameReady:
+        size, has_twin = self.spool[frame_id], frame_id in self.have_twins
+        return FrameReady(
+            frame_id, size, ask=size > 30_000 and not has_twin, reference_bytes=REFERENCE_BYTES if has_twin else 0
+        )
 
     def check_that_it_waits_for_something(self) -> None:
         """With nothing on the link and room in the device's own window, only the server and the budget keep a frame back."""
@@ -679,8 +764,11 @@ class LossyServer(RuleBasedStateMachine):
         room = min(LIMITS.max_bytes, self.credit) - (size if flights[Flight.READY] else 1)
         assert out >= LIMITS.max_frames or out_bytes > room, f"a frame waits for nothing: {flights}"
 
-    def publish(self, decision: Publish | PublishChunk | PublishOffer) -> None:
+    def publish(self, decision: Publish | PublishReference | PublishChunk | PublishOffer) -> None:
         frame_id = decision.frame_id
+        if isinstance(decision, PublishReference):
+            assert frame_id in self.have_twins
+            assert frame_id not in self.wanted, "the server wanted it whole"
         total = self.spool[frame_id]
         size, what, event = self.packet(decision, total)
         assert self.limit is None or size <= self.limit, "above the broker's limit"
@@ -697,8 +785,12 @@ class LossyServer(RuleBasedStateMachine):
         self.uploader.handle(event, self.now_s)
 
     @staticmethod
-    def packet(decision: Publish | PublishChunk | PublishOffer, total: int) -> tuple[int, tuple[int, int] | str, Event]:
+    def packet(
+        decision: Publish | PublishReference | PublishChunk | PublishOffer, total: int
+    ) -> tuple[int, tuple[int, int] | str, Event]:
         frame_id = decision.frame_id
+        if isinstance(decision, PublishReference):
+            return REFERENCE_BYTES, "reference", Taken(frame_id, REFERENCE_BYTES)
         if isinstance(decision, PublishOffer):
             size = SIZES.offer(decision.first)
             return size, "ask", OfferTaken(frame_id, size)

@@ -279,6 +279,36 @@ def test_a_frame_with_flipped_cut_or_added_bytes_is_never_taken(data: st.DataObj
     assert message.header.frame_id == golden.FRAME.header.frame_id
 
 
+def test_the_golden_reference_still_means_the_same() -> None:
+    assert codec.verify_reference((golden.FOLDER / "reference.bin").read_bytes()) == golden.REFERENCE
+
+
+@given(st.data())
+def test_a_reference_with_flipped_cut_or_added_bytes_names_its_frame_or_is_refused(data: st.DataObject) -> None:
+    good = bytearray(codec.encode_reference(golden.REFERENCE))
+    good[data.draw(st.integers(0, len(good) - 1))] ^= data.draw(st.integers(0, 255))
+    bad = bytes(good[: data.draw(st.integers(0, len(good)))]) + data.draw(st.binary(max_size=20))
+    try:
+        header = codec.verify_reference(bad)
+    except WireError:
+        return
+    assert header.frame_id == golden.REFERENCE.frame_id
+    assert len(header.twin) == 64
+
+
+def test_a_reference_carries_no_picture_and_names_another_frame() -> None:
+    for header in (golden.FRAME.header, dataclasses.replace(golden.REFERENCE, twin=golden.REFERENCE.frame_id)):
+        with pytest.raises(MessageError, match=r"header\.tw"):
+            codec.verify_reference(codec.encode_reference(header))
+    with pytest.raises(LengthError, match="64 stray bytes"):
+        codec.verify_reference(codec.encode_frame(dataclasses.replace(golden.FRAME, header=golden.REFERENCE)))
+
+
+def test_a_frame_without_a_twin_says_nothing_of_one() -> None:
+    assert codec.to_map(golden.REFERENCE)["tw"] == golden.REFERENCE.twin
+    assert "tw" not in codec.to_map(golden.FRAME.header)
+
+
 @pytest.mark.parametrize("length", [0xFFFFFFFF, codec.MAX_HEADER_BYTES + 1, 10_000])
 def test_a_header_length_that_lies_is_named(length: int) -> None:
     good = codec.encode_frame(golden.FRAME)

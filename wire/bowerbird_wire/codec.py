@@ -11,6 +11,7 @@ import functools
 import hashlib
 import io
 import math
+import re
 import struct
 import sys
 import types
@@ -25,6 +26,7 @@ from bowerbird_wire.messages import FrameHeader, FrameMessage, Message
 MAGIC = b"BWRB"
 FRAME_VERSION = 1
 _PREFIX = struct.Struct(">4sBI")  # magic, version, header length
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 MAX_HEADER_BYTES = 256 * 1024
 MAX_FRAME_BYTES = 32 * 1024 * 1024
@@ -369,3 +371,28 @@ def verify_frame(payload: bytes) -> tuple[FrameHeader, memoryview]:
     if frame_id_of(header) != header.frame_id:
         raise DigestError(f"frame {_shown(header.frame_id[:12])}: the id does not match the header")
     return header, image
+
+
+def encode_reference(header: FrameHeader) -> bytes:
+    """A frame that is sent as a reference to its twin: its header, as in a frame message, and no picture."""
+    return encode_frame(FrameMessage(header, b""))
+
+
+def verify_reference(payload: bytes) -> FrameHeader:
+    """Bytes as the header of a reference: its id fits, and it names another frame as its twin.
+
+    Nobody can check the digest of its own picture, which stayed where it was taken: it must serve as no name of anything.
+
+    Raises:
+        MessageError: not a reference; `DigestError` when the id does not match.
+    """
+    header, image = decode_frame_header(payload)
+    if len(image):
+        raise LengthError(f"{len(image)} stray bytes behind the header of a reference")
+    if _DIGEST.fullmatch(header.twin) is None or header.twin == header.frame_id:
+        raise MessageError(f"header.tw must be the id of another frame, not {_shown(header.twin)}")
+    if _DIGEST.fullmatch(header.image_sha256) is None:
+        raise MessageError(f"header.im must be a digest of 64 hex digits, not {_shown(header.image_sha256)}")
+    if frame_id_of(header) != header.frame_id:
+        raise DigestError(f"frame {_shown(header.frame_id[:12])}: the id does not match the header")
+    return header

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 OF = "of"  # extra key of a Job or a Report that is not of a model: "agent"
+REFERENCES = "rf"  # extra key of a Credit, true where the server takes frames as references to their twins
 
 
 def _key(short: str) -> dict[str, str]:
@@ -60,7 +61,9 @@ class FrameHeader(Message):
 
     `frame_id` is the SHA-256 over the image's digest and the immutable fields (see `codec.frame_id`), 64 hex digits. `sequence`
     is the frame's number in its source (the frame index of a film, the capture count of a live camera). `captured_at_ms` is UTC
-    wall time since the epoch; `clock_ok` is False while the device's clock is not to be trusted.
+    wall time since the epoch; `clock_ok` is False while the device's clock is not to be trusted. `twin` is the id of an earlier
+    frame of the camera in which nothing was different, itself without one; a frame with a twin may be sent without its picture
+    (`codec.encode_reference`).
     """
 
     frame_id: str = field(metadata=_key("id"))
@@ -87,6 +90,7 @@ class FrameHeader(Message):
     inclusion_probability: float = _opt("p", 1.0)
     detections: tuple[WireDetection, ...] = _opt("det", ())
     redacted: tuple[Redaction, ...] = _opt("rd", ())
+    twin: str = _opt("tw", "")
     extra: Mapping[str, Any] = _extra()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-FRAMES, FETCHED, CHUNKS, OFFERS, HEALTH, DETECTIONS, BLOCKS, CONTROL = (
+FRAMES, FETCHED, CHUNKS, OFFERS, HEALTH, DETECTIONS, BLOCKS, CONTROL, REFERENCES = (
     "frames",
     "fetched",
     "chunks",
@@ -20,11 +20,22 @@ FRAMES, FETCHED, CHUNKS, OFFERS, HEALTH, DETECTIONS, BLOCKS, CONTROL = (
     "detections",
     "update blocks",
     "control",
+    "references",
 )
 
 # Kind -> letter. A letter is never given another meaning; readers skip those that they do not know.
 LETTERS: Mapping[str, str] = MappingProxyType(
-    {FRAMES: "f", FETCHED: "w", CHUNKS: "c", OFFERS: "o", HEALTH: "h", DETECTIONS: "d", BLOCKS: "b", CONTROL: "k"}
+    {
+        FRAMES: "f",
+        FETCHED: "w",
+        CHUNKS: "c",
+        OFFERS: "o",
+        HEALTH: "h",
+        DETECTIONS: "d",
+        BLOCKS: "b",
+        CONTROL: "k",
+        REFERENCES: "r",
+    }
 )
 
 

@@ -143,6 +143,12 @@ class BlockRequestTopic(DeviceTopic):
     DIRECTION, LEAF = "up", "block"
 
 
+class ReferenceTopic(DeviceTopic):
+    """A frame that shows what its twin shows, without its picture."""
+
+    DIRECTION, LEAF = "up", "reference"
+
+
 class ReceiptTopic(DeviceTopic):
     """Which frames are committed, which were refused and why, and which are wanted."""
 
@@ -262,6 +268,7 @@ UP: tuple[type[DeviceTopic], ...] = (
     TombstonesTopic,
     FetchAnswerTopic,
     HistogramsTopic,
+    ReferenceTopic,
 )
 DOWN: tuple[type[DeviceTopic], ...] = (ReceiptTopic, DesiredTopic, JobTopic, AgentJobTopic, BlocksTopic)
 LOCAL: tuple[type[CameraTopic], ...] = (DetectionsTopic,)

@@ -21,6 +21,7 @@ from bowerbird_wire.topics import (
     FrameTopic,
     HealthTopic,
     OfferTopic,
+    ReferenceTopic,
 )
 
 # Topics with a kind of their own.
@@ -29,6 +30,7 @@ _KINDS: Mapping[type, str] = MappingProxyType(
         FrameTopic: spent.FRAMES,
         ChunkTopic: spent.CHUNKS,
         OfferTopic: spent.OFFERS,
+        ReferenceTopic: spent.REFERENCES,
         HealthTopic: spent.HEALTH,
         DetectionsTopic: spent.DETECTIONS,
         BlocksTopic: spent.BLOCKS,

@@ -33,7 +33,9 @@ _IN_HEALTH = ("runtime", "variant", "origin")
 _FILE_DIGEST_DIGITS = 12
 _IDLE_INTERVALS = 120.0
 # Parts of `extra` that change while nothing happens.
-_NO_NEWS = frozenset({"window", "spent", "uplink", "published", "camera_dropped", "dropped", "runtime", "tm", "dry_run"})
+_NO_NEWS = frozenset(
+    {"window", "spent", "uplink", "published", "camera_dropped", "dropped", "runtime", "tm", "dry_run", "references"}
+)
 
 
 @dataclass
@@ -125,7 +127,8 @@ class Vitals:
         """`window`: frames judged in the open window, windows closed in this round and ever; `runtime`: what the model
         runs with; `camera_dropped`: camera -> frames dropped since the agent's first start; `spent`, `uplink`, `tm`: see
         `bowerbird_wire.spent` and `bowerbird_wire.telemetry`; `erased`: erase wish -> frames deleted for it, of those done;
-        `boost`: the factor on exploration and its end; `dry_run`: see `dry_run.py`; the rest only when it says something."""
+        `boost`: the factor on exploration and its end; `references`: frames sent without their pictures; `dry_run`: see `dry_run.py`;
+        the rest only when it says something."""
         count = self.counters.value
         extra: dict[str, object] = {
             "window": {
@@ -152,6 +155,7 @@ class Vitals:
             ("guard", self._guard()),
             ("config", self.reload.plain()),
             ("spent", self.spent()),
+            ("references", count(names.REFERENCES_SENT)),
             ("uplink", dict(self.uplink())),
             ("tm", telemetry.plain(self.counters, self.readings())),
             ("published", self._published()),

@@ -86,6 +86,7 @@ def device_metrics(
         _counter(
             "bytes", "Bytes of MQTT in both directions by what they were spent on.", _by("kind", kinds_of(extra.get("spent")))
         ),
+        _counter("reference_frames", "Frames sent as references to their twins.", _once(extra.get("references"))),
         _gauge("frame_rate", "Frames a second that the model looks at.", [({}, health.fps)]),
         _gauge("inference_seconds", "Time of the model for a frame.", [({}, health.inference_ms / 1000)]),
         _gauge("spool_frames", "Frames in the spool.", _by("state", health.spool)),
@@ -133,6 +134,10 @@ def _gauge(name: str, text: str, samples: Sequence[tuple[Mapping[str, str], floa
 
 def _counter(name: str, text: str, samples: Sequence[tuple[Mapping[str, str], float]]) -> Metric:
     return Metric(f"bowerbird_agent_{name}", "counter", text, samples)
+
+
+def _once(count: Any) -> list[tuple[Mapping[str, str], float]]:
+    return [({}, float(count))] if count else []
 
 
 def _by(label: str, counts: Mapping[str, int]) -> list[tuple[Mapping[str, str], float]]:

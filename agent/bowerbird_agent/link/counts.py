@@ -1,6 +1,6 @@
-"""What has passed the link, carried into the counters that survive a restart: both directions, and by kind.
+"""What has passed the link, carried into the counters that survive a restart: both directions, by kind, and how many references.
 
-In: the link's totals since the process began. Out: counters. They only grow: a total that fell behind its older value adds nothing.
+In: the totals since the process began. Out: counters. They only grow: a total that fell behind its older value adds nothing.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from bowerbird_agent.health import counters as names
 if TYPE_CHECKING:
     from bowerbird_agent.health.counters import Counters
     from bowerbird_agent.link.mqtt_link import MqttLink
+    from bowerbird_agent.link.reference_sending import ReferenceSending
 
 
 class LinkCounts:
     """One thread owns it."""
 
-    def __init__(self, link: MqttLink, counters: Counters) -> None:
-        self._link, self._counters = link, counters
-        self._counted: dict[str, int] = {}  # counter -> bytes of the link that are in it already
+    def __init__(self, link: MqttLink, references: ReferenceSending, counters: Counters) -> None:
+        self._link, self._references, self._counters = link, references, counters
+        self._counted: dict[str, int] = {}  # counter -> what of the total is in it already
 
     def count(self) -> None:
         """Add what has passed since the last time."""
@@ -28,6 +29,7 @@ class LinkCounts:
             self._add(names.spent_on(kind), total)
         self._add(names.BYTES_SENT, sent)
         self._add(names.BYTES_RECEIVED, received)
+        self._add(names.REFERENCES_SENT, self._references.sent)
 
     def _add(self, name: str, total: int) -> None:
         before = self._counted.get(name, 0)

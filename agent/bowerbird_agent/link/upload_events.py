@@ -53,17 +53,21 @@ class Held(Event):
 
 @dataclass(frozen=True)
 class FrameReady(Event):
-    """The spool's next frame; `in_doubt` when it may have been sent before this start. `ask` first when the link is thin."""
+    """The spool's next frame; `in_doubt` when it may have been sent before this start. `ask` first when the link is thin.
+
+    `reference_bytes`: its size as a reference to its twin, which then goes in its place; 0 for a frame that goes whole.
+    """
 
     frame_id: str
     message_bytes: int
     in_doubt: bool = False
     ask: bool = False
+    reference_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Taken(Event):
-    """The link has taken the whole frame that was to be published; so many bytes on the wire."""
+    """The link has taken the whole frame, or the reference, that was to be published; so many bytes on the wire."""
 
     frame_id: str
     packet_bytes: int
@@ -201,6 +205,13 @@ class Publish:
 
 
 @dataclass(frozen=True)
+class PublishReference:
+    """Mark the frame as sent, publish it as a reference to its twin, and answer `Taken`, `NotTaken` or `Vanished`."""
+
+    frame_id: str
+
+
+@dataclass(frozen=True)
 class PublishChunk:
     """Mark the frame as sent, publish these blocks of it, and answer `ChunkTaken`, `NotTaken` or `Vanished`."""
 
@@ -233,4 +244,4 @@ class Stuck:
     frame_id: str = ""
 
 
-Decision = Publish | PublishChunk | PublishOffer | Wait | Stuck
+Decision = Publish | PublishReference | PublishChunk | PublishOffer | Wait | Stuck

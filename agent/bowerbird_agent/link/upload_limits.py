@@ -47,7 +47,8 @@ class UploadLimits:
 
 @dataclass(frozen=True)
 class WireSizes:
-    """What things take on the wire, upper bounds: a message, a chunk with so much data, a question (first: with a thumbnail).
+    """What things take on the wire, upper bounds: a message, a chunk with so much data, a question (first: with a thumbnail), a
+    reference.
 
     `overhead` are the headers around a packet of so many bytes: the byte budget must have room for them, the broker does not see them.
     """
@@ -56,3 +57,4 @@ class WireSizes:
     chunk: Callable[[int], int] = lambda size: size
     offer: Callable[[bool], int] = lambda _first: 0
     overhead: Callable[[int], int] = lambda _size: 0
+    reference: Callable[[int], int] = lambda size: size

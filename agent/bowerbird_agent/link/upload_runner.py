@@ -1,8 +1,8 @@
 """Joins the uploader's decisions to the spool and the link.
 
-In: events of the link, from the control thread's queue; the tariff of the moment. Out: published frames, chunks and questions,
-receipts written into the spool, the byte budgets kept over restarts and charged with all that passes the link. It decides nothing
-(`uploader.py` does) and starts no thread: the control thread calls `handle` for each event and `pump` between them.
+In: events of the link, from the control thread's queue; the tariff of the moment. Out: published frames, references, chunks and
+questions, receipts written into the spool, the byte budgets kept over restarts and charged with all that passes the link. It decides
+nothing (`uploader.py` does) and starts no thread: the control thread calls `handle` for each event and `pump` between them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from bowerbird_agent.budget.uplink_budget import UplinkBudget, ahead_bytes
 from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.link.estimate import LinkEstimate
 from bowerbird_agent.link.mqtt_link import LinkDown, LinkEvent, LinkUp, Published, packet_bytes
+from bowerbird_agent.link.reference_sending import ReferenceSending
 from bowerbird_agent.link.upload_events import (
     Acknowledged,
     ChunkTaken,
@@ -35,6 +36,7 @@ from bowerbird_agent.link.upload_events import (
     Publish,
     PublishChunk,
     PublishOffer,
+    PublishReference,
     Settled,
     Stuck,
     Taken,
@@ -54,7 +56,7 @@ from bowerbird_wire.linked import FETCHED
 from bowerbird_wire.messages import Chunk, Credit, Offer, Receipt, Refusal
 from bowerbird_wire.spent import FETCHED as FETCHED_KIND
 from bowerbird_wire.thumbnail import THUMBNAIL_BYTES
-from bowerbird_wire.topics import ChunkTopic, CreditTopic, DeviceTopic, FrameTopic, OfferTopic, ReceiptTopic
+from bowerbird_wire.topics import ChunkTopic, CreditTopic, DeviceTopic, FrameTopic, OfferTopic, ReceiptTopic, ReferenceTopic
 from bowerbird_wire.transfer import BLOCK_BYTES, CHUNK_HEADER_BYTES, run_bytes, transfer_id
 
 log = logging.getLogger(__name__)
@@ -119,12 +121,15 @@ class UploadRunner:
         self._topic, self._chunk_topic, self._offer_topic = (
             kind(site, device) for kind in (FrameTopic, ChunkTopic, OfferTopic)
         )
+        self._reference_topic = ReferenceTopic(site, device)
+        self.references = ReferenceSending(spool)
         self._budget, self._tariff = budget, tariff or Tariff()
         self._estimate = LinkEstimate()
         sizes = WireSizes(
             whole=lambda size: packet_bytes(self._topic, size),
             chunk=lambda size: packet_bytes(self._chunk_topic, size + CHUNK_HEADER_BYTES),
             overhead=overhead_bytes,
+            reference=lambda size: packet_bytes(self._reference_topic, size),
             offer=lambda first: packet_bytes(self._offer_topic, _OFFER_BYTES + (THUMBNAIL_BYTES if first else 0)),
         )
         self.link_estimate = self._estimate
@@ -150,6 +155,7 @@ class UploadRunner:
         """Take an event of the link; what was a receipt returns its counts, everything else None. Other messages are ignored."""
         if isinstance(event, LinkUp):
             self._tokens.clear()
+            self.references.link_up()
             self._tariff.link_changed()
             self._estimate.connected(event.rtt_s)
             self._feed(Up(event.max_packet_bytes, event.receive_maximum), now_s)
@@ -160,6 +166,7 @@ class UploadRunner:
             self._feed(Down(), now_s)
         elif isinstance(event, Published):
             frame_id = self._tokens.pop(event.token, None)
+            self.references.acknowledged(event.token, accepted=event.accepted)
             if frame_id is not None:
                 self._estimate.acknowledged(event.token, now_s)
                 self._feed(Acknowledged(frame_id, event.accepted), now_s)
@@ -185,10 +192,12 @@ class UploadRunner:
                     offered = self._spool.next_new(self.uploader.known)
                     if offered is not None:
                         self._note_fetched(offered)
-                        self._feed(_ready(offered), now_s)
+                        self._feed(_ready(offered, reference_bytes=self.references.size_of(offered)), now_s)
                 decision = self.uploader.decide(now_s)
                 if isinstance(decision, Publish):
                     self._publish(decision.frame_id, now_s)
+                elif isinstance(decision, PublishReference):
+                    self._publish_reference(decision.frame_id, now_s)
                 elif isinstance(decision, PublishChunk):
                     self._publish_chunk(decision, now_s)
                 elif isinstance(decision, PublishOffer):
@@ -259,6 +268,15 @@ class UploadRunner:
         if size:
             self._feed(Taken(frame_id, size), now_s)
 
+    def _publish_reference(self, frame_id: str, now_s: float) -> None:
+        payload = self.references.message(frame_id) if self._spool.mark_sent(frame_id) else None
+        if payload is None:
+            self._feed(Vanished(frame_id), now_s)
+            return
+        size = self._hand_over(self._reference_topic, payload, frame_id, now_s)
+        if size:
+            self._feed(Taken(frame_id, size), now_s)
+
     def _publish_chunk(self, decision: PublishChunk, now_s: float) -> None:
         frame_id = decision.frame_id
         message = self._message(frame_id) if self._spool.mark_sent(frame_id) else None
@@ -302,6 +320,8 @@ class UploadRunner:
             return 0
         size = packet_bytes(topic, len(payload))
         self._tokens[token] = frame_id
+        if topic is self._reference_topic:
+            self.references.handed_over(token)
         self._estimate.sent(token, size, now_s)
         self._charged += size
         return size
@@ -391,6 +411,7 @@ class UploadRunner:
             return
         if credit.bytes_in_flight > 0:
             self._said.discard("silence")
+        self.references.credit(credit)
         self._feed(CreditChanged(credit.bytes_in_flight), now_s)
 
     def _feed(self, event: Event, now_s: float) -> None:
@@ -430,11 +451,11 @@ class UploadRunner:
         self._said.add(about)
 
 
-def _ready(frame: SpooledFrame, *, in_doubt: bool = False) -> FrameReady:
+def _ready(frame: SpooledFrame, *, in_doubt: bool = False, reference_bytes: int = 0) -> FrameReady:
     # The random sample is not thinned out by likeness: it would not be random any more.
     # What a person asked for is wanted, however it looks.
     ask = frame.message_bytes > _ASK_FROM_BYTES and frame.arm not in ("explore", FETCHED)
-    return FrameReady(frame.frame_id, frame.message_bytes, in_doubt, ask)
+    return FrameReady(frame.frame_id, frame.message_bytes, in_doubt, ask, reference_bytes)
 
 
 def _nobody(receipt: Receipt) -> None:

@@ -33,6 +33,7 @@ from bowerbird_agent.link.upload_events import (
     Publish,
     PublishChunk,
     PublishOffer,
+    PublishReference,
     Settled,
     Stuck,
     Taken,
@@ -59,6 +60,12 @@ class _Entry:
     due_s: float = math.inf  # SENT, ASKED: in doubt from then on
     ask_s: float = math.inf  # IN_DOUBT, or with blocks in doubt: asked about from then on
     transfer: Sending | None = None  # once parts of it were sent
+    reference_bytes: int = 0  # while it goes, or went, as a reference to its twin
+
+    @property
+    def out_bytes(self) -> int:
+        """What is on its way once it is sent."""
+        return self.reference_bytes or self.message_bytes
 
     @property
     def doubtful(self) -> bool:
@@ -114,7 +121,9 @@ class Uploader:
         if isinstance(event, FrameReady):
             if event.frame_id not in self._entries:
                 flight = Flight.IN_DOUBT if event.in_doubt else Flight.READY
-                self._entries[event.frame_id] = _Entry(event.message_bytes, flight, event.ask, ask_s=now_s)
+                self._entries[event.frame_id] = _Entry(
+                    event.message_bytes, flight, event.ask, ask_s=now_s, reference_bytes=event.reference_bytes
+                )
         elif isinstance(event, Taken | ChunkTaken | OfferTaken):
             self._taken(event, now_s)
         elif isinstance(event, NotTaken):
@@ -148,6 +157,8 @@ class Uploader:
         for frame_id, entry in self._entries.items():
             self._change(frame_id, event)
             entry.asked = 0  # a link that is back deserves a fresh start
+            if entry.flight is Flight.READY:
+                entry.reference_bytes = 0  # another server may not know what a reference is
             if entry.transfer is not None:
                 entry.transfer.doubt()
             entry.ask_s = ask_at_s
@@ -182,6 +193,10 @@ class Uploader:
         if entry is None:
             return
         entry.asked, entry.ask = 0, False
+        if entry.reference_bytes:
+            entry.reference_bytes = 0  # whether it was lost or its twin is: now whole
+            if entry.flight is Flight.SENT:
+                entry.flight = Flight.IN_DOUBT  # the answer to the reference itself: what follows is as after any question
         if event.have and entry.transfer is None:
             entry.transfer = Sending(entry.message_bytes)
         if entry.transfer is not None:
@@ -265,7 +280,11 @@ class Uploader:
     def waiting_bytes(self) -> int:
         """What the largest frame asks of the budget that is to be sent, again or for the first time, with all that is around it; 0 when
         none waits."""
-        waiting = (e.message_bytes for e in self._entries.values() if e.flight in (Flight.READY, Flight.IN_DOUBT))
+        waiting = (
+            e.out_bytes if e.flight is Flight.READY else e.message_bytes
+            for e in self._entries.values()
+            if e.flight in (Flight.READY, Flight.IN_DOUBT)
+        )
         packets = map(self._sizes.whole, waiting)
         return max((packet + self._sizes.overhead(packet) for packet in packets), default=0)
 
@@ -328,6 +347,12 @@ class Uploader:
         entry = self._entries[frame_id]
         if entry.flight is Flight.READY and not self._may_begin(entry):
             return None, math.inf
+        if entry.reference_bytes and self._lets_pass(self._sizes.reference(entry.reference_bytes), now_s):
+            size = self._sizes.reference(entry.reference_bytes)
+            if not self._window.fits(size, self._max_packets()):
+                return None, math.inf
+            return PublishReference(frame_id), self._wait_s(now_s, size)
+        entry.reference_bytes = 0
         if self._goes_whole(entry, now_s):
             size = self._sizes.whole(entry.message_bytes)
             if not self._window.fits(size, self._max_packets()):
@@ -369,16 +394,18 @@ class Uploader:
         """Whole on a link that carries it in the time of a chunk, if broker and budget let it pass; never once parts are there."""
         if entry.transfer is not None:
             return False
-        size = self._sizes.whole(entry.message_bytes)
+        whole = self._sizes.whole(entry.message_bytes)
+        return self._lets_pass(whole, now_s) and self._window.carries_whole(entry.message_bytes)
+
+    def _lets_pass(self, size: int, now_s: float) -> bool:
+        """Whether broker and budget will ever let so many bytes pass in one packet."""
         limit = self._up.max_packet_bytes if self._up is not None else None
-        if (limit is not None and size > limit) or self._wait_s(now_s, size) == math.inf:
-            return False
-        return self._window.carries_whole(entry.message_bytes)
+        return (limit is None or size <= limit) and self._wait_s(now_s, size) < math.inf
 
     def _may_begin(self, entry: _Entry) -> bool:
         if self._outstanding() == 0:
             return True
-        has_room = self._outstanding_bytes() + entry.message_bytes <= self._max_bytes()
+        has_room = self._outstanding_bytes() + entry.out_bytes <= self._max_bytes()
         return has_room and self._outstanding() < self.limits.max_frames
 
     def _park(self, frame_id: str, why: str) -> None:
@@ -406,4 +433,4 @@ class Uploader:
         return sum(entry.flight in _OUT for entry in self._entries.values())
 
     def _outstanding_bytes(self) -> int:
-        return sum(e.message_bytes for e in self._entries.values() if e.flight in _OUT)
+        return sum(e.out_bytes for e in self._entries.values() if e.flight in _OUT)

@@ -1,4 +1,4 @@
-"""What the selection remembers of one camera: its empty scene, its tracks, when frames of it were kept.
+"""What the selection remembers of one camera: its empty scene, its tracks, when frames of it were kept, the audit's last change.
 
 In: what the selector tells it. Out: distances in time. It judges nothing.
 """
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from bowerbird_agent.selection.gate import Background
 from bowerbird_agent.selection.temporal import Tracks
+from bowerbird_agent.selection.twins import Twins
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +32,7 @@ class CameraView:
         self.last_admitted: tuple[NDArray[np.uint8], float] | None = None  # thumbnail and value
         self.draw: AuditDraw | None = None
         self.tracks = Tracks()
+        self.twins = Twins()
 
     def keep(self, at_ms: int) -> None:
         """A frame captured then was chosen."""

@@ -45,6 +45,7 @@ class Judgement:
         fingerprint: for telling it from other frames.
         refused: why it is not admitted; "" when it is.
         bar: the value that it had to exceed to be admitted, in [0, 1]; None when it was not measured against one.
+        twin: id of the frame of the audit in which nothing was different (`twins.py`); "" for none, and outside the audit.
     """
 
     admit: bool
@@ -57,6 +58,7 @@ class Judgement:
     fingerprint: Fingerprint
     refused: str = ""
     bar: float | None = None
+    twin: str = ""
 
 
 @dataclass(frozen=True)

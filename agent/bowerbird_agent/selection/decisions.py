@@ -99,4 +99,5 @@ class Decision:
             "frames_left": self.frames_left,
             "waiting": self.waiting,
             **({} if self.doubted is None else {"doubted": self.doubted.plain()}),
+            **({"twin": judged.twin} if judged.twin else {}),
         }

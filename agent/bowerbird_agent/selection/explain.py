@@ -69,6 +69,10 @@ class Explanation:
             lines.append(f"arm        explore: taken at random before it was looked at, with probability {chance:.6f}")
         else:
             lines.append(f"arm        policy; the random audit would have taken it with probability {chance:.6f}")
+        if d.get("twin"):
+            lines.append(
+                f"twin       {d['twin'][:12]}: nothing has changed since; where the server has that picture, a reference to it goes"
+            )
         lines.append(f"value      {d['value']:.4f}" + ("" if d["bar"] is None else f", had to exceed {d['bar']:.4f}"))
         lines.append(f"rank       {d['rank']:.4f} of the frames judged lately (1 is the highest)")
         lines.append(f"spoke      {', '.join(d['reasons']) or 'none'}")

@@ -209,8 +209,9 @@ class Selector:
             refused, bar = self._why_not(view, frame, seen.value, gap_ms, thumb)
             if not refused:
                 view.last_admitted = (thumb, seen.value)
+        twin = view.twins.look(frame, thumb) if arm == "explore" and thumb is not None else ""
         judgement = Judgement(
-            not refused, arm, seen.rank, seen.value, reasons, seen.scores, probability, seen.fingerprint, refused, bar
+            not refused, arm, seen.rank, seen.value, reasons, seen.scores, probability, seen.fingerprint, refused, bar, twin
         )
         if not refused:
             self._pool.enter(frame.camera, at_ms, judgement)
@@ -222,7 +223,10 @@ class Selector:
         Returns:
             Frame ids that give way to it, each with the reason, for the spool to drop; possibly its own.
         """
-        return self._pool.stored(candidate)
+        self._view(candidate.camera).twins.stored(candidate.captured_at_ms, candidate.frame_id)
+        given_up = self._pool.stored(candidate)
+        self._never_sent(given_up)
+        return given_up
 
     def sent_otherwise(self, camera: str, at_ms: int) -> None:
         """A campaign sends this frame, judged just now: it is no candidate, and those chosen later keep their distance from it."""
@@ -290,8 +294,13 @@ class Selector:
         explore = sum(by_id[f].judgement.arm == "explore" for f in result.chosen)
         lost = sum(by_id[f].judgement.arm == "explore" for f in dropped)
         dropped |= self._pool.take_given_up()
+        self._never_sent(dropped)
         self._begin_window()
         return replace(result, dropped=dropped, explore_share=explore / (explore + lost) if lost else 1.0)
+
+    def _never_sent(self, frame_ids: Collection[str]) -> None:
+        for view in self._views.values() if frame_ids else ():
+            view.twins.gone(frame_ids)
 
     def _as_novel_as_now(self, candidate: Candidate) -> Candidate:
         """A candidate that has waited, valued anew: what looks like it may have been chosen meanwhile."""
@@ -322,6 +331,8 @@ class Selector:
             self._scores.forget_classes()
             for view in self._views.values():
                 view.tracks = Tracks()
+        for view in self._views.values():
+            view.twins.forget()
         self._scoring_failed = False
         self._forget_ranks()
         self._begin_window()

@@ -181,6 +181,7 @@ class FrameEncoder:
             inclusion_probability=float(judgement.inclusion_probability),
             detections=sent,
             redacted=wire_regions(covered.regions, (source_width, source_height), (encoded.width, encoded.height)),
+            twin=judgement.twin,
         )
         return header, encoded.jpeg
 

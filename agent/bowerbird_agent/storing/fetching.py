@@ -272,6 +272,7 @@ def _linked(base: FrameHeader, jpeg: bytes, extra: dict[str, str]) -> FrameMessa
         reasons=(),
         strategy_scores={},
         inclusion_probability=0.0,
+        twin="",
         extra=extra,
     )
     return FrameMessage(replace(header, frame_id=codec.frame_id_of(header)), jpeg)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 
 from bowerbird_server.catalogue import frames
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
+from bowerbird_server.catalogue.references import REFERENCE
 from bowerbird_server.errors import BadInput, Conflict, NotFound
 
 RARE_BELOW_BOXES = 50
@@ -82,6 +83,8 @@ def candidate_count(cat: Catalogue) -> int:
 def set_copies_aside(cat: Catalogue, actor: str) -> int:
     """Reject the received frames whose very image is already queued, labelled or rejected; the event names the twin.
 
+    References, which are set aside from the beginning, set nothing else aside.
+
     Returns:
         How many frames were set aside.
     """
@@ -89,7 +92,8 @@ def set_copies_aside(cat: Catalogue, actor: str) -> int:
         copies = cat.rows(
             "SELECT frame.id, min(twin.id) AS twin FROM frame JOIN frame AS twin ON twin.blob = frame.blob AND twin.state "
             "IN ('queued', 'in_review', 'labelled', 'rejected') WHERE frame.state = 'received' AND frame.arm <> 'fetched' "
-            "GROUP BY frame.id"
+            "AND NOT EXISTS (SELECT 1 FROM linked_frame WHERE linked_frame.frame = twin.id AND kind = ?) GROUP BY frame.id",
+            REFERENCE,
         )
         for row in copies:
             frames.change_state(cat, [row["id"]], "rejected", actor, {"received"})

@@ -13,6 +13,7 @@ from datetime import datetime
 
 from bowerbird_server.catalogue import frames
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now
+from bowerbird_server.catalogue.references import REFERENCE
 from bowerbird_server.errors import BadInput, Conflict
 from bowerbird_wire.linked import AROUND, KINDS, MAX_AROUND_S, ORIGINAL
 from bowerbird_wire.messages import Fetch, FetchAnswer
@@ -133,22 +134,37 @@ def _shown(row: Row) -> str:
 
 
 def linked(cat: Catalogue, frame: str) -> list[Row]:
-    """The frames that belong to a frame and are not deleted, by kind and time; each with `kind`."""
+    """The frames that were fetched of a frame and are not deleted, by kind and time; each with `kind`."""
     return cat.rows(
         "SELECT frame.*, linked_frame.kind FROM linked_frame JOIN frame ON frame.id = linked_frame.frame "
-        "WHERE linked_frame.of_frame = ? AND frame.state <> 'deleted' ORDER BY linked_frame.kind DESC, frame.captured_at",
+        "WHERE linked_frame.of_frame = ? AND kind <> ? AND frame.state <> 'deleted' "
+        "ORDER BY linked_frame.kind DESC, frame.captured_at",
         frame,
+        REFERENCE,
     )
 
 
 def parent(cat: Catalogue, frame: str) -> Row | None:
-    """`of_frame` and `kind` of a frame that was fetched; None for any other."""
+    """`of_frame` and `kind` of a frame that was fetched or came as a reference; None for any other."""
     return cat.row("SELECT of_frame, kind FROM linked_frame WHERE frame = ?", frame)
 
 
 def with_linked(cat: Catalogue, ids: list[str]) -> list[str]:
-    """Frames with those that belong to them: what is deleted is deleted with its original and its surroundings."""
+    """Frames with those that belong to them: what is deleted is deleted with its original, its surroundings and its references, and
+    with what belongs to those."""
     found = cat.rows(
-        "SELECT linked_frame.frame FROM linked_frame WHERE of_frame IN (SELECT value FROM json_each(?))", json.dumps(ids)
+        "WITH RECURSIVE belongs(frame) AS (SELECT frame FROM linked_frame WHERE of_frame IN (SELECT value FROM json_each(?)) "
+        "UNION SELECT linked_frame.frame FROM linked_frame JOIN belongs ON linked_frame.of_frame = belongs.frame) "
+        "SELECT frame FROM belongs",
+        json.dumps(ids),
     )
     return list(dict.fromkeys([*ids, *(row["frame"] for row in found)]))
+
+
+def live_linked(cat: Catalogue, ids: list[str]) -> list[Row]:
+    """Rows `id` of the frames that belong to these, near or far, and are not deleted."""
+    belong = [frame for frame in with_linked(cat, ids) if frame not in set(ids)]
+    return cat.rows(
+        "SELECT id FROM frame WHERE state <> 'deleted' AND id IN (SELECT value FROM json_each(?)) ORDER BY id",
+        json.dumps(belong),
+    )

@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from bowerbird_server.catalogue import references
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now, utc_text
 from bowerbird_server.catalogue.fleet import camera_id, touch_camera
 from bowerbird_server.errors import BadInput, Conflict, NotFound
@@ -34,19 +35,28 @@ _SORTED_JSON = json.JSONEncoder(sort_keys=True)
 
 @dataclass(frozen=True)
 class ArrivedFrame:
-    """A verified header and the size in bytes of its image, which is already a durable blob."""
+    """A verified header and the size in bytes of its image, which is already a durable blob; 0 for a reference, which brings none."""
 
     header: FrameHeader
     image_bytes: int
 
+    @property
+    def is_reference(self) -> bool:
+        """Whether its picture is its twin's."""
+        return self.image_bytes == 0
+
 
 @dataclass(frozen=True)
 class Added:
-    """Ids by what became of them: `new` got a row, `known` had one already, `deleted` were deleted here and stay so."""
+    """Ids by what became of them: `new` got a row, `known` had one already, `deleted` were deleted here and stay so.
+
+    `without_twin` are references whose twin is not here or cannot stand in for them: they got no row.
+    """
 
     new: tuple[str, ...]
     known: tuple[str, ...]
     deleted: tuple[str, ...]
+    without_twin: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -77,33 +87,44 @@ def add_frames(
         sqlite3.IntegrityError: a device is not in the catalogue (the caller has asked `fleet.active_devices`).
     """
     received_at = received_at or utc_now()
-    by_id = {frame.header.frame_id: frame for frame in arrived}
+    # Of a frame that came both ways the whole one counts.
+    by_id = {frame.header.frame_id: frame for frame in sorted(arrived, key=lambda frame: not frame.is_reference)}
     with cat.transaction():
         states = states_of(cat, by_id)
         if refuse_erased:
             states |= dict.fromkeys(erased(cat, [frame.header for frame in arrived], states), "deleted")
         new = {identity: frame for identity, frame in by_id.items() if identity not in states}
+        twins = references.twins(cat, [frame.header for frame in new.values() if frame.is_reference])
+        alone = tuple(identity for identity, frame in new.items() if frame.is_reference and identity not in twins)
+        new = {identity: frame for identity, frame in new.items() if identity not in alone}
         cameras = {(frame.header.device, frame.header.camera) for frame in new.values()}
         camera_ids = {names: touch_camera(cat, *names) for names in sorted(cameras)}
         cat.insert_many(
             "frame",
-            [_frame_row(frame, camera_ids[frame.header.device, frame.header.camera], received_at) for frame in new.values()],
+            [
+                _frame_row(frame, camera_ids[frame.header.device, frame.header.camera], received_at, twins.get(identity))
+                for identity, frame in new.items()
+            ],
         )
         links = {identity: link for identity, frame in new.items() if (link := link_of(frame.header)) is not None}
         cat.insert_many(
-            "linked_frame", [{"frame": identity, "of_frame": link.of, "kind": link.kind} for identity, link in links.items()]
+            "linked_frame",
+            [{"frame": identity, "of_frame": link.of, "kind": link.kind} for identity, link in links.items()]
+            + [{"frame": frame, "of_frame": twin["id"], "kind": references.REFERENCE} for frame, twin in twins.items()],
         )
         cat.insert_many("detection", [row for frame in new.values() for row in _detection_rows(frame.header)])
-        cat.insert_many("redaction", [row for frame in new.values() for row in _redaction_rows(frame.header)])
+        cat.insert_many("redaction", [row for f in new.values() if not f.is_reference for row in _redaction_rows(f.header)])
+        covered = [row for frame, twin in twins.items() for row in references.redactions_of_twin(cat, frame, twin["id"])]
+        cat.insert_many("redaction", covered)
     known = [identity for identity, state in states.items() if state != "deleted"]
-    return Added(tuple(new), tuple(known), tuple(states.keys() - set(known)))
+    return Added(tuple(new), tuple(known), tuple(states.keys() - set(known)), alone)
 
 
-def _frame_row(frame: ArrivedFrame, camera: str, received_at: str) -> Row:
+def _frame_row(frame: ArrivedFrame, camera: str, received_at: str, twin: Row | None) -> Row:
     header = frame.header
     return {
         "id": header.frame_id,
-        "blob": header.image_sha256,
+        "blob": header.image_sha256 if twin is None else twin["blob"],
         "image_format": header.image_format,
         "bytes": frame.image_bytes,
         "width": header.width,
@@ -123,7 +144,7 @@ def _frame_row(frame: ArrivedFrame, camera: str, received_at: str) -> Row:
         "strategy_scores": _SORTED_JSON.encode(dict(header.strategy_scores)),
         "inclusion_probability": header.inclusion_probability,
         "scene": scene_of(camera, header.captured_at_ms),
-        "state": "received",
+        "state": "received" if twin is None else references.SET_ASIDE,
     }
 
 
@@ -347,12 +368,17 @@ def without_live_frame(cat: Catalogue, blobs: Iterable[str]) -> list[str]:
 
 
 def ages(cat: Catalogue) -> Iterator[Row]:
-    """Rows `id state captured_at received_at clock_ok judged_at held_out` of all frames that are not deleted, the oldest first."""
+    """Rows `id state captured_at received_at clock_ok judged_at held_out` of all frames that are not deleted, the oldest first.
+
+    References are left out as long as their twins are here: they go with them.
+    """
     yield from cat.db.query(
         "SELECT frame.id, frame.state, captured_at, received_at, clock_ok, label_newest.created_at AS judged_at, "
         "coalesce(scene_split.split, '') = 'holdout' AS held_out FROM frame "
         "LEFT JOIN label_newest ON label_newest.frame = frame.id LEFT JOIN scene_split ON scene_split.scene = frame.scene "
-        "WHERE frame.state <> 'deleted' ORDER BY received_at, frame.id"
+        "WHERE frame.state <> 'deleted' AND NOT EXISTS (SELECT 1 FROM linked_frame JOIN frame AS twin ON twin.id = of_frame "
+        "WHERE linked_frame.frame = frame.id AND kind = ? AND twin.state <> 'deleted') ORDER BY frame.received_at, frame.id",
+        (references.REFERENCE,),
     )
 
 

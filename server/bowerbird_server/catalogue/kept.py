@@ -12,6 +12,7 @@ from typing import Any
 
 from bowerbird_server.catalogue.core import Catalogue, Row, utc_now
 from bowerbird_server.catalogue.frames import forget_content
+from bowerbird_server.catalogue.references import REFERENCE, SET_ASIDE
 
 _FINAL_RUNS = "('promoted', 'rejected', 'failed', 'cancelled')"
 
@@ -132,7 +133,10 @@ def put_back_members(cat: Catalogue, version: str, members: Sequence[Mapping[str
 def set_states(cat: Catalogue, deleted: Iterable[str]) -> None:
     """Frame states as labels and tombstones say."""
     cat.execute(
-        "UPDATE frame SET state = coalesce((SELECT verdict FROM label_newest WHERE label_newest.frame = frame.id), 'received')"
+        "UPDATE frame SET state = coalesce((SELECT verdict FROM label_newest WHERE label_newest.frame = frame.id), "
+        "(SELECT ?1 FROM linked_frame WHERE linked_frame.frame = frame.id AND kind = ?2), 'received')",
+        SET_ASIDE,
+        REFERENCE,
     )
     for frame in deleted:
         cat.execute("UPDATE frame SET state = 'deleted' WHERE id = ?", frame)

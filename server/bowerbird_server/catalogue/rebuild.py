@@ -143,6 +143,8 @@ def _fill(cat: Catalogue, blobs: LocalBlobs, records: Records, on_progress: OnPr
         for done, record in enumerate(records.headers, start=1):
             on_progress("frames", done, len(records.headers))
             _put_back_headers(cat, blobs, record, records.tombstones, lost)
+        for record in records.headers:  # behind all that they may refer to
+            _put_back_references(cat, record, records.tombstones, lost)
         for table in _PUT_BACK_LAST:
             kept.put_back(cat, table, said[table])
         _put_back_labels(cat, records, said["label"])
@@ -192,12 +194,29 @@ def _with_blobs(blobs: LocalBlobs, table: str, rows: list[Row], tombstones: set[
 def _put_back_headers(cat: Catalogue, blobs: LocalBlobs, record: HeaderRecord, tombstones: set[str], lost: list[str]) -> None:
     arrived = []
     for site, header, size in record.frames:
+        if size == 0:
+            continue
         if not blobs.exists(header.image_sha256) and header.frame_id not in tombstones:
             lost.append(f"frame {header.frame_id[:12]}: blob {header.image_sha256[:12]} is missing")
             continue
         kept.add_device_of_frames(cat, header.device, site, record.received_at)
         arrived.append(frames.ArrivedFrame(header, size))
     frames.add_frames(cat, arrived, received_at=record.received_at, refuse_erased=False)
+
+
+def _put_back_references(cat: Catalogue, record: HeaderRecord, tombstones: set[str], lost: list[str]) -> None:
+    """Frames that came without a picture. One whose twin was deleted without it was never committed, or its deletion was cut short."""
+    arrived = []
+    for site, header, size in record.frames:
+        if size:
+            continue
+        if header.twin in tombstones and header.frame_id not in tombstones:
+            lost.append(f"frame {header.frame_id[:12]}: its twin {header.twin[:12]} is deleted")
+            continue
+        kept.add_device_of_frames(cat, header.device, site, record.received_at)
+        arrived.append(frames.ArrivedFrame(header, 0))
+    added = frames.add_frames(cat, arrived, received_at=record.received_at, refuse_erased=False)
+    lost += [f"frame {frame[:12]}: its twin is missing" for frame in added.without_twin]
 
 
 def _put_back_labels(cat: Catalogue, records: Records, confirmed: list[Row]) -> None:

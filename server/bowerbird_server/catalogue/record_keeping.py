@@ -86,8 +86,10 @@ def delete_frames(cat: Catalogue, blobs: BlobStore, ids: Sequence[str], actor: s
             cat.insert("deletion", row, ignore=True)
             finish_batches(cat, row["frame"])
     drop_laid_out(cat, [row["id"] for row in rows])
+    late = [row["id"] for row in fetches.live_linked(cat, list(ids))]  # a reference may have been taken in while this began
+    more = delete_frames(cat, blobs, late, actor, why, erasure=erasure) if late else Deleted(0, 0)
     unused = frames.without_live_frame(cat, sorted({row["blob"] for row in rows}))
-    return Deleted(changed, sum(blobs.delete(blob) for blob in unused))
+    return Deleted(changed + more.frames, more.images + sum(blobs.delete(blob) for blob in unused))
 
 
 def drop_laid_out(cat: Catalogue, ids: Sequence[str]) -> int:

@@ -25,7 +25,7 @@ _KIND = "bowerbird "
 class HeaderRecord:
     """The headers of a group of frames and when they were received (UTC ISO text).
 
-    `frames`: (site of the device, header, size of the image in bytes).
+    `frames`: (site of the device, header, size of the image in bytes, 0 for a reference, which has none).
     """
 
     received_at: str

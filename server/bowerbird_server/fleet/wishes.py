@@ -27,7 +27,7 @@ from bowerbird_server.catalogue import (
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.errors import ServerError
 from bowerbird_wire.codec import encode
-from bowerbird_wire.messages import Credit, Desired, Job, Receipt
+from bowerbird_wire.messages import REFERENCES, Credit, Desired, Job, Receipt
 from bowerbird_wire.topics import AgentJobTopic, CreditTopic, DesiredTopic, JobTopic, ReceiptTopic
 
 log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Wishes:
         for site in sorted(set(fleet.active_devices(self._cat).values())):
             if self._credits.get(site) == bytes_in_flight:
                 continue
-            credit = encode(Credit(bytes_in_flight, int(time.time() * 1000)))
+            credit = encode(Credit(bytes_in_flight, int(time.time() * 1000), {REFERENCES: True}))
             if self._publisher.publish(str(CreditTopic(site)), credit, retain=True):
                 if bytes_in_flight == 0:
                     log.warning(

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import cbor2
 
 from bowerbird_server.ingest.image_header import NotAnImage, image_size
-from bowerbird_wire.codec import MAX_HEADER_BYTES, verify_frame
+from bowerbird_wire.codec import MAX_HEADER_BYTES, verify_frame, verify_reference
 from bowerbird_wire.errors import MessageError, TopicError, WireError
 from bowerbird_wire.linked import FETCHED, link_of
 from bowerbird_wire.messages import FrameHeader
-from bowerbird_wire.topics import FrameTopic, check_name
+from bowerbird_wire.topics import DeviceTopic, FrameTopic, ReferenceTopic, check_name
 
 _HEADER_AT = struct.calcsize(">4sBI")
 _LATEST_MS = 253_370_764_800_000  # the year 9999; text order is time order only up to there
@@ -30,13 +30,18 @@ _MAX_TEXT = 200
 class Accepted:
     """A frame that may be stored; `header_bytes` is its header's CBOR as it came, with whatever this release does not know.
 
-    `image` lies in the message's payload, which is kept for it.
+    `image` lies in the message's payload, which is kept for it; a reference has none, and the digest in its header was not verified.
     """
 
-    topic: FrameTopic
+    topic: DeviceTopic
     header: FrameHeader
     image: memoryview
     header_bytes: bytes
+
+    @property
+    def is_reference(self) -> bool:
+        """Whether its picture is its twin's."""
+        return len(self.image) == 0
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Rejected:
     `transfer` names the frame where only parts of it came.
     """
 
-    topic: FrameTopic | None
+    topic: DeviceTopic | None
     frame_id: str
     code: str
     detail: str
@@ -58,7 +63,7 @@ def judge(topic_text: str, payload: bytes, devices: Mapping[str, str]) -> Accept
 
     Args:
         topic_text: where it was published.
-        payload: the frame message.
+        payload: the frame message, or the reference.
         devices: name -> site of the devices whose frames are taken.
     """
     try:
@@ -68,10 +73,13 @@ def judge(topic_text: str, payload: bytes, devices: Mapping[str, str]) -> Accept
     if devices.get(topic.device) != topic.site:
         return Rejected(topic, _claimed_id(payload), "unknown_device", f"no device {topic.device!r} of site {topic.site!r}")
     try:
-        header, image = verify_frame(payload)
+        is_reference = isinstance(topic, ReferenceTopic)
+        header, image = (verify_reference(payload), memoryview(b"")) if is_reference else verify_frame(payload)
         if header.device != topic.device:
             raise MessageError(f"the header names device {header.device[:80]!r}")
         check_header(header)
+        if is_reference:
+            return _accepted_reference(topic, header, payload)
         size = image_size(image)
     except NotAnImage as error:
         return Rejected(topic, _claimed_id(payload), "bad_image", str(error))
@@ -86,9 +94,17 @@ def judge(topic_text: str, payload: bytes, devices: Mapping[str, str]) -> Accept
     return Accepted(topic, header, image, payload[_HEADER_AT : len(payload) - len(image)])
 
 
+def _accepted_reference(topic: DeviceTopic, header: FrameHeader, payload: bytes) -> Accepted:
+    """Whether its twin is here is the catalogue's to say."""
+    if header.arm != "explore":
+        raise MessageError("only a frame taken at random may come as a reference to its twin; send it whole")
+    return Accepted(topic, header, memoryview(b""), payload[_HEADER_AT:])
+
+
 @functools.lru_cache(maxsize=1024)  # a device publishes all its frames on one topic
-def _topic(text: str) -> FrameTopic:
-    return FrameTopic.parse(text)
+def _topic(text: str) -> DeviceTopic:
+    kind = ReferenceTopic if text.endswith(f"/{ReferenceTopic.LEAF}") else FrameTopic
+    return kind.parse(text)
 
 
 def check_header(header: FrameHeader) -> None:

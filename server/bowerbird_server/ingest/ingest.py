@@ -14,7 +14,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,7 +22,7 @@ from typing import Protocol
 from bowerbird_server.blobs import LocalBlobs
 from bowerbird_server.broker.address import BrokerAddress
 from bowerbird_server.broker.mqtt_session import Arrived, Event, MqttSession
-from bowerbird_server.catalogue import fleet, frames
+from bowerbird_server.catalogue import fleet, frames, references
 from bowerbird_server.catalogue.core import Catalogue, utc_now
 from bowerbird_server.catalogue.records import encode_headers
 from bowerbird_server.errors import EnvironmentFault
@@ -36,7 +36,7 @@ from bowerbird_server.ingest.receipts import Receipts
 from bowerbird_server.ingest.share import Share, give_up_unused
 from bowerbird_server.layout import DataFolder
 from bowerbird_wire.codec import encode
-from bowerbird_wire.messages import Refusal
+from bowerbird_wire.messages import Refusal, Want
 
 log = logging.getLogger(__name__)
 
@@ -132,6 +132,7 @@ class Ingest:
         unpacked = self._incoming.unpack(group, devices)
         judged = [(arrived, _judge(arrived, devices)) for arrived in unpacked.frames]
         accepted = self._within_limits([verdict for _, verdict in judged if isinstance(verdict, Accepted)], unpacked)
+        accepted = self._with_twins(accepted, unpacked)
         rejected = [(arrived, verdict) for arrived, verdict in judged if isinstance(verdict, Rejected)] + unpacked.rejected
         self._passed("receive")
         received_at = utc_now()
@@ -152,6 +153,7 @@ class Ingest:
             self._passed("row")
         self._passed("commit")
         new = set(added.new)
+        accepted = self._whole_wanted(accepted, added.without_twin, unpacked)  # the twin was deleted a moment ago
         for item in accepted:
             if item.header.frame_id in new:
                 self._limits.took(item.topic.device, len(item.image))
@@ -184,6 +186,30 @@ class Ingest:
         known = frames.states_of(self._cat, [item.header.frame_id for item in accepted])
         return [item for item in accepted if item.topic.device not in unpacked.held or item.header.frame_id in known]
 
+    def _with_twins(self, accepted: list[Accepted], unpacked: Unpacked) -> list[Accepted]:
+        """The frames that are here with a picture: references whose twin is not here are asked for whole.
+
+        The blob is looked for as well: a catalogue restored from a backup may know more frames than there are pictures.
+        """
+        headers = [item.header for item in accepted if item.is_reference]
+        if not headers:
+            return accepted
+        known = frames.states_of(self._cat, [header.frame_id for header in headers])
+        twins = references.twins(self._cat, headers)
+        here = {frame for frame, twin in twins.items() if self._blobs.exists(twin["blob"])}
+        alone = [header.frame_id for header in headers if header.frame_id not in known and header.frame_id not in here]
+        return self._whole_wanted(accepted, alone, unpacked)
+
+    def _whole_wanted(self, accepted: list[Accepted], alone: Collection[str], unpacked: Unpacked) -> list[Accepted]:
+        """Have these references sent whole; the others."""
+        stay = []
+        for item in accepted:
+            if item.is_reference and item.header.frame_id in alone:
+                unpacked.wanted.append((item.topic, Want(bytes.fromhex(item.header.frame_id))))
+            else:
+                stay.append(item)
+        return stay
+
     def _tell_refused(self, topic: str, verdict: Rejected) -> None:
         """A warning for the first of its kind; a device that sends nothing but poison must not fill the log as well."""
         kind = ("" if verdict.topic is None else verdict.topic.device, verdict.code)
@@ -205,8 +231,10 @@ class Ingest:
         states |= dict.fromkeys(frames.erased(self._cat, [item.header for item in accepted], states), "deleted")
         deleted = [item for item in accepted if states.get(item.header.frame_id) == "deleted"]
         stay = [item for item in accepted if states.get(item.header.frame_id) != "deleted"]
-        images: list[bytes | memoryview] = [item.image for item in stay]
-        digests = [item.header.image_sha256 for item in stay]
+        whole = [item for item in stay if not item.is_reference]
+        images: list[bytes | memoryview] = [item.image for item in whole]
+        digests = [item.header.image_sha256 for item in whole]
+        stay.sort(key=lambda item: not item.is_reference)  # of a frame that came both ways the whole one counts
         new = {item.header.frame_id: item for item in stay if item.header.frame_id not in states}
         if new:
             record = encode_headers(
@@ -221,7 +249,8 @@ class Ingest:
 
     def _take_back(self, stored: Sequence[Accepted], deleted: Sequence[str]) -> None:
         """Images of frames that were deleted or asked to be forgotten between the look before storing them and the commit."""
-        images = {item.header.image_sha256 for item in stored if item.header.frame_id in deleted}
+        # The digest in a reference was not verified: it may be anybody's.
+        images = {item.header.image_sha256 for item in stored if item.header.frame_id in deleted and not item.is_reference}
         for blob in frames.without_live_frame(self._cat, sorted(images)):
             self._blobs.delete(blob)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from bowerbird_server.broker.address import BrokerAddress
 from bowerbird_server.broker.mqtt_session import new_client
 from bowerbird_server.errors import EnvironmentFault
-from bowerbird_wire.topics import ChunkTopic, FrameTopic, OfferTopic
+from bowerbird_wire.topics import ChunkTopic, FrameTopic, OfferTopic, ReferenceTopic
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Share:
 
     def filters(self, site: str) -> list[str]:
         """The subscriptions to what carries frames of a site, `+` for all."""
-        plain = [kind.filter(site) for kind in (FrameTopic, ChunkTopic, OfferTopic)]
+        plain = [kind.filter(site) for kind in (FrameTopic, ChunkTopic, OfferTopic, ReferenceTopic)]
         return plain if self.workers == 1 else [f"$share/{GROUP}/{one}" for one in plain]
 
 

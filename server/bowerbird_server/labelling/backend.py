@@ -13,9 +13,9 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from bowerbird_server.blobs import BlobStore
-from bowerbird_server.catalogue import batches, classes, frames, labels, second_looks
+from bowerbird_server.catalogue import batches, classes, frames, labels, references, second_looks
 from bowerbird_server.catalogue.core import Catalogue, Row, new_id, utc_now
-from bowerbird_server.errors import BadInput, NotFound
+from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.labelling.boxes import Box, fit_boxes
 
 __all__ = ["EDIT_KINDS", "Box", "CatalogueLabels", "LabelBackend", "next_frames", "prelabels", "submit_label"]
@@ -118,9 +118,12 @@ def submit_label(
     Raises:
         BadInput: boxes inverted, wholly outside the image or of unknown classes (all are named), or another field is unusable.
         NotFound: there is no such frame.
-        Conflict: the frame is deleted, or the label id belongs to another frame.
+        Conflict: the frame is deleted, shows its twin's picture, or the label id belongs to another frame.
     """
     frame = frames.get(cat, frame_id)
+    twin = references.twin_of(cat, frame_id)
+    if twin is not None:
+        raise Conflict(f"frame {frame_id[:12]} shows the picture of frame {twin[:12]}; label that one, it counts for both")
     known = classes.class_names(cat)
     if verdict not in labels.VERDICTS:
         raise BadInput(f"verdict {verdict[:40]!r} is not one of {', '.join(labels.VERDICTS)}")

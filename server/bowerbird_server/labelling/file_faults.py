@@ -90,7 +90,9 @@ class FrameFinder:
                 return found[0]
         if image is not None:
             digest = hashlib.sha256(image.read_bytes()).hexdigest()
-            row = self._cat.row("SELECT * FROM frame WHERE blob = ? AND state != 'deleted' ORDER BY received_at, id", digest)
+            row = self._cat.row(  # a reference, which has no bytes of its own, is never meant
+                "SELECT * FROM frame WHERE blob = ? AND state != 'deleted' AND bytes > 0 ORDER BY received_at, id", digest
+            )
             if row is not None:
                 return row
             return f"neither its name nor its image {image.name} is a frame of this catalogue; `bowerbird frames import` brings images"

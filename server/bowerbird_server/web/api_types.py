@@ -146,11 +146,12 @@ class Parent(_Out):
 
 
 class Fetches(_Out):
-    """What was asked about a frame, what came of it, and what it belongs to itself."""
+    """What was asked about a frame, what came of it, what it belongs to itself, and how many frames show its picture as well."""
 
     items: list[FetchRow]
     linked: list[LinkedFrame]
     parent: Parent | None
+    references: int
 
 
 class UnsentFrame(_Out):

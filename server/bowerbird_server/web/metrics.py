@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from bowerbird_server.blobs import LocalBlobs
-from bowerbird_server.catalogue import campaigns, device_config, overview
+from bowerbird_server.catalogue import campaigns, device_config, overview, references
 from bowerbird_server.catalogue.core import Catalogue
 from bowerbird_server.web.stores import stores
 from bowerbird_wire.spent import kinds_of
@@ -51,6 +51,9 @@ class SiteMetrics(Collector):
         """Every metric with its values now."""
         now = overview.summary(self._cat)
         yield _by("bowerbird_frames", "Frames in the catalogue.", "state", now["frames"])
+        yield GaugeMetricFamily(
+            "bowerbird_reference_frames", "Frames among them that show their twin's picture.", value=references.count(self._cat)
+        )
         yield GaugeMetricFamily("bowerbird_image_bytes", "Bytes of images in the catalogue.", value=now["frame_bytes"])
         yield GaugeMetricFamily("bowerbird_queue_frames", "Frames that wait for a label.", value=now["queue"])
         yield GaugeMetricFamily("bowerbird_labelled_frames", "Frames with a label.", value=now["labels"])

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 
-from bowerbird_server.catalogue import batches, fetches, frames, labels
+from bowerbird_server.catalogue import batches, fetches, frames, labels, references
 from bowerbird_server.catalogue.core import Catalogue, Row
 from bowerbird_server.web.why import sentence
 
@@ -47,11 +47,12 @@ def label_shape(row: Row) -> Row:
 
 
 def fetch_shapes(cat: Catalogue, frame_id: str) -> Row:
-    """What was asked of a frame's device, the frames that came of it, and the frame that it belongs to itself."""
+    """What was asked of a frame's device, the frames that came of it, the frame that it belongs to itself, how many refer to it."""
     return {
         "items": fetches.of_frame(cat, frame_id),
         "linked": [{"kind": row["kind"], **frame_shape(row)} for row in fetches.linked(cat, frame_id)],
         "parent": fetches.parent(cat, frame_id),
+        "references": references.count_of(cat, frame_id),
     }
 
 

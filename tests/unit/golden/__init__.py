@@ -6,11 +6,13 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 from bowerbird_wire import codec
 from bowerbird_wire.histograms import CameraHour, Histograms, pack, pack_classes
 from bowerbird_wire.messages import (
+    REFERENCES,
     Block,
     BlockRequest,
     Boost,
@@ -71,6 +73,8 @@ FRAME = FrameMessage(
     IMAGE,
 )
 
+REFERENCE = replace(FRAME.header, twin="cd" * 32)  # the id does not hang on the twin
+
 MESSAGES: dict[str, Message] = {
     "receipt": Receipt(committed=("aa" * 32,), refused=(Refusal("bb" * 32, "bad_image", "not a JPEG"),)),
     "status": Status("online", "b1", "0.1.0", "ab" * 32, 1_790_000_000_123),
@@ -125,6 +129,7 @@ MESSAGES: dict[str, Message] = {
         (Tombstone(7, bytes(range(32)), "explore", "evicted:spool_full", 0.5, 0.25, "gate", 1_790_000_000_000),),
     ),
     "credit": Credit(524_288, 1_790_000_000_123),
+    "credit-references": Credit(524_288, 1_790_000_000_123, {REFERENCES: True}),
     "block": Block("metadata/timestamp.json", 0, 4096, 3, b"abc", extra={"z9": True}),
 }
 
@@ -133,4 +138,5 @@ def encoded() -> dict[str, bytes]:
     """File name -> bytes as this release writes them."""
     files = {f"{name}.bin": codec.encode(message) for name, message in MESSAGES.items()}
     files["frame.bin"] = codec.encode_frame(FRAME)
+    files["reference.bin"] = codec.encode_reference(REFERENCE)
     return files
