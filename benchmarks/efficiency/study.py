@@ -182,7 +182,6 @@ class Study:
             "format": FORMAT,
             "world": world.name,
             "training": dict(world.training),
-            "start_training": dict(world.start_training),
             "steps": [world.start_steps, world.round_steps],
             "seed": seed,
             "arm": arm,
@@ -278,7 +277,7 @@ class Study:
         folder = self._work(world) / key
         shutil.rmtree(folder, ignore_errors=True)
         size_bytes = _write_training(folder, labelled, world.class_names)
-        training = {**world.training, **(world.start_training if base is None else {})}
+        training = dict(world.training)
         a_pass = math.ceil(len(labelled) / training["batch"])
         epochs = math.ceil(steps / a_pass)
         # Of the same length for a few labels and for all; Ultralytics counts it in passes, and makes no shorter one.

@@ -9,6 +9,8 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -286,3 +288,20 @@ def _children_of(out_dir: Path) -> list[int]:
         if alive and str(out_dir / "task.json").encode() in words:
             found.append(int(entry.name))
     return found
+
+
+def test_a_rare_class_is_shown_more_often_in_as_many_steps(tmp_path: Path) -> None:
+    """The list that Ultralytics passes over names its pictures more than once, and there are fewer passes for it."""
+    data_yaml = write_dataset(tmp_path / "data", classes=CLASS_NAMES[:2])
+    request = TrainingRequest(data_yaml, tmp_path / "out", image_size=SIDE, epochs=4, batch=2, repeat_below=0.0)
+    plain = run_training(request)
+    listed = (tmp_path / "out" / "train.txt").read_text().splitlines()
+    assert len(listed) == len(set(listed))
+    for label in sorted((tmp_path / "data" / "labels").rglob("*.txt"))[1:]:
+        lines = [line for line in label.read_text().splitlines() if not line.startswith("1 ")]
+        label.write_text("".join(f"{line}\n" for line in lines))
+    repeated = run_training(replace(request, out_dir=tmp_path / "more", repeat_below=1.0))
+    again = Counter((tmp_path / "more" / "train.txt").read_text().splitlines())
+    assert max(again.values()) > 1
+    assert set(again) == set(listed)
+    assert abs(repeated.steps - plain.steps) <= len(listed)
