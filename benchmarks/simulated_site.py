@@ -182,6 +182,8 @@ class Device:
 
     def _send(self, now_s: float) -> None:
         """Control first, then what waits, as fast as link and budget let it."""
+        if self._bucket.left_bytes(now_s) is not None and self._bucket.needs_save:
+            self._saved = self._bucket.to_state(ahead_bytes=self._ahead)
         if not self._outages.is_up(now_s):
             return
         if now_s >= self._health_due_s and self._bucket.cap_wait_s(now_s, _HEALTH_BYTES, is_control=True) == 0.0:

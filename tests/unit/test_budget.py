@@ -173,3 +173,17 @@ def test_what_never_left_comes_back_but_only_of_the_last_minutes() -> None:
     bucket.spend(2.0, 5000)
     assert bucket.refund(1000.0, 5000) == 0, "too long ago"
     assert bucket.refund(1000.0, -5) == 0
+
+
+def test_a_power_failure_long_after_the_bytes_were_spent_delays_the_next_by_half_an_hour_and_not_by_a_day() -> None:
+    limits = ByteLimits(bytes_per_day=1_000_000)
+    bucket = TokenBucket(limits, 0.0)
+    bucket.spend(0.0, 1_000_000)
+    state = bucket.to_state(ahead_bytes=0)
+    for now_s in range(600, 20 * 3600, 600):
+        bucket.left_bytes(float(now_s))
+        if bucket.needs_save:
+            state = bucket.to_state(ahead_bytes=0)
+    reborn = TokenBucket.from_state(limits, state, 0.0)
+    hours_left = reborn.wait_s(0.0, 1_000_000) / 3600
+    assert 4.0 <= hours_left <= 4.75

@@ -25,6 +25,8 @@ MONTH_S = 31 * DAY_S
 # At worst the bytes of a day come back five minutes late, those of a month six hours.
 _DAY_BIN_S, _MONTH_BIN_S = 300.0, 21_600.0
 _PROMISED_WAIT_S = 60.0
+# What a power failure takes from the bucket at most: time that no saved state knows of has not passed, and old bytes count for longer.
+_SAVE_EVERY_S = 1800.0
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ class TokenBucket:
         self._day = RollingSum(DAY_S, _DAY_BIN_S)
         self._month = RollingSum(MONTH_S, _MONTH_BIN_S)
         self._ahead_left = 0
+        self._saved_age_s = 0.0
         self.promised_bytes = 0  # asked for and not here yet: what the caps of day and month must have room for
 
     def allow(self, now_s: float, size_bytes: int) -> bool:
@@ -209,8 +212,8 @@ class TokenBucket:
 
     @property
     def needs_save(self) -> bool:
-        """True when more was spent than the saved state accounts for: save before the next byte leaves."""
-        return self._ahead_left < 0
+        """True when more was spent than the saved state accounts for, or it has grown old: save before the next byte leaves."""
+        return self._ahead_left < 0 or self._age_s - self._saved_age_s >= _SAVE_EVERY_S
 
     def to_state(self, *, ahead_bytes: int = 0) -> dict[str, Any]:
         """What to persist, plain numbers only.
@@ -218,7 +221,7 @@ class TokenBucket:
         With `ahead_bytes` the saved state counts that many bytes as spent already, so that a crash before the next save loses
         them instead of sending them twice; `needs_save` turns True when they are used up.
         """
-        self._ahead_left = ahead_bytes
+        self._ahead_left, self._saved_age_s = ahead_bytes, self._age_s
         bins, month_bins = (
             [[end_s, spent] for end_s, spent in window.bins]
             + ([[self._age_s + window.bin_s, ahead_bytes]] if ahead_bytes else [])
@@ -250,7 +253,7 @@ class TokenBucket:
         """
         bucket = cls(limits, now_s)
         try:
-            bucket._age_s = float(state["age_s"])
+            bucket._age_s = bucket._saved_age_s = float(state["age_s"])
             tokens = float(state["tokens"])
             bins = [(float(end_s), int(spent)) for end_s, spent in state["bins"]]
             # Version 1 knew no months: what is known of this one is the last day.
