@@ -301,6 +301,7 @@ def test_a_rare_class_is_shown_more_often_in_as_many_steps(tmp_path: Path) -> No
         label.write_text("0 0.5 0.5 0.2 0.2\n" + ("1 0.3 0.3 0.1 0.2\n" if number == 0 else ""))
     repeated = run_training(replace(request, out_dir=tmp_path / "more", repeat_below=1.0))
     again = Counter((tmp_path / "more" / "train.txt").read_text().splitlines())
-    assert again.most_common(2) == [(listed[0], 2), (listed[1], 1)]
+    assert again[listed[0]] in (2, 3)
+    assert {again[image] for image in listed[1:]} == {1}
     assert set(again) == set(listed)
     assert abs(repeated.steps - plain.steps) <= len(listed)
