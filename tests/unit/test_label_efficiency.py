@@ -6,7 +6,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
@@ -102,25 +101,6 @@ def test_a_miss_is_an_object_without_a_visible_box_of_its_class_on_it() -> None:
     assert arms.missed_objects(frame, Detections(frame.boxes_xyxy, faint, frame.class_ids)) == {
         (frame.scene, frame.objects[-1])
     }
-
-
-def test_a_data_set_is_split_by_group_and_refuses_a_group_in_both_parts(tmp_path: Path) -> None:
-    for split, count in (("train", 12), ("val", 4)):
-        (tmp_path / "images" / split).mkdir(parents=True)
-        (tmp_path / "labels" / split).mkdir(parents=True)
-        for i in range(count):
-            cv2.imwrite(str(tmp_path / "images" / split / f"{split}{i}.png"), np.full((48, 64, 3), i, np.uint8))
-            (tmp_path / "labels" / split / f"{split}{i}.txt").write_text("0 0.5 0.5 0.5 0.25\n")
-    (tmp_path / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [thing]\n")
-    groups = tmp_path / "groups.csv"
-    groups.write_text("image,group\n" + "".join(f"train{i}.png,g{i // 3}\n" for i in range(12)))
-    world = worlds.data_set(0, tmp_path / "data.yaml", groups, start=4)
-    assert len(world.start) == 4
-    assert not {frame.scene for frame in world.start} & {frame.scene for frame in world.stream}
-    assert world.test[0].boxes_xyxy.tolist() == [[16.0, 18.0, 48.0, 30.0]]
-    groups.write_text("train0.png,same\nval0.png,same\n")
-    with pytest.raises(SystemExit, match="'same' is in `train` and in `val`"):
-        worlds.data_set(0, tmp_path / "data.yaml", groups)
 
 
 class _School:
