@@ -424,3 +424,14 @@ def test_a_frame_that_its_device_gave_up_is_explained_in_place_of_being_unknown(
         answer = told.get(address)
         assert answer.status_code == 404
         assert "evicted it (spool full)" in answer.text
+
+
+def test_a_label_of_a_program_that_counts_no_edits_is_counted_against_what_the_model_showed(site: Site) -> None:
+    bird = (1.0, 2.0, 20.0, 30.0)  # what every model of these tests shows
+    shown = send(site, "cam-01", 1, arm="policy", seed=1)
+    build_batch(site.catalogue, frames=1, settings=LabellingConfig(control_share=0.0))
+    told = TestClient(create_app(site.folder, TOKEN), headers={"Authorization": f"Bearer {TOKEN}"})
+    boxes = [{"class_name": "bird", "box_xyxy": box} for box in (bird, (30, 5, 40, 20))]
+    assert told.post(f"/api/v1/frames/{shown}/label", json={"boxes": boxes}).status_code == 200
+    (one,) = judged.judged_frames(site.catalogue)
+    assert (one.shown, one.drawn, one.right, one.changes) == (1, 2, 1, 1)

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from bowerbird_server.catalogue import audited, drift_rows, unsent
 from bowerbird_server.cli.app import app
 from bowerbird_server.drift.watch import DriftWatch
+from bowerbird_server.errors import NotFound
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app
@@ -153,7 +154,13 @@ def test_page_api_and_commands_say_how_good_the_model_is_and_what_has_drifted(si
     assert "explores as usual again" in run(app, ["drift", "stop-boost", "cam-01", *data]).output
     assert drift_rows.boosts(site.catalogue, 0) != {}, "the episode stays"
     assert "was not boosted" in run(app, ["drift", "stop-boost", "cam-01", *data]).output
-    assert run(app, ["drift", "hours", "cam-01/nothing", *data]).exit_code != 0
+    for unknown in (
+        ("hours", "cam-01/nothing"),
+        ("field", "--camera", "cam-01/nothing"),
+        ("list", "--device", "cam-77"),
+        ("stop-boost", "cam-77"),
+    ):
+        assert isinstance(run(app, ["drift", *unknown, *data]).exception, NotFound), unknown
 
 
 def test_nobody_sees_it_without_a_token(site: Site) -> None:
