@@ -457,7 +457,9 @@ class Inference:
             is_news, self._enough_is_news = self._enough_is_news, False
             sketch = self._enough
         if is_news:
-            self._selector.fleet = fleet_novelty(sketch, self.model_digest)
+            fleet = self._selector.fleet = fleet_novelty(sketch, self.model_digest)
+            if fleet is not None:
+                logger.info("the fleet has enough of %d kinds of frames; those are not new here either", fleet.kinds)
 
     def _take_calibration(self) -> None:
         with self._lock:
