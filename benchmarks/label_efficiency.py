@@ -38,9 +38,13 @@ from figure import report
 from bowerbird_server.errors import ServerError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from efficiency.study import Result
     from efficiency.worlds import World
 
 GOAL = 2.0
+_DIFFERENT_SEEDS = "Arms have run on different seeds so far, and seeds differ more than arms do: only the pairs compare them."
 ARMS = {
     "claims": ("random", "ours", "ours@bytes", "rule-max-first@bytes", "all"),
     "rivals": (
@@ -172,7 +176,7 @@ def _tell(study: Study, out: Path | None, *, quick: bool) -> int:
     found = verdicts.claims(table)
     if out is not None and results:
         (out / "report.md").write_text(
-            "\n".join(["# Label efficiency", "", f"Command: `{' '.join(sys.argv)}`", "", *lines, ""])
+            "\n".join(["# Label efficiency", "", f"Command: `{' '.join(sys.argv)}`", "", *_made_of(results), "", *lines, ""])
         )
         _draw(table, out / "curves.svg")
     ratio = next((claim for claim in found if claim.text.startswith("random needs twice as many frames")), None)
@@ -202,6 +206,15 @@ def _numbers(*values: float) -> list[float | None]:
     return [round(value, 4) if math.isfinite(value) else None for value in values]
 
 
+def _made_of(results: Sequence[Result]) -> list[str]:
+    """The rows' streams, seeds and versions: those of the runs that made them, not of whoever reads them now."""
+    seeds = sorted({result.seed for result in results})
+    rounds = max(result.round for result in results)
+    lines = [f"{len(results)} rows of seeds {', '.join(map(str, seeds))}, {rounds} rounds at most; start models count as rows."]
+    lines += [f"Stream: `{world}`" for world in dict.fromkeys(result.world for result in results)]
+    return lines + [f"Made with: `{versions}`" for versions in dict.fromkeys(result.versions for result in results)]
+
+
 def _report(table: verdicts.Table, *, quick: bool) -> list[str]:
     lines = []
     if quick:
@@ -228,6 +241,8 @@ def _report(table: verdicts.Table, *, quick: bool) -> list[str]:
             f"| {arm} | {found.mean:+.2f} | {found.low:+.2f} to {found.high:+.2f} | {found.pairs} | {p:.3f} | {area} |"
         )
     lines += ["", "Means over seeds after the last round:", ""]
+    if _on_different_seeds(table):
+        lines += [_DIFFERENT_SEEDS, ""]
     lines += [
         "| arm | seeds | frames | boxes | kB | annotator min | scenes | misses per 100 labels | mAP50-95 |",
         "| --- " * 9 + "|",
@@ -243,6 +258,10 @@ def _report(table: verdicts.Table, *, quick: bool) -> list[str]:
             f"{sum(r.map50_95 for r in rows) / n:.4f} |"
         )
     return lines
+
+
+def _on_different_seeds(table: verdicts.Table) -> bool:
+    return len({tuple(table.seeds(arm)) for arm in table.arms if arm != verdicts.ALL}) > 1
 
 
 def _draw(table: verdicts.Table, path: Path) -> None:
@@ -266,6 +285,8 @@ def _draw(table: verdicts.Table, path: Path) -> None:
         axis.set_xlabel(currency)
     axes[0].set_ylabel("mAP50-95, mean over seeds")
     axes[-1].legend(fontsize="small")
+    if _on_different_seeds(table):
+        figure.suptitle(_DIFFERENT_SEEDS, fontsize="small")
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from bowerbird_server.catalogue import audited, drift_rows, unsent
+from bowerbird_server.catalogue.core import utc_text
 from bowerbird_server.cli.app import app
 from bowerbird_server.drift.watch import DriftWatch
 from bowerbird_server.errors import NotFound
@@ -149,6 +151,9 @@ def test_page_api_and_commands_say_how_good_the_model_is_and_what_has_drifted(si
     data = ["--data", str(site.folder.root)]
     assert "cam-01/yard" in run(app, ["drift", "field", "--by", "all", *data]).output
     assert "scores" in run(app, ["drift", "list", *data]).output
+    (told,) = json.loads(run(app, ["drift", "list", "--json", *data]).output)
+    assert told["boosted_until"] == utc_text(told["boost_until_ms"]), "what was done about it, and until when"
+    assert told["boosted_until"] in page
     assert "no change of recall" in run(app, ["drift", "changes", "cam-01/yard", *data]).output
     assert "drifted" in run(app, ["drift", "hours", "cam-01/yard", *data]).output
     assert "explores as usual again" in run(app, ["drift", "stop-boost", "cam-01", *data]).output

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import label_efficiency
 from efficiency import arms, worlds
 from efficiency.study import Result, Study, Tools
 from efficiency.verdicts import Table, against_ours, claims
@@ -208,3 +210,20 @@ def test_every_rival_is_told_with_its_corrected_p() -> None:
     difference, p = found["random"]
     assert difference.mean > 3
     assert p == pytest.approx(2 / 2**8)
+
+
+def test_a_report_of_partial_results_says_what_made_them_and_that_arms_have_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in _results(4, 0.03) if row.arm != "ours" or row.seed < 2]
+    with (tmp_path / "results.csv").open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, asdict(rows[0]))
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+    monkeypatch.setattr(sys, "argv", ["label_efficiency.py", "--report", "--out", str(tmp_path)])
+    assert label_efficiency.main() == 1, "two pairs reach no goal"
+    report = (tmp_path / "report.md").read_text()
+    assert "of seeds 0, 1, 2, 3" in report
+    assert f"Made with: `{rows[0].versions}`" in report
+    assert "Arms have run on different seeds so far" in report
+    assert "undecided" in report

@@ -47,6 +47,7 @@ def list_drift(
             "cause": "cause",
             "in": "in",
             "state": "state",
+            "boosted_until": "explored more until",
             "slice": "slice",
         },
         as_json=as_json,
