@@ -212,7 +212,7 @@ def test_the_command_compares_two_policies_and_writes_a_report(tmp_path: Path, m
         (("--video", "missing.mp4"), "does not exist"),
         (("--source", SCENE, "--policy", "missing.toml"), "name a template or an agent.toml"),
         (("--source", SCENE, "--campaign", "class=persn,frames=3"), "the model's classes are person, car"),
-        (("--source", SCENE, "--out", "gt.txt"), "name a file that ends with .html"),
+        (("--source", SCENE, "--out", "/proc/nowhere/gt.txt"), "name a file that ends with .html"),
         (("--source", SCENE, "--out", "/proc/nowhere/report.html"), "cannot be written"),
     ],
 )
