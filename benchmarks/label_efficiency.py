@@ -9,7 +9,7 @@ many). What is chosen, trained and tested is chosen, trained and tested by the c
 A run that was stopped goes on where it was when it is started again with the same arguments. It runs on one thread: start two, with
 `--seeds 0-4` and `--seeds 5-9` and the same `--out`, to use two cores; `--report` only reads.
 
-    python benchmarks/label_efficiency.py --quick
+    python benchmarks/label_efficiency.py --quick [--data data.yaml]
     nice -n 15 python benchmarks/label_efficiency.py --out build/label-efficiency --arms claims --plateau
     nice -n 15 python benchmarks/label_efficiency.py --out build/film --video FILE --gt gt.txt --arms claims --seeds 0-5
 
@@ -24,6 +24,7 @@ import math
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,10 +35,16 @@ from efficiency import arms, verdicts, worlds
 from efficiency.study import Study
 from figure import report
 
+from bowerbird_server.errors import ServerError
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from efficiency.study import Result
     from efficiency.worlds import World
 
 GOAL = 2.0
+_DIFFERENT_SEEDS = "Arms have run on different seeds so far, and seeds differ more than arms do: only the pairs compare them."
 ARMS = {
     "claims": ("random", "ours", "ours@bytes", "rule-max-first@bytes", "all"),
     "rivals": (
@@ -52,21 +59,31 @@ ARMS = {
 def main() -> int:
     """Run the benchmark, as far as it has not been run."""
     options = _arguments().parse_args()
+    if fault := _fault(options):
+        sys.exit(fault)
     cv2.setNumThreads(1)
     if options.quick:
         with tempfile.TemporaryDirectory() as folder:
-            study = Study(Path(folder), rounds=1, picks=16, told=_say)
-            study.run(worlds.synthetic(0, frames_a_camera=80, start=40, test=48, quick=True), 0, ("random", "ours"))
+            study = Study(Path(folder), rounds=1, picks=16 if options.picks is None else options.picks, told=_say)
+            try:
+                study.run(_quick_world(options, Path(folder)), 0, ("random", "ours"))
+            except ServerError as error:
+                sys.exit(str(error))
             return _tell(study, None, quick=True)
-    study = Study(options.out, rounds=options.rounds, picks=options.picks, told=_say)
     names = [name for group in options.arms.split(",") for name in ARMS.get(group, (group,))]
     names += [f"{arm}+steps" for arm in ("random", arms.ALL) if arm in (*names, "random")] if options.plateau else []
     for name in names:
         if name.removesuffix("+steps").removesuffix("@bytes") not in arms.names():
             sys.exit(f"no arm {name!r}; choose among {', '.join((*ARMS, *arms.names()))}, each arm also as NAME@bytes")
+    if options.report and not (options.out / "results.csv").is_file():
+        sys.exit(f"{options.out} has no results.csv yet; run without --report first, or name the folder with --out")
+    study = Study(options.out, rounds=options.rounds, picks=options.picks, told=_say)
     if not options.report:
-        for seed in _seeds(options.seeds):
-            study.run(_world(options, seed), seed, dict.fromkeys(names))
+        try:
+            for seed in options.seeds:
+                study.run(_world(options, seed, options.out), seed, dict.fromkeys(names))
+        except ServerError as error:
+            sys.exit(str(error))
     return _tell(study, options.out, quick=False)
 
 
@@ -77,15 +94,17 @@ def _say(line: str) -> None:
 def _arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--quick", action="store_true", help="one pair of tiny trainings: shows that it works, says nothing else"
+        "--quick",
+        action="store_true",
+        help="one pair of tiny trainings, with --data or --video on that: shows that it works, says nothing else",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("build/label-efficiency"), help="folder of results, one for each stream"
     )
     parser.add_argument("--arms", default="claims", help=f"comma-separated arms, or {', '.join(ARMS)} (default claims)")
-    parser.add_argument("--seeds", default="0-9", help="like 0-9 or 0,3,5 (default 0-9)")
-    parser.add_argument("--rounds", type=int, default=2, help="rounds of choosing after the start (default 2)")
-    parser.add_argument("--picks", type=int, help="frames a round (default 45; film 18, data set 40)")
+    parser.add_argument("--seeds", type=_seeds, default="0-9", help="like 0-9 or 0,3,5 (default 0-9)")
+    parser.add_argument("--rounds", type=_positive, default=2, help="rounds of choosing after the start (default 2)")
+    parser.add_argument("--picks", type=_positive, help="frames a round (default 45; film 18, data set 40)")
     parser.add_argument(
         "--plateau", action="store_true", help="also random, and all if it is among the arms, with twice the steps"
     )
@@ -97,11 +116,30 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def _world(options: argparse.Namespace, seed: int) -> World:
+def _fault(options: argparse.Namespace) -> str:
+    """Why the arguments do not fit together; "" when they do."""
+    if options.video is not None and options.data is not None:
+        return "--video and --data are two streams; run them apart, each with an --out of its own"
+    if options.video is not None and options.gt is None:
+        return "--video needs --gt: without ground truth there is nothing to train on or test with"
+    if options.gt is not None and options.video is None:
+        return "--gt is the ground truth of a film; name that with --video"
+    if options.groups is not None and options.data is None:
+        return "--groups says which pictures of a data set belong together; name that with --data"
+    return ""
+
+
+def _quick_world(options: argparse.Namespace, folder: Path) -> World:
+    """A small synthetic world, or the given film or data set with trainings as small."""
+    if options.video is None and options.data is None:
+        return worlds.synthetic(0, frames_a_camera=80, start=40, test=48, quick=True)
+    world = _world(options, 0, folder)
+    return replace(world, training={**world.training, "image_size": 96}, start_steps=120, round_steps=60)
+
+
+def _world(options: argparse.Namespace, seed: int, out: Path) -> World:
     if options.video is not None:
-        if options.gt is None:
-            sys.exit("--video needs --gt: without ground truth there is nothing to train on or test with")
-        world = worlds.film(seed, options.video, options.gt, options.out / "film")
+        world = worlds.film(seed, options.video, options.gt, out / "film")
     elif options.data is not None:
         world = worlds.data_set(seed, options.data, options.groups)
     else:
@@ -109,13 +147,24 @@ def _world(options: argparse.Namespace, seed: int) -> World:
     if not world.stream or not world.test or not world.start:
         sizes = f"{len(world.start)} frames for the start, {len(world.stream)} in the stream, {len(world.test)} in the test"
         sys.exit(f"{world.name}: {sizes}; none may be empty")
+    for part, frames in (("start", world.start), ("test", world.test)):
+        if not any(len(frame.boxes_xyxy) for frame in frames):
+            sys.exit(f"{world.name}: no frame of the {part} has an object; is the ground truth that of these pictures?")
     return world
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, not {text!r}")
+    return int(text)
 
 
 def _seeds(text: str) -> list[int]:
     found: list[int] = []
     for part in text.split(","):
-        first, _, last = part.partition("-")
+        first, _, last = part.strip().partition("-")
+        if not first.isdecimal() or not (last or first).isdecimal() or int(last or first) < int(first):
+            raise argparse.ArgumentTypeError(f"must be like 0-9 or 0,3,5, not {text!r}")
         found += range(int(first), int(last or first) + 1)
     return found
 
@@ -129,7 +178,7 @@ def _tell(study: Study, out: Path | None, *, quick: bool) -> int:
     found = verdicts.claims(table)
     if out is not None and results:
         (out / "report.md").write_text(
-            "\n".join(["# Label efficiency", "", f"Command: `{' '.join(sys.argv)}`", "", *lines, ""])
+            "\n".join(["# Label efficiency", "", f"Command: `{' '.join(sys.argv)}`", "", *_made_of(results), "", *lines, ""])
         )
         _draw(table, out / "curves.svg")
     ratio = next((claim for claim in found if claim.text.startswith("random needs twice as many frames")), None)
@@ -159,6 +208,15 @@ def _numbers(*values: float) -> list[float | None]:
     return [round(value, 4) if math.isfinite(value) else None for value in values]
 
 
+def _made_of(results: Sequence[Result]) -> list[str]:
+    """The rows' streams, seeds and versions: those of the runs that made them, not of whoever reads them now."""
+    seeds = sorted({result.seed for result in results})
+    rounds = max(result.round for result in results)
+    lines = [f"{len(results)} rows of seeds {', '.join(map(str, seeds))}, {rounds} rounds at most; start models count as rows."]
+    lines += [f"Stream: `{world}`" for world in dict.fromkeys(result.world for result in results)]
+    return lines + [f"Made with: `{versions}`" for versions in dict.fromkeys(result.versions for result in results)]
+
+
 def _report(table: verdicts.Table, *, quick: bool) -> list[str]:
     lines = []
     if quick:
@@ -186,6 +244,8 @@ def _report(table: verdicts.Table, *, quick: bool) -> list[str]:
             f"| {arm} | {found.mean:+.2f} | {found.low:+.2f} to {found.high:+.2f} | {found.pairs} | {p:.3f} | {area} |"
         )
     lines += ["", "Means over seeds after the last round:", ""]
+    if _on_different_seeds(table):
+        lines += [_DIFFERENT_SEEDS, ""]
     lines += [
         "| arm | seeds | frames | boxes | kB | annotator min | scenes | misses per 100 labels | mAP50-95 |",
         "| --- " * 9 + "|",
@@ -221,6 +281,10 @@ def _rounds(table: verdicts.Table) -> list[str]:
     return ["", "After each round, with 95 % intervals:", "", head, "| --- " * (columns + 2) + "|", *lines]
 
 
+def _on_different_seeds(table: verdicts.Table) -> bool:
+    return len({tuple(table.seeds(arm)) for arm in table.arms if not arm.startswith(verdicts.ALL) and "+" not in arm}) > 1
+
+
 def _draw(table: verdicts.Table, path: Path) -> None:
     """Mean accuracy against each currency; left out where matplotlib is not installed."""
     try:
@@ -242,6 +306,8 @@ def _draw(table: verdicts.Table, path: Path) -> None:
         axis.set_xlabel(currency)
     axes[0].set_ylabel("mAP50-95, mean over seeds")
     axes[-1].legend(fontsize="small")
+    if _on_different_seeds(table):
+        figure.suptitle(_DIFFERENT_SEEDS, fontsize="small")
     figure.tight_layout()
     figure.savefig(path)
     pyplot.close(figure)

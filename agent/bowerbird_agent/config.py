@@ -8,9 +8,10 @@ It reads no environment variable.
 from __future__ import annotations
 
 import copy
+import difflib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +212,13 @@ def _apply_templates(plain: Mapping[str, Any], faults: Faults) -> None:
 
 def _apply_template(selection: Any, section: str, faults: Faults) -> None:
     """Replace `template = "name"` in a section by that template's fields; the table's own keys win."""
-    if not isinstance(selection, dict) or "template" not in selection:
+    if not isinstance(selection, dict):
+        return
+    if "template" not in selection:
+        unknown = sorted(set(selection) - {f.name for f in fields(Policy)})
+        for key in difflib.get_close_matches("template", unknown, n=1):
+            faults.add(f"{section}.{key}", "unknown key; did you mean 'template'?")
+            del selection[key]
         return
     name = selection.pop("template")
     if not isinstance(name, str) or name not in TEMPLATES:

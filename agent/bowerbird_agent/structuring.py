@@ -48,25 +48,28 @@ def structure(plain: Any, kind: type[T], path: str, faults: Faults) -> T | None:
     # dataclasses.fields wants a dataclass type; `kind` always is one, which T cannot say.
     fields = {f.name: f for f in dataclasses.fields(kind) if f.init}  # type: ignore[arg-type]
     values: dict[str, Any] = {}
+    unknown = 0
     for key, value in plain.items():
         where = f"{path}.{key}" if path else key
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(fields)}"
             faults.add(where, f"unknown key; {hint}")
+            unknown += 1
             continue
         values[key] = _value(value, hints[key], where, faults)
     for name, f in fields.items():
         required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if required and name not in plain:
             faults.add(f"{path}.{name}" if path else name, "is missing")
-    if len(faults.found) > before:
+    if len(faults.found) > before + unknown:
         return None
     try:
-        return kind(**values)
+        made = kind(**values)  # with an unknown key as well, for what else is wrong
     except ValueError as error:
         faults.add(path or "the file", str(error))
         return None
+    return None if unknown else made
 
 
 def _value(value: Any, kind: Any, where: str, faults: Faults) -> Any:

@@ -11,17 +11,19 @@ seen before from a third of the stream on, scenes of ten near-duplicates, three 
 from __future__ import annotations
 
 import csv
+import math
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import cv2
 import numpy as np
-import yaml
 
 from bowerbird_agent.storing.encode import encode_image
 from bowerbird_models.mot import read_mot
 from bowerbird_models.scenes import CLASS_NAMES, SceneStream
+from bowerbird_server.labelling.file_faults import BadLabelFiles
+from bowerbird_server.labelling.yolo_dataset import read_yolo_dataset
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -29,9 +31,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from bowerbird_server.labelling.yolo_dataset import YoloImage
+
 EPOCH_MS = 1_772_323_200_000
 _LONG_SIDE, _QUALITY = 640, 90  # what a device sends unless it is told otherwise
-_PICTURES = {".bmp", ".jpeg", ".jpg", ".png", ".webp"}
+_MOST_FAULTS = 20  # that are shown
 
 
 @dataclass(frozen=True)
@@ -157,9 +161,15 @@ def film(seed: int, video: Path, gt: Path, folder: Path, *, picks: int = 18, sta
     """A film with MOTChallenge ground truth: its first tenth for the start, the next six for the stream, its last quarter for the test.
 
     A gap of two seconds or more lies between the three. Frames are unpacked into `folder` once, without loss.
+
+    Raises:
+        SystemExit: the film or its ground truth cannot be read.
     """
     names, fps, wh = _unpack(video, folder)
-    truth = read_mot(gt, wh)
+    try:
+        truth = read_mot(gt, wh)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     count = min(len(names), max(truth) + 1)
     gap = max(round(2 * fps), count // 50)
     begin, end, test_from = count // 10, count * 7 // 10, count * 7 // 10 + gap
@@ -202,6 +212,7 @@ def _unpack(video: Path, folder: Path) -> tuple[list[Path], float, tuple[int, in
     if not capture.isOpened():
         raise SystemExit(f"{video} cannot be read as a film; give the path of a video that OpenCV opens")
     fps = float(capture.get(cv2.CAP_PROP_FPS)) or 25.0
+    folder = folder / f"{video.name}-{video.stat().st_size}"  # another film's frames may lie beside
     folder.mkdir(parents=True, exist_ok=True)
     names: list[Path] = []
     wh = (0, 0)
@@ -217,25 +228,43 @@ def _unpack(video: Path, folder: Path) -> tuple[list[Path], float, tuple[int, in
             part.rename(path)
         names.append(path)
     capture.release()
+    if not names:
+        raise SystemExit(f"{video} has no frame that OpenCV decodes; give the path of another film")
     return names, fps, wh
 
 
 def data_set(seed: int, data_yaml: Path, groups: Path | None, *, picks: int = 40, start: int = 40) -> World:
-    """Any YOLO data set: `train` is shuffled by groups into start and stream, `val` is the test.
+    """Any YOLO data set: `train` is shuffled by groups into start and stream, `val` is the test. It is read as the server imports one.
 
     Args:
-        groups: lines `image,group[,camera[,seconds]]` by file name; frames of one group are never both in start and stream.
-            None: every picture is a group of its own, in the order of names.
+        groups: lines `image,group[,camera[,seconds]]`, the image by its file name or the end of its path; frames of one group are
+            never both in start and stream. None: every picture is a group of its own, in the order of names.
+
+    Raises:
+        SystemExit: the data set or the groups have faults, or pictures of one group are on both sides.
     """
-    description = yaml.safe_load(data_yaml.read_text())
-    names = description["names"]
-    class_names = tuple(names.values() if isinstance(names, dict) else names)
-    root = (data_yaml.parent / description.get("path", ".")).resolve()
-    if not description.get("val"):
-        raise SystemExit(f"{data_yaml} names no `val`; the test frames must be ones that nobody selects from")
-    known = _read_groups(groups) if groups is not None else {}
-    train = [_set_frame(path, i, known) for i, path in enumerate(_pictures(root, description["train"]))]
-    tests = [_set_frame(path, i, known) for i, path in enumerate(_pictures(root, description["val"]))]
+    try:
+        found = read_yolo_dataset(data_yaml)
+    except BadLabelFiles as error:
+        raise _refusal([str(fault) for fault in error.faults], "correct the data set and run it again") from error
+    if found.notices:
+        raise _refusal(found.notices, "`train` and `val` must share no picture: nobody may select from what is tested on")
+    images = {split: [image for image in found.images if image.split == split] for split in ("train", "val")}
+    for split, there in images.items():
+        if not there:
+            raise SystemExit(f"{data_yaml} names no picture under `{split}`; `train` is selected from, `val` is tested on")
+    known = None if groups is None else _read_groups(groups)
+    place = {path: _place_of(path, known) for path in (image.path for image in found.images) if known is not None}
+    missing = [path for path, here in place.items() if here is None]
+    if missing:
+        raise SystemExit(
+            f"{groups} has no line for {len(missing)} of {len(place)} pictures, {missing[0].name} the first; each needs a line "
+            "`image,group`, or near-duplicates of it could be on both sides"
+        )
+    train, tests = (
+        [_set_frame(image, number, found.class_names, place.get(image.path)) for number, image in enumerate(images[split])]
+        for split in ("train", "val")
+    )
     shared = {f.scene for f in train} & {f.scene for f in tests}
     if shared:
         raise SystemExit(
@@ -251,8 +280,8 @@ def data_set(seed: int, data_yaml: Path, groups: Path | None, *, picks: int = 40
         starts += [f for f in train if f.scene == scene][: max(1, start - len(starts))]
     live = sorted((f for f in train if f.scene not in first), key=lambda f: (f.at_ms, f.name))
     return World(
-        f"data/1/{data_yaml.resolve()}/{len(train)}/{len(tests)}/{groups}/{seed}/{start}",
-        class_names,
+        f"data/2/{data_yaml.resolve()}/{len(train)}/{len(tests)}/{groups}/{seed}/{start}",
+        found.class_names,
         tuple(starts[:start]),
         tuple(live),
         tuple(tests),
@@ -264,47 +293,58 @@ def data_set(seed: int, data_yaml: Path, groups: Path | None, *, picks: int = 40
     )
 
 
-def _read_groups(path: Path) -> dict[str, tuple[str, str, float | None]]:
-    found = {}
-    with path.open(newline="") as lines:
-        for row in csv.reader(lines):
-            if len(row) >= 2 and row[0] != "image":
-                found[row[0].strip()] = (
-                    row[1].strip(),
-                    row[2].strip() if len(row) > 2 and row[2].strip() else "data",
-                    float(row[3]) if len(row) > 3 and row[3].strip() else None,
-                )
+def _refusal(faults: Sequence[str], advice: str) -> SystemExit:
+    more = [f"... and {len(faults) - _MOST_FAULTS} more"] if len(faults) > _MOST_FAULTS else []
+    return SystemExit("\n".join([*faults[:_MOST_FAULTS], *more, advice]))
+
+
+class _Place(NamedTuple):
+    group: str
+    camera: str
+    seconds: float | None
+
+
+def _read_groups(path: Path) -> dict[str, _Place]:
+    """Image -> where it belongs."""
+    found: dict[str, _Place] = {}
+    faults = []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise SystemExit(f"cannot read the groups {path}: {error}") from error
+    for number, row in enumerate(csv.reader(text.splitlines()), start=1):
+        image, group, camera, seconds = ([cell.strip() for cell in row] + [""] * 4)[:4]
+        if (number == 1 and image == "image") or not any(row):
+            continue
+        try:
+            at_s = float(seconds) if seconds else None
+        except ValueError:
+            at_s = math.nan
+        if not image or not group:
+            faults.append(f"{path}:{number}: a line is `image,group[,camera[,seconds]]`, not {','.join(row)[:60]!r}")
+        elif at_s is not None and not math.isfinite(at_s):
+            faults.append(f"{path}:{number}: seconds must be a number, not {seconds[:40]!r}")
+        else:
+            found[image] = _Place(group, camera or "data", at_s)
+    if faults:
+        raise _refusal(faults, "correct the groups and run it again")
     return found
 
 
-def _pictures(root: Path, split: str) -> list[Path]:
-    place = root / split
-    if place.is_dir():
-        return sorted(path for path in place.rglob("*") if path.suffix.lower() in _PICTURES)
-    if place.is_file():
-        return [(root / line.strip()).resolve() for line in place.read_text().splitlines() if line.strip()]
-    raise SystemExit(f"{place} is neither a folder nor a list of pictures; check `path`, `train` and `val` of the data set")
+def _place_of(path: Path, known: Mapping[str, _Place]) -> _Place | None:
+    """By the longest end of its path that is listed: two folders may have pictures of one name."""
+    return next((known[end] for i in range(len(path.parts)) if (end := "/".join(path.parts[i:])) in known), None)
 
 
-def _set_frame(path: Path, number: int, groups: Mapping[str, tuple[str, str, float | None]]) -> WorldFrame:
-    scene, camera, seconds = groups.get(path.name, (path.stem, "data", None))
-    parts = list(path.parts)
-    if "images" in parts:
-        parts[len(parts) - 1 - parts[::-1].index("images")] = "labels"
-    label = path.__class__(*parts).with_suffix(".txt")
-    picture = cv2.imread(str(path))
-    if picture is None:
-        raise SystemExit(f"{path} is no picture that OpenCV reads; remove it from the data set")
-    height, width = picture.shape[:2]
-    rows = [line.split()[:5] for line in label.read_text().splitlines() if line.strip()] if label.is_file() else []
-    values = np.array(rows, np.float64).reshape(-1, 5)
-    centres, sizes = values[:, 1:3] * (width, height), values[:, 3:5] * (width, height)
-    boxes = np.hstack([centres - sizes / 2, centres + sizes / 2]).astype(np.float32)
+def _set_frame(image: YoloImage, number: int, class_names: Sequence[str], place: _Place | None) -> WorldFrame:
+    name = f"{image.split}{number:06}-{image.path.stem}"
+    group, camera, seconds = place or _Place(name, "data", None)
+    boxes = np.array([box.box_xyxy for box in image.boxes], np.float32).reshape(-1, 4)
     at_ms = EPOCH_MS + (number * 1000 if seconds is None else round(seconds * 1000))
-    ids = values[:, 0].astype(np.int32)
+    ids = np.array([class_names.index(box.class_name) for box in image.boxes], np.int32)
     # Objects are not followed from picture to picture: each counts as one of its own.
     objects = tuple(number * 1000 + i for i in range(len(ids)))
-    return WorldFrame(path.stem, camera, number, at_ms, scene, (), boxes, ids, objects, partial(_read, path))
+    return WorldFrame(name, camera, number, at_ms, group, (), boxes, ids, objects, partial(_read, image.path))
 
 
 def _read(path: Path) -> NDArray[np.uint8]:

@@ -307,7 +307,9 @@ def test_a_repeated_or_older_wish_changes_nothing(bench: Bench) -> None:
     assert not bench.inference.set_desired(1, 9)
 
 
-def test_what_the_fleet_has_enough_of_is_no_news_until_the_model_changes(bench: Bench) -> None:
+def test_what_the_fleet_has_enough_of_is_no_news_until_the_model_changes(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
     """The frames' embedding lies in the sketch: nothing is new. A policy keeps that, a new model and an empty wish do not."""
     same = np.eye(1, 8, dtype=np.float32)[0]
     sketch = make_sketch(model_key("a" * 64), np.tile(same, (20, 1)), 20)
@@ -318,9 +320,11 @@ def test_what_the_fleet_has_enough_of_is_no_news_until_the_model_changes(bench: 
         fleet = bench.inference._selector.fleet
         return 1.0 if fleet is None else fleet.distance(same)
 
+    caplog.set_level("INFO")
     bench.load(OneBox(embedding=same), "a" * 64)
     bench.show(0, 3)
     assert raw_novelty() == 0
+    assert "the fleet has enough of 1 kinds of frames" in caplog.text
     bench.inference.set_policy(Policy(window_frames=50), device="cam-01", cameras=1)
     bench.show(3, 5)
     assert raw_novelty() == 0

@@ -13,6 +13,7 @@ import pytest
 
 from bowerbird_agent.budget.budget import ByteLimits
 from bowerbird_agent.capture.capture import Source, open_camera
+from bowerbird_agent.errors import AgentError
 from bowerbird_agent.replay.replay import Setting, Trial, replay
 from bowerbird_agent.replay.report import report_page
 from bowerbird_agent.selection.policy import Policy
@@ -118,6 +119,40 @@ def test_misses_are_what_the_truth_has_and_the_model_does_not_show() -> None:
     assert trial.truth_frames == FRAMES
 
 
+def test_an_object_at_the_edge_is_compared_by_the_part_of_it_that_the_camera_sees() -> None:
+    class AtTheEdge(HalfBlind):
+        def detect(self, image_bgr: object, *, confidence: float = 0.05, iou: float = 0.7) -> Detections:
+            del image_bgr, confidence, iou
+            return Detections(np.array([[0, 50, 20, 90]], np.float32), np.full(1, 0.9, np.float32), np.zeros(1, np.int32))
+
+    past_the_edge = {i: [(7, (-30.0, 50.0, 20.0, 90.0))] for i in range(FRAMES)}
+    camera = open_camera(Source("replay", SCENE))
+    trial = replay(camera, AtTheEdge(), [balanced()], truth=past_the_edge)[0]
+    assert trial.missed_boxes == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({5000 + i: [(1, (10.0, 10.0, 40.0, 40.0))] for i in range(50)}, "any of the 120 frames"),
+        ({i: [(1, (1010.0, 10.0, 1040.0, 40.0))] for i in range(FRAMES)}, "no object inside the 320x240 pixels"),
+    ],
+)
+def test_ground_truth_of_another_film_is_refused_instead_of_counting_nothing(other: dict[int, list[MotBox]], said: str) -> None:
+    with pytest.raises(AgentError, match=said):
+        replay(open_camera(Source("replay", SCENE)), HalfBlind(), [balanced()], truth=other)
+
+
+def test_a_class_of_the_ground_truth_that_the_model_does_not_know_is_told() -> None:
+    camera = open_camera(Source("replay", SCENE))
+    trial = replay(camera, HalfBlind(), [balanced()], truth=truth(), truth_class="persn")[0]
+    assert "no class 'persn'" in trial.note
+
+
+def test_a_short_film_is_no_matter_to_a_policy_that_takes_nothing_at_random() -> None:
+    assert run(Setting("off", Policy.template("off")))[0].note == ""
+
+
 def test_the_report_is_one_file_with_pictures_and_without_scripts_or_addresses() -> None:
     trials = run(balanced("<b>"), balanced("two"))
     page = report_page(trials, source="a & b.mp4", model="m.onnx")
@@ -175,6 +210,10 @@ def test_the_command_compares_two_policies_and_writes_a_report(tmp_path: Path, m
         (("--source", SCENE, "--policy", "best"), "neither a file nor a template"),
         (("--source", SCENE, "--gt", "missing.txt"), "cannot read ground truth"),
         (("--video", "missing.mp4"), "does not exist"),
+        (("--source", SCENE, "--policy", "missing.toml"), "name a template or an agent.toml"),
+        (("--source", SCENE, "--campaign", "class=persn,frames=3"), "the model's classes are person, car"),
+        (("--source", SCENE, "--out", "/proc/nowhere/gt.txt"), "name a file that ends with .html"),
+        (("--source", SCENE, "--out", "/proc/nowhere/report.html"), "cannot be written"),
     ],
 )
 def test_what_cannot_be_replayed_is_told(arguments: tuple[str, ...], said: str, model: Path) -> None:

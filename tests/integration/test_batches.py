@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from typer.testing import CliRunner
 
 from bowerbird_agent.selection.fleet_novelty import fleet_novelty
 from bowerbird_server.batches import batch_manifest
@@ -18,15 +19,16 @@ from bowerbird_server.batches.batch import build_batch, open_batch, plan_batch
 from bowerbird_server.batches.evaluation_routing import HELD_OUT
 from bowerbird_server.batches.looking import eyes, look_at_frames, try_to_look
 from bowerbird_server.batches.yields import judge_policy
-from bowerbird_server.catalogue import batches, fleet, fleet_sketches, frames, judged, looks
+from bowerbird_server.catalogue import batches, fleet, fleet_sketches, frames, judged, looks, unsent
 from bowerbird_server.catalogue import models as model_rows
 from bowerbird_server.catalogue.audited import metrics
 from bowerbird_server.catalogue.classes import add_classes
 from bowerbird_server.catalogue.datasets import scene_splits
 from bowerbird_server.catalogue.record_keeping import delete_frames
 from bowerbird_server.catalogue.verify import verify
+from bowerbird_server.cli.app import app
 from bowerbird_server.config import LabellingConfig
-from bowerbird_server.errors import BadInput, Conflict
+from bowerbird_server.errors import BadInput, Conflict, NotFound
 from bowerbird_server.fleet.wishes import wanted_of
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.releases.registry import package_of, register_model
@@ -37,7 +39,7 @@ from bowerbird_testing.frame_messages import START_MS, frame_message
 from bowerbird_testing.lived_in_site import arrived, ingest_of, live_in
 from bowerbird_testing.tiny_yolo import TinyBox, write_tiny_yolo
 from bowerbird_wire.codec import decode, encode
-from bowerbird_wire.messages import Desired, Health
+from bowerbird_wire.messages import Desired, Health, Tombstone, Tombstones
 
 TOKEN = "batch-test-token-0123456789"
 MINUTE_MS = 60_000
@@ -150,6 +152,13 @@ def test_a_batch_on_a_lived_in_site_has_roles_a_manifest_and_a_snapshot_that_kee
         assert manifest["looked"] == {"champion": digest, "teacher": ""}
         assert [each["frame"] for each in manifest["chosen"]] == batches.batch_frames(cat, batch)
         assert all(each["inclusion_probability"] == 0.02 for each in manifest["chosen"] if each["arm"] == "explore")
+        data = ["--data", str(site.folder.root)]
+        printed = CliRunner().invoke(app, ["labels", "batches", batch[-7:], *data])
+        assert json.loads(printed.stdout) == {"batch": batch, **manifest}, "the manifest is there to be read"
+        listed = json.loads(CliRunner().invoke(app, ["labels", "batches", "--json", *data]).stdout)
+        assert [(row["id"], row["frames"]) for row in listed] == [(batch, 30)]
+        unknown = CliRunner().invoke(app, ["labels", "batches", "nosuchbatch", *data])
+        assert isinstance(unknown.exception, NotFound)
         for row in rows:
             label(site, row["frame"])
         assert batches.progress(cat, batch)["state"] == "done"
@@ -401,3 +410,28 @@ def test_a_budget_in_boxes_ends_a_batch_of_crowded_frames_early(site: Site, tmp_
     plan = plan_batch(site.catalogue, frames=10, settings=settings)
     assert plan is not None
     assert 2 <= len(plan.members) < 5
+
+
+def test_a_frame_that_its_device_gave_up_is_explained_in_place_of_being_unknown(site: Site) -> None:
+    send(site, "cam-01", 1, arm="policy", seed=1)
+    stone = Tombstone(1, b"\xab" * 32, "explore", "evicted:spool_full", 0.5, 0.25, "yard", START_MS)
+    unsent.record(site.catalogue, "cam-01", Tombstones(1, named=(stone,)))
+    said = r"frame abababababab of cam-01/yard \(.*\) was kept at random and never sent: its device evicted it \(spool full\)"
+    with pytest.raises(NotFound, match=said):
+        frames.find(site.catalogue, "ababab")
+    told = TestClient(create_app(site.folder, TOKEN), headers={"Authorization": f"Bearer {TOKEN}"})
+    for address in ("/frames/" + "ab" * 32, "/api/v1/frames/" + "ab" * 32):
+        answer = told.get(address)
+        assert answer.status_code == 404
+        assert "evicted it (spool full)" in answer.text
+
+
+def test_a_label_of_a_program_that_counts_no_edits_is_counted_against_what_the_model_showed(site: Site) -> None:
+    bird = (1.0, 2.0, 20.0, 30.0)  # what every model of these tests shows
+    shown = send(site, "cam-01", 1, arm="policy", seed=1)
+    build_batch(site.catalogue, frames=1, settings=LabellingConfig(control_share=0.0))
+    told = TestClient(create_app(site.folder, TOKEN), headers={"Authorization": f"Bearer {TOKEN}"})
+    boxes = [{"class_name": "bird", "box_xyxy": box} for box in (bird, (30, 5, 40, 20))]
+    assert told.post(f"/api/v1/frames/{shown}/label", json={"boxes": boxes}).status_code == 200
+    (one,) = judged.judged_frames(site.catalogue)
+    assert (one.shown, one.drawn, one.right, one.changes) == (1, 2, 1, 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +11,10 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from bowerbird_server.catalogue import audited, drift_rows, unsent
+from bowerbird_server.catalogue.core import utc_text
 from bowerbird_server.cli.app import app
 from bowerbird_server.drift.watch import DriftWatch
+from bowerbird_server.errors import NotFound
 from bowerbird_server.labelling.backend import Box, submit_label
 from bowerbird_server.site import Site
 from bowerbird_server.web.app import create_app
@@ -148,12 +151,21 @@ def test_page_api_and_commands_say_how_good_the_model_is_and_what_has_drifted(si
     data = ["--data", str(site.folder.root)]
     assert "cam-01/yard" in run(app, ["drift", "field", "--by", "all", *data]).output
     assert "scores" in run(app, ["drift", "list", *data]).output
+    (told,) = json.loads(run(app, ["drift", "list", "--json", *data]).output)
+    assert told["boosted_until"] == utc_text(told["boost_until_ms"]), "what was done about it, and until when"
+    assert told["boosted_until"] in page
     assert "no change of recall" in run(app, ["drift", "changes", "cam-01/yard", *data]).output
     assert "drifted" in run(app, ["drift", "hours", "cam-01/yard", *data]).output
     assert "explores as usual again" in run(app, ["drift", "stop-boost", "cam-01", *data]).output
     assert drift_rows.boosts(site.catalogue, 0) != {}, "the episode stays"
     assert "was not boosted" in run(app, ["drift", "stop-boost", "cam-01", *data]).output
-    assert run(app, ["drift", "hours", "cam-01/nothing", *data]).exit_code != 0
+    for unknown in (
+        ("hours", "cam-01/nothing"),
+        ("field", "--camera", "cam-01/nothing"),
+        ("list", "--device", "cam-77"),
+        ("stop-boost", "cam-77"),
+    ):
+        assert isinstance(run(app, ["drift", *unknown, *data]).exception, NotFound), unknown
 
 
 def test_nobody_sees_it_without_a_token(site: Site) -> None:

@@ -149,3 +149,15 @@ def test_missing_files_and_a_readable_password_are_told_together(tmp_path: Path)
 def test_a_missing_file_says_how_to_name_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--config"):
         read_config(tmp_path / "none.toml")
+
+
+def test_a_misspelt_template_is_told_beside_what_else_is_wrong_in_its_section() -> None:
+    text = GOOD + '\n[selection]\ntemplete = "balanced"\nepsilon = -0.3\nstrategies = { entropie = 1.0, novelty = 2.0 }\n'
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, Path("/"))
+    said = str(caught.value)
+    assert "selection.templete" in said
+    assert "did you mean 'template'?" in said
+    assert "epsilon must be between 0 and 1" in said
+    assert "unknown strategy 'entropie'" in said
+    assert "weight of strategy novelty" in said

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from bowerbird_agent.capture.capture import Frame
 from bowerbird_agent.config import parse_config, parse_wished
 from bowerbird_agent.errors import ConfigError
 from bowerbird_agent.selection.choose import Candidate
-from bowerbird_agent.selection.decision_log import DecisionLog
+from bowerbird_agent.selection.decision_log import DecisionLog, read_newest_first
 from bowerbird_agent.selection.dry_run import DryRun, keep_trial, read_trial
 from bowerbird_agent.selection.explain import explain
+from bowerbird_agent.selection.fleet_novelty import FleetNovelty
 from bowerbird_agent.selection.policy import Policy
 from bowerbird_agent.selection.select import Selector
 from bowerbird_models.detections import Detections
@@ -91,6 +94,35 @@ def test_the_same_policy_on_trial_chooses_the_same_frames() -> None:
     assert 0 < int(str(facts["explore"])) < 18
     assert facts["since_ms"] == 5
     assert int(str(facts["bytes"])) > 0
+
+
+def test_a_camera_that_is_explored_more_for_a_while_is_so_in_the_trial_too() -> None:
+    def chosen(boosts: dict[str, float]) -> object:
+        dry = DryRun(POLICY, device="cam-01", cameras=1)
+        for number in range(130):
+            dry.look(frame(number), seen(number), model_digest="ab" * 32, boosts=boosts)
+        return dry.facts()["chosen"]
+
+    assert (chosen({}), chosen({"gate": 2.0})) == (18, 36)
+
+
+def test_what_the_fleet_has_enough_of_is_not_new_to_the_trial_either(tmp_path: Path) -> None:
+    class HasEverything:
+        def distance(self, embedding: NDArray[np.float32]) -> float:
+            del embedding
+            return 0.0
+
+    def novelties(folder: Path, fleet: FleetNovelty | None) -> set[float]:
+        log = DecisionLog(folder, keep=1000)
+        dry = DryRun(POLICY, device="cam-01", cameras=1, log=log)
+        for number in range(100):
+            embedded = replace(seen(number), embedding=np.random.default_rng(number).random(8, np.float32))
+            dry.look(frame(number), embedded, model_digest="ab" * 32, fleet=fleet)
+        log.write(0.0)
+        return {entry["strategies"]["novelty"] for entry in read_newest_first(folder) if "sequence" in entry}
+
+    assert novelties(tmp_path / "told", cast("FleetNovelty", HasEverything())) == {0.5}
+    assert len(novelties(tmp_path / "not-told", None)) > 10
 
 
 def test_a_trial_changes_nothing_of_what_is_in_force() -> None:

@@ -187,7 +187,14 @@ def test_a_frame_that_the_model_was_too_slow_for_is_told_as_that(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("gate", "names no frame"), ("gate:8", "is not among"), ("abcdef012345", "not among")]
+    ("name", "said"),
+    [
+        ("gate", "names no frame"),
+        ("gate:8", "is not among"),
+        ("abcdef012345", "not among"),
+        ("ABCDEF012345", "not among"),
+        ("street:0", "no camera 'street' among .* gate"),
+    ],
 )
 def test_a_frame_that_is_not_there_is_told_with_what_to_do(tmp_path: Path, selector: Selector, name: str, said: str) -> None:
     log = DecisionLog(tmp_path, keep=1000)

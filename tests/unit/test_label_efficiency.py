@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import csv
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
+import label_efficiency
 from efficiency import arms, worlds
 from efficiency.study import Result, Study, Tools
 from efficiency.verdicts import Table, against_ours, claims, points
@@ -102,25 +103,6 @@ def test_a_miss_is_an_object_without_a_visible_box_of_its_class_on_it() -> None:
     assert arms.missed_objects(frame, Detections(frame.boxes_xyxy, faint, frame.class_ids)) == {
         (frame.scene, frame.objects[-1])
     }
-
-
-def test_a_data_set_is_split_by_group_and_refuses_a_group_in_both_parts(tmp_path: Path) -> None:
-    for split, count in (("train", 12), ("val", 4)):
-        (tmp_path / "images" / split).mkdir(parents=True)
-        (tmp_path / "labels" / split).mkdir(parents=True)
-        for i in range(count):
-            cv2.imwrite(str(tmp_path / "images" / split / f"{split}{i}.png"), np.full((48, 64, 3), i, np.uint8))
-            (tmp_path / "labels" / split / f"{split}{i}.txt").write_text("0 0.5 0.5 0.5 0.25\n")
-    (tmp_path / "data.yaml").write_text("path: .\ntrain: images/train\nval: images/val\nnames: [thing]\n")
-    groups = tmp_path / "groups.csv"
-    groups.write_text("image,group\n" + "".join(f"train{i}.png,g{i // 3}\n" for i in range(12)))
-    world = worlds.data_set(0, tmp_path / "data.yaml", groups, start=4)
-    assert len(world.start) == 4
-    assert not {frame.scene for frame in world.start} & {frame.scene for frame in world.stream}
-    assert world.test[0].boxes_xyxy.tolist() == [[16.0, 18.0, 48.0, 30.0]]
-    groups.write_text("train0.png,same\nval0.png,same\n")
-    with pytest.raises(SystemExit, match="'same' is in `train` and in `val`"):
-        worlds.data_set(0, tmp_path / "data.yaml", groups)
 
 
 class _School:
@@ -245,3 +227,20 @@ def test_differences_are_told_after_each_round_and_as_a_mean_over_the_rounds() -
     assert len(found) == 1 + max(row.round for row in _results(4, gain=0.03))
     assert found[-1].mean == pytest.approx(sum(each.mean for each in found[:-1]) / (len(found) - 1))
     assert {each.pairs for each in found} == {4}
+
+
+def test_a_report_of_partial_results_says_what_made_them_and_that_arms_have_other_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [row for row in _results(4, 0.03) if row.arm != "ours" or row.seed < 2]
+    with (tmp_path / "results.csv").open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, asdict(rows[0]))
+        writer.writeheader()
+        writer.writerows(map(asdict, rows))
+    monkeypatch.setattr(sys, "argv", ["label_efficiency.py", "--report", "--out", str(tmp_path)])
+    assert label_efficiency.main() == 1, "two pairs reach no goal"
+    report = (tmp_path / "report.md").read_text()
+    assert "of seeds 0, 1, 2, 3" in report
+    assert f"Made with: `{rows[0].versions}`" in report
+    assert "Arms have run on different seeds so far" in report
+    assert "undecided" in report

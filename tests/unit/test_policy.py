@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from bowerbird_agent.selection import explore, novelty, temporal, uncertainty
 from bowerbird_agent.selection.policy import STRATEGIES, TEMPLATES, Policy
 from bowerbird_agent.selection.uncertainty import SCORERS
 
@@ -23,6 +24,20 @@ def test_every_strategy_that_can_be_named_has_code() -> None:
     assert set(STRATEGIES) == set(SCORERS) | {
         *("entropy", "missed_object", "rare_class", "novelty", "flicker", "periodic", "random"),
     }
+
+
+def test_every_strategy_that_can_be_named_cites_its_source() -> None:
+    where: dict[str, object] = {
+        "missed_object": uncertainty.hidden_objects,
+        "rule_max": uncertainty.rule_max_below,
+        "rule_min": uncertainty.rule_min_below,
+        "flicker": temporal.Tracks.flicker,
+        "periodic": temporal.periodic,
+        "novelty": novelty.Bank.distance,
+        "random": explore.AuditDraw,
+    }
+    silent = [name for name in STRATEGIES if "Source: " not in str((where.get(name) or getattr(uncertainty, name)).__doc__)]
+    assert silent == []
 
 
 def test_all_faults_are_listed_at_once() -> None:

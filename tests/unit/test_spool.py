@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bowerbird_agent.errors import SpoolFault, SpoolFull
+from bowerbird_agent.spool.fate import fate_of
 from bowerbird_agent.spool.files import FrameFiles
 from bowerbird_agent.spool.index import WAKE_IN, FrameState
 from bowerbird_agent.spool.room import INDEX_RESERVE_BYTES
@@ -516,3 +517,36 @@ def test_any_sequence_of_operations_keeps_the_account_balanced(
             assert len(files(spool)) == sum(spool.counts().values())
     finally:
         spool.close()
+
+
+def test_what_became_of_a_frame_is_read_beside_the_running_spool(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", max_bytes=LARGE)
+    frames = [make_frame(number) for number in range(3)]
+    for header, image in frames:
+        spool.put(header, image)
+    waits, arrived, dropped = (header.frame_id for header, _ in frames)
+    assert fate_of(spool.root, waits) == "waits for the end of its window"
+    spool.promote([waits, arrived])
+    spool.drop([dropped], "camera_gone")
+    assert fate_of(spool.root, waits) == "waits to be sent"
+    assert fate_of(spool.root, dropped).startswith("was given up unsent")
+    spool.mark_sent(arrived)
+    assert "receipt has not come" in fate_of(spool.root, arrived)
+    spool.receipt(Receipt(committed=(arrived,)))
+    assert fate_of(spool.root, arrived) == "the server has it"
+    assert fate_of(spool.root, "ab" * 32) == fate_of(tmp_path / "elsewhere", waits) == ""
+    spool.close()
+
+
+def test_a_frame_that_a_full_spool_gave_up_says_so(tmp_path: Path) -> None:
+    spool = Spool(tmp_path / "spool", max_bytes=SMALL)
+    ids = []
+    for number in range(12):
+        header, image = make_frame(number, image_bytes=150_000, score=number / 20)
+        spool.put(header, image)
+        spool.promote([header.frame_id])
+        ids.append(header.frame_id)
+    told = [fate_of(spool.root, frame_id) for frame_id in ids]
+    assert told[0] == "was given up unsent, for want of room or for its age"
+    assert told[-1] == "waits to be sent"
+    spool.close()

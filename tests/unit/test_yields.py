@@ -67,6 +67,13 @@ def test_few_labels_decide_nothing() -> None:
     assert judge_policy([]).word == "undecided"
 
 
+def test_a_gain_seen_in_a_single_scene_has_no_interval_and_is_not_told() -> None:
+    judged = [Judged(role, "score", "s", (), 50_000, changes) for role, changes in ((POLICY, 3), (CONTROL, 2))]
+    for found in (judge_policy(judged).per_label, judge_policy(judged).per_megabyte):
+        assert found.chosen is not None
+        assert found.gain is None
+
+
 def test_frames_of_the_evaluation_set_and_of_the_fall_back_count_for_neither_side() -> None:
     judged = simulated(1, chosen_rate=1.0, control_rate=1.0)
     more = [Judged(EVALUATION, "score", "e", (), 1, 99), Judged(POLICY, "diversity", "d", (), 1, 99)]

@@ -33,11 +33,15 @@ def _explain(arguments: argparse.Namespace) -> int:
     from bowerbird_agent.selection.decision_log import FOLDER
     from bowerbird_agent.selection.dry_run import FOLDER as DRY_FOLDER
     from bowerbird_agent.selection.explain import explain
+    from bowerbird_agent.spool.fate import fate_of
 
     config = read_config(arguments.config)
     found = explain(config.device.state_dir / (DRY_FOLDER if arguments.dry_run else FOLDER), arguments.frame)
+    fate = ""
+    if found.outcome == "chosen" and not arguments.dry_run:
+        fate = fate_of(config.device.state_dir / "spool", found.decision["frame_id"])
     if arguments.json:
-        print(json.dumps(found.plain(), indent=1))
+        print(json.dumps({**found.plain(), "spool": fate}, indent=1))
     else:
-        print("\n".join(found.lines()))
+        print("\n".join([*found.lines(), *([f"spool      {fate}"] if fate else [])]))
     return EXIT_OK

@@ -75,7 +75,13 @@ def _replay(arguments: argparse.Namespace) -> int:
             truth = read_mot(arguments.gt)
         except ValueError as error:
             raise AgentError(str(error)) from error
+    if arguments.out is not None:
+        _make_room(arguments.out)
     detector = open_detector(arguments.model, threads=arguments.threads)
+    for campaign in settings[0].campaigns:
+        if campaign.class_name and campaign.class_name not in detector.class_names:
+            known = ", ".join(detector.class_names)
+            raise ConfigError("--campaign", [f"class {campaign.class_name!r} will not come: the model's classes are {known}"])
     camera = open_camera(Source("replay", text))
     if arguments.frames is None and _never_ends(text):
         raise AgentError(f"{text} never ends; add --frames N, or frames=N to the source")
@@ -102,7 +108,6 @@ def _replay(arguments: argparse.Namespace) -> int:
     if arguments.out is not None:
         from bowerbird_agent.replay.report import report_page
 
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(report_page(trials, source=Path(text).name, model=arguments.model.name), encoding="utf-8")
     if arguments.json:
         out = None if arguments.out is None else str(arguments.out)
@@ -115,6 +120,20 @@ def _replay(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
+def _make_room(out: Path) -> None:
+    """The folder of the report, before an hour of film has been looked at in vain.
+
+    Raises:
+        AgentError: it would overwrite something else than a report, or cannot be written there.
+    """
+    if out.suffix.lower() not in {".html", ".htm"}:
+        raise AgentError(f"--out {out} is to be a page; name a file that ends with .html")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise AgentError(f"--out {out} cannot be written ({error.strerror}); name another folder") from error
+
+
 def _setting(name: str, arguments: argparse.Namespace) -> Setting:
     """A template's name, or a configuration file."""
     from bowerbird_agent.config import read_config
@@ -123,12 +142,15 @@ def _setting(name: str, arguments: argparse.Namespace) -> Setting:
 
     if name in TEMPLATES:
         setting = Setting(name, Policy.template(name))
-    elif Path(name).suffix == ".toml" or Path(name).exists():
+    elif Path(name).is_file():
         config = read_config(Path(name))
         setting = Setting(name, config.selection, config.budget.to_limits(), config.image)
     else:
         known = ", ".join(sorted(TEMPLATES))
-        raise ConfigError("--policy", [f"{name!r} is neither a file nor a template; the templates are {known}"])
+        raise ConfigError(
+            "--policy",
+            [f"{name!r} is neither a file nor a template; name a template or an agent.toml; the templates are {known}"],
+        )
     limits = setting.limits
     if arguments.bytes_per_day is not None:
         limits = replace(limits, bytes_per_day=arguments.bytes_per_day)
@@ -164,10 +186,14 @@ def _never_ends(text: str) -> bool:
 
 
 def _print(trial: Trial) -> None:
+    from bowerbird_agent.replay.report import words_of_bytes
+
     plain = trial.plain()
+    cap = trial.setting.limits.bytes_per_day
+    capped = f" (the budget lets {words_of_bytes(cap)} go)" if cap is not None and cap < trial.picked_bytes_per_day else ""
     print(
         f"{trial.setting.name}: {plain['picked']} of {trial.frames} frames picked ({plain['picked_at_random']} at random), "
-        f"{trial.picked_bytes} bytes, {plain['picked_bytes_per_day']} bytes a day at this rate; "
+        f"{words_of_bytes(trial.picked_bytes)}, {words_of_bytes(trial.picked_bytes_per_day)} a day at this rate{capped}; "
         f"{plain['sent']} sent before the end"
     )
     if trial.note:

@@ -294,7 +294,16 @@ class Inference:
             self._histograms.note(frame, detections, model_digest=digest, decode_confidence=self.detecting.decode_confidence)
         judgement = self._judge(frame, detections, thumb)
         if self.dry_run is not None:
-            self.dry_run.look(frame, detections, thumb, model_digest=digest, calibration=self._selector.calibration)
+            chosen_by = self._selector
+            self.dry_run.look(
+                frame,
+                detections,
+                thumb,
+                model_digest=digest,
+                calibration=chosen_by.calibration,
+                fleet=chosen_by.fleet,
+                boosts=self._boosts,
+            )
         self._window.frames += 1
         self.rate.judged()
         would_send = is_new and detections is not None and rule_would_send(detections)
@@ -457,7 +466,9 @@ class Inference:
             is_news, self._enough_is_news = self._enough_is_news, False
             sketch = self._enough
         if is_news:
-            self._selector.fleet = fleet_novelty(sketch, self.model_digest)
+            fleet = self._selector.fleet = fleet_novelty(sketch, self.model_digest)
+            if fleet is not None:
+                logger.info("the fleet has enough of %d kinds of frames; those are not new here either", fleet.kinds)
 
     def _take_calibration(self) -> None:
         with self._lock:

@@ -14,19 +14,17 @@ from collections import Counter, deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from bowerbird_agent.budget.budget import DAY_S, ByteLimits, TokenBucket
 from bowerbird_agent.capture.exchange import FrameExchange
-from bowerbird_agent.errors import SourceError
+from bowerbird_agent.errors import AgentError, SourceError
 from bowerbird_agent.health.counters import DESIRED_FRAMES, Counters
 from bowerbird_agent.inference.detecting import LoadedModel
 from bowerbird_agent.inference.inference import Inference
 from bowerbird_agent.link.config import BudgetConfig
+from bowerbird_agent.replay.misses import Misses
 from bowerbird_agent.selection.campaign_book import CampaignBook
 from bowerbird_agent.selection.pace import room_bytes
 from bowerbird_agent.selection.select import Selector
-from bowerbird_agent.selection.uncertainty import pairwise_iou
 from bowerbird_agent.storing.encode import FrameEncoder
 from bowerbird_agent.storing.storing import StoringThread
 from bowerbird_agent.storing.storing_config import ImageConfig
@@ -37,6 +35,7 @@ from bowerbird_wire.messages import FrameMessage
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from bowerbird_agent.capture.capture import Camera, Frame
@@ -47,7 +46,6 @@ if TYPE_CHECKING:
     from bowerbird_models.mot import MotBox
     from bowerbird_wire.messages import Campaign, FrameHeader
 
-_FOUND_IOU = 0.5
 _MODEL_TIMEOUT_S = 60.0
 
 
@@ -102,6 +100,7 @@ class Trial:
         missed_tracks: distinct objects that the model did not show at least once; None without ground truth.
         missed_boxes: how often it did not show one, over all frames with ground truth.
         truth_frames: frames with ground truth.
+        truth_note: what to know of the comparison with it; "" for nothing.
     """
 
     setting: Setting
@@ -113,6 +112,7 @@ class Trial:
     missed_tracks: int | None = None
     missed_boxes: int = 0
     truth_frames: int = 0
+    truth_note: str = ""
 
     @property
     def picked_bytes(self) -> int:
@@ -142,10 +142,14 @@ class Trial:
     @property
     def note(self) -> str:
         """What to know before believing the figures; "" for nothing."""
+        return "; ".join(filter(None, (self._note_on_selection, self.truth_note)))
+
+    @property
+    def _note_on_selection(self) -> str:
         if self.setting.frames_total is not None and len(self.picks) >= self.setting.frames_total:
             return "the server's wish was fulfilled before the film ended, so bytes a day say little"
         window = self.setting.policy.window_frames
-        if self.frames >= window:
+        if self.frames >= window or not self.setting.policy.epsilon:
             return ""
         return (
             f"the film is shorter than one window of {window} frames, so less is taken at random than on a device that runs on; "
@@ -202,10 +206,11 @@ def replay(
     Raises:
         CameraError: the source cannot be read.
         SourceError: it gave no frame.
+        AgentError: the ground truth is not this film's.
     """
     shared = _OnePass(detector)
     runs = [_Run(setting, shared, camera) for setting in settings]
-    misses = None if truth is None else _Misses(truth, detector.class_names, truth_class)
+    misses = None if truth is None else Misses(truth, detector.class_names, truth_class)
     done, began_at_ms = 0, 0
     last: Frame | None = None
     while most_frames is None or done < most_frames:
@@ -222,9 +227,15 @@ def replay(
         progress(done)
     if last is None:
         raise SourceError(f"camera {camera.name} gave no frame; check the source")
+    if misses is not None and not misses.objects_in_view:
+        height, width = last.image_bgr.shape[:2]
+        raise AgentError(
+            f"the ground truth names no object inside the {width}x{height} pixels of any of the {done} frames; give that of this film"
+        )
     # The last frame lasts as long as the others on average.
     span_s = (last.captured_at_ms - began_at_ms) / 1000.0
-    return [run.finish(done, span_s * done / (done - 1) if done > 1 else span_s) for run in runs]
+    seconds = span_s * done / (done - 1) if done > 1 else span_s
+    return [run.finish(done, seconds, "" if misses is None else misses.note) for run in runs]
 
 
 class _OnePass:
@@ -250,37 +261,6 @@ class _OnePass:
         if key not in self._found:
             self._found[key] = self._detector.detect(image_bgr, confidence=confidence, iou=iou)
         return self._found[key]
-
-
-class _Misses:
-    """Which objects the model does not show."""
-
-    def __init__(self, truth: Mapping[int, Sequence[MotBox]], class_names: Sequence[str], truth_class: str) -> None:
-        self._truth, self._last = truth, max(truth, default=-1)
-        self._class_id = class_names.index(truth_class) if truth_class in class_names else None
-
-    def of(self, sequence: int, detections: Detections, visible: float) -> tuple[int, ...] | None:
-        """Tracks without a shown box on them (IoU at least a half, one box for each); None where nothing is known."""
-        if not 0 <= sequence <= self._last:
-            return None
-        objects = self._truth.get(sequence, ())
-        shown = detections.scores >= visible
-        if self._class_id is not None:
-            shown &= detections.class_ids == self._class_id
-        boxes = detections.boxes_xyxy[shown].astype(np.float64)
-        if not objects or not len(boxes):
-            return tuple(track for track, _ in objects)
-        iou = pairwise_iou(np.array([box for _, box in objects], np.float64), boxes)
-        found: set[int] = set()
-        used: set[int] = set()
-        for place in np.argsort(-iou, axis=None, kind="stable").tolist():
-            i, j = divmod(place, len(boxes))
-            if iou[i, j] < _FOUND_IOU:
-                break
-            if i not in found and j not in used:
-                found.add(i)
-                used.add(j)
-        return tuple(track for i, (track, _) in enumerate(objects) if i not in found)
 
 
 class _Shelf:
@@ -351,7 +331,7 @@ class _Run:
         )
         self._load(LoadedModel(detector, detector.file_digest))
 
-    def show(self, frame: Frame, misses: _Misses | None) -> None:
+    def show(self, frame: Frame, misses: Misses | None) -> None:
         """Judge a frame, and send what waits as far as the budget goes."""
         self._now_s, self._now_ms = frame.monotonic_ns / 1e9, frame.captured_at_ms
         self._exchange.put_newest(frame)
@@ -362,12 +342,12 @@ class _Run:
                 found = self._detector.detect(frame.image_bgr, confidence=policy.decode_confidence)
             except ModelOutputError:
                 found = None
-            missed = None if found is None else misses.of(frame.sequence, found, policy.visible_confidence)
+            missed = None if found is None else misses.of(frame, found, policy.visible_confidence)
             if missed is not None:
                 self._missed[frame.sequence] = missed
         self._send()
 
-    def finish(self, frames: int, seconds: float) -> Trial:
+    def finish(self, frames: int, seconds: float, truth_note: str) -> Trial:
         """Close the last window."""
         self._is_over = True
         while not self._inference.is_flushed:
@@ -386,6 +366,7 @@ class _Run:
             missed_tracks=len({track for tracks in missed for track in tracks}) if known else None,
             missed_boxes=sum(len(tracks) for tracks in missed),
             truth_frames=len(self._missed),
+            truth_note=truth_note,
         )
 
     def _load(self, model: LoadedModel) -> None:

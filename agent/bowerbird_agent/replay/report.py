@@ -79,11 +79,11 @@ def _figures(trials: Sequence[Trial]) -> str:
     rows = [
         ("Frames picked", [f"{len(t.picks)} ({_share(len(t.picks), t.frames)})" for t in trials]),
         ("… at random, without looking", [str(sum(p.header.arm == "explore" for p in t.picks)) for t in trials]),
-        ("Bytes picked", [_bytes(t.picked_bytes) for t in trials]),
-        ("Bytes a day", [_bytes(t.picked_bytes_per_day) for t in trials]),
+        ("Bytes picked", [words_of_bytes(t.picked_bytes) for t in trials]),
+        ("Bytes a day", [words_of_bytes(t.picked_bytes_per_day) for t in trials]),
         (
             "Sent before the film ended",
-            [f"{sum(p.sent_at_ms is not None for p in t.picks)}, {_bytes(t.sent_bytes)}" for t in trials],
+            [f"{sum(p.sent_at_ms is not None for p in t.picks)}, {words_of_bytes(t.sent_bytes)}" for t in trials],
         ),
     ]
     if all(trial.missed_tracks is not None for trial in trials):
@@ -128,7 +128,7 @@ def _counts(title: str, counts: Mapping[str, int]) -> str:
 def _figure(pick: Pick, names: Sequence[str], *, visible: float) -> str:
     header = pick.header
     arm = f"at random (p {header.inclusion_probability:.4f})" if header.arm == "explore" else f"rank {header.score:.2f}"
-    lines = [f"<b>frame {header.sequence}</b> · {arm}", escape(_joined(header.reasons)), f"{_bytes(pick.size_bytes)}"]
+    lines = [f"<b>frame {header.sequence}</b> · {arm}", escape(_joined(header.reasons)), f"{words_of_bytes(pick.size_bytes)}"]
     if pick.missed is not None:
         lines[-1] += f" · {len(pick.missed)} missed"
     if pick.sent_at_ms is None:
@@ -156,7 +156,8 @@ def _joined(reasons: Iterable[str]) -> str:
     return ", ".join(reason.replace("_", " ") for reason in reasons) or "no strategy spoke"
 
 
-def _bytes(count: float) -> str:
+def words_of_bytes(count: float) -> str:
+    """For people: three digits or so and a unit."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

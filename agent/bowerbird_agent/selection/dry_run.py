@@ -15,6 +15,7 @@ import time
 from collections import OrderedDict
 from dataclasses import fields as fields_of
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import cbor2
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
     from bowerbird_agent.capture.capture import Frame
     from bowerbird_agent.selection.decision_log import DecisionLog
+    from bowerbird_agent.selection.fleet_novelty import FleetNovelty
     from bowerbird_agent.selection.policy import Policy
     from bowerbird_models.detections import Detections
     from bowerbird_models.score_calibration import ScoreCalibration
@@ -42,6 +44,7 @@ FOLDER = "decisions-dry"
 FILE = "trial.cbor"  # beside its decisions
 _REMEMBERED = 20_000  # chosen frames that are compared with those of the other policy
 _FRAME_BYTES = 50_000  # until the first frame was encoded
+_NO_BOOSTS: Mapping[str, float] = MappingProxyType({})
 
 Key = tuple[str, int]  # camera and capture time
 
@@ -96,13 +99,20 @@ class DryRun:
         *,
         model_digest: str,
         calibration: ScoreCalibration | None = None,
+        fleet: FleetNovelty | None = None,
+        boosts: Mapping[str, float] = _NO_BOOSTS,
     ) -> None:
-        """Judge one frame, after the policy in force has; the arguments are those of `Selector.judge` and `Selector.use`."""
+        """Judge one frame, after the policy in force has, by all that counts for that one as well.
+
+        Args: those of `Selector.judge`, `Selector.use`, `Selector.fleet` and `Selector.boost`.
+        """
         if self._has_failed:
             return
         try:
             if calibration is not self._selector.calibration:
                 self._selector.use(calibration)
+            self._selector.fleet = fleet
+            self._selector.boost(boosts)
             self._look(frame, detections, thumb, model_digest)
         except Exception as error:  # a trial is never a reason to stop looking
             self._has_failed = True

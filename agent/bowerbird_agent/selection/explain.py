@@ -115,12 +115,15 @@ def explain(folder: Path, frame: str) -> Explanation:
         AgentError: neither form, or no such frame in the ring.
     """
     place = _PLACE.fullmatch(frame)
+    if place is None:
+        frame = frame.lower()
     if place is None and not _ID.fullmatch(frame):
         raise AgentError(f"{frame!r} names no frame; write camera:sequence, such as gate:1234, or a frame id in hex digits")
     became: dict[str, tuple[str, str, int | None, Mapping[str, Any]]] = {}
     count = 0
     around: dict[str, int] = {}  # of this camera the nearest frames that were looked at, "before" and "after"
     oldest: Mapping[str, Any] | None = None
+    cameras: set[str] = set()
     for entry in read_newest_first(folder):
         if "sequence" not in entry:
             window: Mapping[str, Any] = {
@@ -132,6 +135,7 @@ def explain(folder: Path, frame: str) -> Explanation:
                 became.setdefault(frame_id, ("dropped", why, None, window))
             continue
         count, oldest = count + 1, entry
+        cameras.add(entry["camera"])
         if place is not None and entry["camera"] == place["camera"]:
             side, nearer = ("before", max) if entry["sequence"] < int(place["sequence"]) else ("after", min)
             around[side] = nearer(around.get(side, entry["sequence"]), entry["sequence"])
@@ -147,6 +151,10 @@ def explain(folder: Path, frame: str) -> Explanation:
         raise AgentError(
             f"nobody looked at frame {frame}: after {around['before']} the device looked at {around['after']}. A newer frame had "
             "replaced it before the model was free; a lower fps of the camera, or a faster model, leaves fewer out"
+        )
+    if place is not None and cameras and place["camera"] not in cameras:
+        raise AgentError(
+            f"no camera {place['camera']!r} among those whose decisions are kept here: {', '.join(sorted(cameras))}"
         )
     raise AgentError(_unknown(frame, folder, count, oldest))
 

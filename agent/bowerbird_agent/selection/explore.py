@@ -23,6 +23,9 @@ def keyed_unit(key: str, *parts: object) -> float:
 class AuditDraw:
     """The draw for one camera during one window.
 
+    Source: Madow, "On the Theory of Systematic Sampling, II" (1949): systematic sampling with unequal probabilities; a place drawn anew
+        in each stretch is ours.
+
     Args:
         key: secret or not, but another for each device and window.
         camera: the camera's name.

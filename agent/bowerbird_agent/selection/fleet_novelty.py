@@ -30,6 +30,11 @@ class FleetNovelty:
         self._sketch = sketch
         self._projection = projection(sketch.model, sketch.embedding_size)
 
+    @property
+    def kinds(self) -> int:
+        """Groups of frames that look alike, of which there is enough."""
+        return len(self._sketch.centres)
+
     def distance(self, embedding: NDArray[np.float32]) -> float:
         """In [0, 1]; 1 for an embedding of another length, about which nothing is known.
 

@@ -110,7 +110,10 @@ class Bank:
         self._hashes = np.concatenate([self._hashes, fingerprint.hash_bits[None, :]])[-self._size :]
 
     def distance(self, fingerprint: Fingerprint) -> float:
-        """Distance in [0, 1] to the nearest kept frame; 1 when nothing was kept."""
+        """Distance in [0, 1] to the nearest kept frame; 1 when nothing was kept.
+
+        Source: the distance by which Sener and Savarese's k-center greedy (ICLR 2018) picks, against a bank that forgets its oldest.
+        """
         if not len(self._hashes):
             return 1.0
         embedding = fingerprint.embedding

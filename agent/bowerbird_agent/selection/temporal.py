@@ -86,6 +86,7 @@ def periodic(place: int, period: float) -> float:
         period: frames in a stretch, above 0.
     Returns:
         [0, 1], 1 in the middle.
+    Source: systematic sampling, Cochran, "Sampling Techniques" (1977), chapter 8, from the middle of each stretch.
     """
     if period <= 1.0:
         return 1.0

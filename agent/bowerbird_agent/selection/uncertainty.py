@@ -191,6 +191,8 @@ def entropy(detections: Detections, *, floor_score: float = 0.05, calibration: S
         calibration: what the model's scores are worth; the entropy is then that of the probability, times the class's weight.
     Returns:
         [0, 1]; 0 without detections.
+    Source: Yang, Huang and Crowley, "Plug and Play Active Learning for Object Detection" (CVPR 2024), section 3.2, with its class
+        weights; the floor is ours.
     """
     floor = _entropy_of(floor_score)
     if len(detections.scores) <= _FEW_BOXES:
@@ -234,7 +236,10 @@ def _entropy_of(score: float) -> float:
 
 
 def least_confidence(detections: Detections, *, visible: float = 0.25, calibration: ScoreCalibration | None = None) -> float:
-    """One minus the score, or where that is known the probability, of the least certain visible box; 0 without visible boxes."""
+    """One minus the score, or where that is known the probability, of the least certain visible box; 0 without visible boxes.
+
+    Source: Settles (2009), section 3.1; the largest of the boxes after Brust, Kaeding and Denzler (2019).
+    """
     shown = detections.scores >= visible
     if calibration is None:
         return largest(least_confidence_boxes(detections.scores[shown]))
@@ -246,6 +251,7 @@ def margin(detections: Detections, *, visible: float = 0.25) -> float:
     """The closest top two classes among the visible boxes; 0 without visible boxes.
 
     With end-to-end heads or a single class there is no second class: the margin is that between "object" and "none", p and 1 - p.
+    Source: Settles (2009), section 3.1; the largest of the boxes after Brust, Kaeding and Denzler (2019).
     """
     shown = detections.scores >= visible
     if detections.class_scores is None or detections.class_scores.shape[1] < 2:
@@ -265,13 +271,20 @@ def localisation(detections: Detections, *, visible: float = 0.25) -> float:
 
 
 def close_to_threshold(detections: Detections, *, visible: float = 0.25) -> float:
-    """How close any box's score is to the threshold from which it is shown: 1 on it, 0 at 0 and at 1."""
+    """How close any box's score is to the threshold from which it is shown: 1 on it, 0 at 0 and at 1.
+
+    Source: Lewis and Gale, "A Sequential Algorithm for Training Text Classifiers" (SIGIR 1994): what lies nearest to the threshold of
+        the decision; the scale on either side is ours.
+    """
     scores = detections.scores.astype(np.float64)
     return largest(np.clip(np.where(scores < visible, scores / visible, (1.0 - scores) / (1.0 - visible)), 0.0, 1.0))
 
 
 def count(detections: Detections, *, visible: float = 0.25) -> float:
-    """How many boxes are shown: n / (n + 8)."""
+    """How many boxes are shown: n / (n + 8).
+
+    Source: ours, a count bounded so that it can be combined with the others.
+    """
     shown = int((detections.scores >= visible).sum())
     return shown / (shown + _HALF_CROWDED)
 
@@ -285,6 +298,7 @@ def rare_class(detections: Detections, frequency: Mapping[int, float], *, visibl
         frequency: class id -> in how many frames it was shown lately; classes that are missing were not.
     Returns:
         [0, 1]; 0 without detections, and for a model of one class as soon as it was seen.
+    Source: weighting by inverse class frequency after Brust, Kaeding and Denzler (2019); the faint boxes and the forgetting are ours.
     """
     most = max(frequency.values(), default=0.0)
     score = 0.0
@@ -303,6 +317,7 @@ def hidden_objects(detections: Detections, *, floor_score: float = 0.05, visible
 
     Returns:
         0 or more.
+    Source: ours; published scores of detectors look at boxes that are shown, and a miss is one that is not.
     """
     all_boxes, confidences, _ = detections.to_lists()
     least, most = _single(floor_score), _single(visible)
@@ -351,13 +366,19 @@ def _single(number: float) -> float:
 
 
 def rule_max_below(detections: Detections, *, threshold: float = 0.6, visible: float = 0.25) -> bool:
-    """The field's rule of thumb, first printing: `max(conf) < threshold`, over what a user is shown; never without a box."""
+    """The field's rule of thumb, first printing: `max(conf) < threshold`, over what a user is shown; never without a box.
+
+    Source: handed on in examples of edge pipelines without an author; a baseline, not a recommendation.
+    """
     scores = detections.scores[detections.scores >= visible]
     return bool(len(scores)) and float(scores.max()) < threshold
 
 
 def rule_min_below(detections: Detections, *, threshold: float = 0.6, visible: float = 0.25) -> bool:
-    """The same rule in its other printing: `min(conf) < threshold`, over what a user is shown; never without a box."""
+    """The same rule in its other printing: `min(conf) < threshold`, over what a user is shown; never without a box.
+
+    Source: as `rule_max_below`.
+    """
     scores = detections.scores[detections.scores >= visible]
     return bool(len(scores)) and float(scores.min()) < threshold
 

@@ -99,7 +99,10 @@ class EditRate:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Chosen frames against the control, in changed boxes per label or per megabyte; None where there is nothing to divide by."""
+    """Chosen frames against the control, in changed boxes per label or per megabyte; None where there is nothing to divide by.
+
+    `gain` is None of a single scene on either side as well, since an interval needs two.
+    """
 
     chosen: float | None
     control: float | None
@@ -265,7 +268,9 @@ def _compare(chosen: Sequence[Judged], control: Sequence[Judged], resampled: NDA
     ours, theirs = (float(rate(_totals(side))) for side in (chosen, control))
     gains = rate(resampled[:, 0]) - rate(resampled[:, 1])
     gains = gains[np.isfinite(gains)]
-    known = math.isfinite(ours) and math.isfinite(theirs) and len(gains) > 0
+    # Scenes are what is drawn again: of a single one nothing can vary, and an interval without width would look like certainty.
+    scenes = min(len({one.scene for one in side}) for side in (chosen, control))
+    known = math.isfinite(ours) and math.isfinite(theirs) and len(gains) > 0 and scenes >= 2
     gain = None
     if known:
         low, high = np.percentile(gains, [2.5, 97.5])

@@ -216,6 +216,16 @@ def list_batches(cat: Catalogue, *, state: str | None = None, limit: int = 100) 
     return [progress(cat, row["id"]) for row in rows]
 
 
+def find(cat: Catalogue, end: str) -> Row:
+    """As `progress`, for a batch's id or at least the last four characters of it.
+
+    Raises:
+        NotFound: there is no such batch, or more than one.
+    """
+    rows = cat.rows("SELECT id FROM batch WHERE id = ?1 OR (length(?1) >= 4 AND substr(id, -length(?1)) = ?1) LIMIT 2", end)
+    return progress(cat, rows[0]["id"] if len(rows) == 1 else end)
+
+
 def batch_frames(cat: Catalogue, batch: str) -> list[str]:
     """The ids of a batch's frames in order.
 

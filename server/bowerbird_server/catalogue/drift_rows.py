@@ -273,7 +273,7 @@ def stop_boost(cat: Catalogue, device: str, actor: str) -> int:
 
 
 def episodes(cat: Catalogue, *, device: str | None = None, limit: int = 100) -> list[Row]:
-    """Episodes, newest first, `distances` decoded, each with its `slice` and `far`, the histograms that began it."""
+    """Episodes, newest first, `distances` decoded, each with its `slice`, `far`, the histograms that began it, and `boosted_until`."""
     rows = cat.rows(
         "SELECT drift.* FROM drift JOIN camera ON camera.id = drift.camera WHERE ?1 IS NULL OR camera.device = ?1 "
         "ORDER BY drift.id DESC LIMIT ?2",
@@ -284,7 +284,10 @@ def episodes(cat: Catalogue, *, device: str | None = None, limit: int = 100) -> 
     for row in rows:
         distances = json.loads(row["distances"])
         far = sorted(name for name, distance in distances.items() if Distance(**distance).is_far)
-        found.append({**row, "distances": distances, "far": far, "slice": slice_name(row["id"])})
+        boosted_until = utc_text(row["boost_until_ms"]) if row["boost_until_ms"] else None
+        found.append(
+            {**row, "distances": distances, "far": far, "slice": slice_name(row["id"]), "boosted_until": boosted_until}
+        )
     return found
 
 

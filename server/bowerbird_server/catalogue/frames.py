@@ -312,8 +312,24 @@ def get(cat: Catalogue, frame: str) -> Row:
     """
     row = cat.row("SELECT * FROM frame WHERE id = ?", frame)
     if row is None:
-        raise NotFound(f"no frame {frame[:12]} in the catalogue; `bowerbird frames list` shows what there is")
+        stones = cat.rows("SELECT * FROM tombstone WHERE frame = ? LIMIT 1", frame)
+        raise NotFound(
+            _never_sent(stones[0])
+            if stones
+            else f"no frame {frame[:12]} in the catalogue; `bowerbird frames list` shows what there is"
+        )
     return {**row, "detections": detections(cat, frame), "redactions": redactions(cat, frame)}
+
+
+def _never_sent(stone: Row) -> str:
+    """Why a frame is not here that its device kept and named when it gave it up."""
+    what, _, why = stone["why"].partition(":")
+    arm = {"explore": "at random", "policy": "by the policy", "fetched": "because somebody asked for it"}.get(stone["arm"], "")
+    name = stone["frame"][:12]
+    return (
+        f"frame {name} of {stone['device']}/{stone['camera']} ({stone['captured_at']}) was kept {arm} and never sent: its device "
+        f"{what} it ({why.replace('_', ' ')}). `bowerbird-agent explain {name}` there says more while it is recent"
+    )
 
 
 def find(cat: Catalogue, beginning: str) -> Row:
@@ -323,6 +339,9 @@ def find(cat: Catalogue, beginning: str) -> Row:
         NotFound: there is no such frame, or more than one.
     """
     found = cat.starting_with("frame", "id", beginning)
+    stones = [] if found else cat.starting_with("tombstone", "frame", beginning)
+    if len(stones) == 1:
+        raise NotFound(_never_sent(stones[0]))
     if len(found) != 1:
         count = len(found) or "no"
         raise NotFound(f"{count} frames start with {beginning[:64]!r}; `bowerbird frames list` shows what there is")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from bowerbird_server.catalogue import Catalogue, audited, drift_rows
+from bowerbird_server.catalogue import Catalogue, audited, drift_rows, fleet
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_rows
 from bowerbird_server.errors import NotFound
 
@@ -32,6 +32,8 @@ def list_drift(
 ) -> None:
     """Episodes in which a camera showed something else than before, newest first, with what was done about them."""
     with open_site(data) as site:
+        if device is not None:
+            fleet.get(site.catalogue, device)
         rows = drift_rows.episodes(site.catalogue, device=device)
     for row in rows:
         row["state"] = "open" if row["closed_at"] is None else row["why_closed"].replace("_", " ")
@@ -45,6 +47,7 @@ def list_drift(
             "cause": "cause",
             "in": "in",
             "state": "state",
+            "boosted_until": "explored more until",
             "slice": "slice",
         },
         as_json=as_json,
@@ -106,6 +109,7 @@ def _known(cat: Catalogue, camera: str) -> None:
 def stop_boost(device: str, data: Data = DATA) -> None:
     """Let a device explore all its cameras as much as its policy says again, before the day is over."""
     with open_site(data) as site:
+        fleet.get(site.catalogue, device)
         count = drift_rows.stop_boost(site.catalogue, device, actor())
     say(f"{device} explores as usual again" if count else f"{device} was not boosted")
 
@@ -120,6 +124,8 @@ def field(
 ) -> None:
     """Precision and recall in the field with 95 % intervals, from the random audit, by camera and over time."""
     with open_site(data) as site:
+        if camera is not None:
+            _known(site.catalogue, camera)
         rows = audited.metrics(site.catalogue, period=by.value, camera=camera, model=model)
     if not as_json:
         rows = [audited.in_words(row) for row in rows]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
@@ -15,6 +16,7 @@ from bowerbird_server.catalogue import batches, judged, second_looks
 from bowerbird_server.catalogue import frames as frame_rows
 from bowerbird_server.catalogue.classes import add_classes, class_names, declare_looked_for
 from bowerbird_server.cli.common import DATA, AsJson, Data, actor, open_site, say, show_json, show_rows
+from bowerbird_server.errors import NotFound
 from bowerbird_server.labelling import files
 
 app = typer.Typer(no_args_is_help=True, help="Labels. Example: bowerbird labels export labels/ --format coco")
@@ -39,6 +41,41 @@ def queue(data: Data = DATA, limit: Annotated[int, typer.Option(min=1)] = 50, as
         {"short": "frame", "camera": "camera", "captured_at": "captured", "why": "why"},
         as_json=as_json,
         none="the queue is empty; `bowerbird frames queue` hands received frames to annotators",
+    )
+
+
+@app.command("batches")
+def list_batches(
+    batch: Annotated[str | None, typer.Argument(help="A batch's id, or its end: its manifest, as JSON.")] = None,
+    data: Data = DATA,
+    limit: Annotated[int, typer.Option(min=1)] = 50,
+    as_json: AsJson = False,
+) -> None:
+    """Batches and how far they are labelled; of one of them its manifest: policy, seed, who looked, each frame's role and chance."""
+    with open_site(data) as site:
+        if batch is not None:
+            row = batches.find(site.catalogue, batch)
+            if row["manifest"] is None:
+                raise NotFound(
+                    f"batch {row['id']} has no manifest; `bowerbird frames show` says why each of its frames is here"
+                )
+            show_json({"batch": row["id"], **json.loads(site.blobs.read(row["manifest"]))})
+            return
+        rows = batches.list_batches(site.catalogue, limit=limit)
+    show_rows(
+        [{**row, "by": row["policy"].get("by", "score")} for row in rows],
+        {
+            "id": "batch",
+            "created_at": "opened",
+            "state": "state",
+            "by": "chosen by",
+            "frames": "frames",
+            "labelled": "labelled",
+            "rejected": "rejected",
+            "waiting": "waiting",
+        },
+        as_json=as_json,
+        none="no batch yet; `bowerbird frames queue` makes one of received frames",
     )
 
 

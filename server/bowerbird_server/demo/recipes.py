@@ -74,10 +74,10 @@ SYNTHETIC_RECIPE = Recipe(
     round_training={
         "model": "bowerbird-eighth",
         "image_size": 192,
-        "epochs": 18,
-        "batch": 4,
-        # Half of the first rate: enough to learn the night, too little to forget the day.
-        "learning_rate": 0.001,
+        "epochs": 20,
+        "batch": 8,
+        # Enough for the night and its fox, and the day gains too: 0.53 where batches of 4 at 0.001 gave 0.45 in the same time.
+        "learning_rate": 0.004,
         "mosaic": 0.0,
         "seed": 1,
         "threads": 1,

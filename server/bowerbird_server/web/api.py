@@ -16,7 +16,8 @@ from bowerbird_server.batches import batch as batch_rules
 from bowerbird_server.catalogue import accounts, audit, batches, classes, fetches, fleet, frames, overview, second_looks, unsent
 from bowerbird_server.catalogue.core import Row
 from bowerbird_server.errors import BadInput, Conflict, NotFound
-from bowerbird_server.labelling.backend import Box, submit_label
+from bowerbird_server.labelling.backend import prelabels, submit_label
+from bowerbird_server.labelling.boxes import PRELABEL_CONFIDENCE, Box, count_edits
 from bowerbird_server.web import api_types as t
 from bowerbird_server.web.shapes import fetch_shapes, frame_detail, frame_shape, queue_item
 from bowerbird_server.web.stores import catalogue, principal_of, stores, whole_catalogue
@@ -155,16 +156,20 @@ def open_frame(request: Request, frame_id: str) -> Row:
 def post_label(request: Request, frame_id: str, label: t.LabelIn) -> Row:
     cat, blobs = stores(request)
     frames.get(cat, frame_id)  # a frame of another site is none
+    boxes = [Box(box.class_name, box.box_xyxy) for box in label.boxes]
+    edits = label.edits
+    if edits is None:  # a program's; without edits no label would say whether choosing pays
+        edits = count_edits(prelabels(cat, frame_id, PRELABEL_CONFIDENCE), boxes) if label.verdict == "labelled" else {}
     revision = submit_label(
         whole_catalogue(request),
         blobs,
         frame_id,
         _author(request, label.author),
         label.verdict,
-        [Box(box.class_name, box.box_xyxy) for box in label.boxes],
+        boxes,
         classes_reviewed=label.classes_reviewed,
         seconds=label.seconds,
-        edits=label.edits,
+        edits=edits,
         label_id=label.label_id,
     )
     return {

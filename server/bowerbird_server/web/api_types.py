@@ -207,7 +207,10 @@ class LabelIn(_In):
     boxes: list[LabelBox] = Field(default=[], max_length=2000)
     classes_reviewed: list[str] | None = Field(default=None, description="The classes looked for; all known ones when left out")
     seconds: Finite | None = Field(default=None, ge=0)
-    edits: dict[str, int] = Field(default={}, description="Counts of kept, moved, added, deleted, reclassed, left_out")
+    edits: dict[str, int] | None = Field(
+        default=None,
+        description="Counts of kept, moved, added, deleted, reclassed, left_out; left out: counted here against what the model showed",
+    )
     author: str | None = Field(default=None, max_length=80, description="With a token only; a session labels in its own name")
     label_id: str | None = Field(default=None, description="A UUID made by the client: the same save again changes nothing")
 
