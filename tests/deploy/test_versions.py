@@ -61,6 +61,11 @@ def everything(folder: Path) -> dict[str, str]:
     }
 
 
+def either(package: str, now: str, first: str, name: str) -> str:
+    """The line that imports a name from where it lies now, or lay in the first version (ADR 12)."""
+    return f"try:\n    from {package}.{now} import {name}\nexcept ImportError:\n    from {package}.{first} import {name}\n"
+
+
 def older(kept: Path, code: str, *arguments: object) -> subprocess.CompletedProcess[str]:
     """Run Python with the packages of the release whose data this is; skips where git does not have it."""
     version = told(kept)["version"]
@@ -139,8 +144,9 @@ def test_an_update_repository_of_an_earlier_version_gets_a_role_for_the_agent_an
     kept: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom bowerbird_server.releases.repository import Repository\n"
-        "Repository(Path(sys.argv[1]) / 'repository', Path(sys.argv[1]) / 'keys').create()\n"
+        "import sys\nfrom pathlib import Path\n"
+        + either("bowerbird_server", "releases.repository", "repository", "Repository")
+        + "Repository(Path(sys.argv[1]) / 'repository', Path(sys.argv[1]) / 'keys').create()\n"
     )
     assert (done := older(kept, code, tmp_path)).returncode == 0, done.stderr
     repository = Repository(tmp_path / "repository", tmp_path / "keys")
@@ -169,8 +175,9 @@ def test_the_earlier_agent_reads_what_this_one_has_written(kept: Path) -> None:
     done = older(
         kept,
         "import sys\nfrom pathlib import Path\n"
-        "from bowerbird_agent.spool.spool import Spool\nfrom bowerbird_agent.updates.state import UpdateState\n"
-        "folder = Path(sys.argv[1])\n"
+        + either("bowerbird_agent", "spool.spool", "spool", "Spool")
+        + either("bowerbird_agent", "updates.state", "update_state", "UpdateState")
+        + "folder = Path(sys.argv[1])\n"
         "spool = Spool(folder / 'spool', max_bytes=10**9, min_free_bytes=0)\n"
         "state = UpdateState(folder / 'update')\n"
         "print(sum(spool.counts().values()), state.record().state.value, state.floor('release'))\n",
