@@ -11,7 +11,7 @@ A run that was stopped goes on where it was when it is started again with the sa
 
     python benchmarks/label_efficiency.py --quick [--data data.yaml]
     nice -n 15 python benchmarks/label_efficiency.py --out build/label-efficiency --arms claims --plateau
-    nice -n 15 python benchmarks/label_efficiency.py --out build/film --video FILE --gt gt.txt --arms claims --seeds 0-5
+    nice -n 15 python benchmarks/label_efficiency.py --out build/film --video FILE --gt gt.txt --arms claims --plateau --seeds 0-5
 
 A first model of the synthetic world takes about four minutes of CPU and a later row two and a quarter: 25 minutes a seed for `claims`,
 two hours for `everything`.

@@ -280,7 +280,7 @@ class Study:
         training = dict(world.training)
         a_pass = math.ceil(len(labelled) / training["batch"])
         epochs = math.ceil(steps / a_pass)
-        # Of the same length for a few labels and for all; Ultralytics counts it in passes, and makes no shorter one.
+        # As long for a few labels as for all, but that passes with repeated pictures are longer by up to twice; none is shorter.
         training["warmup_epochs"] = _WARM_UP_STEPS / a_pass
         request = TrainingRequest(folder / "data.yaml", folder, base_weights=base, epochs=epochs, seed=seed, **training)
         trained = self._tools.train(request)
