@@ -6,6 +6,8 @@ import hashlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 
 from bowerbird_agent.updates.model_store import ModelStore
 from bowerbird_agent.updates.runner import RunnerSettings
+from bowerbird_agent.updates.selftest import verdict_of
 from bowerbird_agent.updates.updater import TrialLimits
 from bowerbird_models.errors import ModelOutputError
 from bowerbird_models.manifest import ModelManifest, PackageFile, Probation, canonical_json
@@ -341,6 +344,15 @@ def test_a_model_that_hangs_in_the_self_test_is_killed_and_refused(server: Updat
     bad = swapped_file(make("good"), "onnx-fp32", slow.read_bytes())
     settings = replace(SETTINGS, selftest_s=3.0)
     refuse(server, tmp_path, server.job(bad, server.publish(bad)), "selftest_timeout", settings=settings)
+
+
+def test_a_model_that_uses_up_its_processor_time_hangs_too_whatever_the_clock_says(make: Make, tmp_path: Path) -> None:
+    """Beside a busy machine the clock ends first, on two quiet cores the processor time."""
+    slow = write_tiny_yolo(tmp_path / "slow.onnx", sleep_loops=10_000_000)
+    bad = swapped_file(make("good"), "onnx-fp32", slow.read_bytes())
+    command = [sys.executable, "-m", "bowerbird_agent.updates.selftest", str(bad.dir), "--digest", bad.digest, "--cpu-s", "1"]
+    child = subprocess.run(command, capture_output=True, timeout=100, check=False)
+    assert verdict_of(child.stdout, child.returncode).code == "selftest_timeout"
 
 
 def test_a_self_test_that_dies_is_a_refusal_and_the_agent_lives_on(server: UpdateServer, make: Make, tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ def verdict_of(output: bytes, exit_code: int) -> SelfTestResult:
         plain = json.loads(output[-_MAX_OUTPUT_BYTES:])
         return SelfTestResult(str(plain["code"]), str(plain["detail"])[:500], float(plain["latency_ms"]))
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+        if exit_code == -signal.SIGXCPU:
+            return SelfTestResult("selftest_timeout", "the self-test used up the processor time that it may take")
         how = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         return SelfTestResult("selftest_crash", f"the self-test died ({how})")
 
@@ -189,7 +191,8 @@ def main(argv: list[str] | None = None) -> int:
     # Die with the agent, so that a killed agent leaves nothing that still eats the processor.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (options.cpu_s, options.cpu_s))
+    # The first limit says why the child died, the second kills one that will not hear it.
+    resource.setrlimit(resource.RLIMIT_CPU, (options.cpu_s, options.cpu_s + 1))
     if options.memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (options.memory_bytes, options.memory_bytes))
     candidate = None if options.candidate is None else Candidate(**json.loads(options.candidate))
