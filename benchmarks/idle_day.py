@@ -35,7 +35,7 @@ from bowerbird_agent.config import HealthConfig
 from bowerbird_agent.health.health import idle_interval_s
 from bowerbird_agent.health.hour_counts import HourCounts
 from bowerbird_agent.link.config import BrokerConfig
-from bowerbird_agent.link.mqtt_link import packet_bytes
+from bowerbird_agent.link.link_events import packet_bytes
 from bowerbird_models.detections import Detections
 from bowerbird_testing.agent_process import AgentProcess, write_config
 from bowerbird_testing.network_namespace import Namespace, NoNamespace

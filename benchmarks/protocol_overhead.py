@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figure import report
 
-from bowerbird_agent.link.mqtt_link import LinkDown
+from bowerbird_agent.link.link_events import LinkDown
 from bowerbird_agent.link.upload_limits import UploadLimits
 from bowerbird_testing.fault_device import Promises
 from bowerbird_testing.fault_site import SERVER_CLIENTS, FaultSite

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from figure import report
 
-from bowerbird_agent.link.mqtt_link import LinkDown, MessageIn
+from bowerbird_agent.link.link_events import LinkDown, MessageIn
 from bowerbird_agent.link.uploader import UploadLimits
 from bowerbird_testing.fault_site import SERVER_CLIENTS, FaultSite
 from bowerbird_testing.mqtt_device import MqttDevice

@@ -23,7 +23,7 @@ from bowerbird_agent.health.histogram_book import HistogramSender
 from bowerbird_agent.health.sender import HealthSender
 from bowerbird_agent.link.block_requests import BlockRequests, Updates
 from bowerbird_agent.link.counts import LinkCounts
-from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, MessageIn, Published
+from bowerbird_agent.link.link_events import LinkDown, LinkUp, MessageIn, Published
 from bowerbird_agent.link.outbox import Outbox
 from bowerbird_agent.selection.pace import room_bytes
 from bowerbird_agent.spool.index import Ledger

@@ -39,7 +39,8 @@ from bowerbird_agent.inference.inference import Inference
 from bowerbird_agent.inference.machine_sensors import MachineSensors
 from bowerbird_agent.link.broker_tls import tls_of
 from bowerbird_agent.link.config import read_password
-from bowerbird_agent.link.mqtt_link import BrokerSettings, MqttLink
+from bowerbird_agent.link.link_events import BrokerSettings
+from bowerbird_agent.link.mqtt_link import MqttLink
 from bowerbird_agent.link.publish import LocalPublisher
 from bowerbird_agent.link.upload_runner import UploadRunner
 from bowerbird_agent.remote.report import RemoteReports

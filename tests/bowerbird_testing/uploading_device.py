@@ -15,7 +15,8 @@ from pathlib import Path
 
 from bowerbird_agent.budget.budget import ByteLimits
 from bowerbird_agent.budget.budget_note import restore_budget
-from bowerbird_agent.link.mqtt_link import BrokerSettings, LinkEvent, MqttLink
+from bowerbird_agent.link.link_events import BrokerSettings, LinkEvent
+from bowerbird_agent.link.mqtt_link import MqttLink
 from bowerbird_agent.link.upload_limits import UploadLimits
 from bowerbird_agent.link.upload_runner import UploadRunner
 from bowerbird_agent.spool.spool import Spool

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from bowerbird_agent.link.mqtt_link import LinkEvent, Published
+from bowerbird_agent.link.link_events import LinkEvent, Published
 from bowerbird_agent.spool.index import SpoolIndex
 from bowerbird_agent.spool.spool import MIN_SPOOL_BYTES, FrameState, Spool
 from bowerbird_server.ingest import ingest

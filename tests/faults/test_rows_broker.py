@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.errors import SpoolFull
-from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, Published
+from bowerbird_agent.link.link_events import LinkDown, LinkUp, Published
 from bowerbird_agent.spool.spool import FrameState
 from bowerbird_server.ingest import ingest
 from bowerbird_testing.broker import Mosquitto

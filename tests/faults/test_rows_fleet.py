@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bowerbird_agent.link.mqtt_link import BrokerSettings, LinkDown, LinkUp, MqttLink
+from bowerbird_agent.link.link_events import BrokerSettings, LinkDown, LinkUp
+from bowerbird_agent.link.mqtt_link import MqttLink
 from bowerbird_server.broker.embedded import SERVER_USER, BrokerAddress, access_rules
 from bowerbird_server.identity.authority import Authority, key_pem
 from bowerbird_testing import fault_processes

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bowerbird_agent.link import mqtt_link
-from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, MessageIn
+from bowerbird_agent.link.connection import Connection
+from bowerbird_agent.link.link_events import LinkDown, LinkUp, MessageIn
 from bowerbird_agent.link.paho_client import CountingClient
 from bowerbird_agent.link.uploader import UploadLimits
 from bowerbird_testing.fault_rows import row
@@ -154,10 +154,9 @@ def test_callback_exception_inside_paho(site: FaultSite, dice: random.Random, mo
         return raising
 
     site.fill(120)
-    connection = mqtt_link._Connection
     with site.serving():
         for name, chance in (("_on_message", 0.3), ("_on_publish", 0.05)):
-            monkeypatch.setattr(connection, name, sometimes(getattr(connection, name), chance))
+            monkeypatch.setattr(Connection, name, sometimes(getattr(Connection, name), chance))
         monkeypatch.setattr(CountingClient, "_packet_handle", sometimes(CountingClient._packet_handle, 0.02))
         with site.device(stall_s=3.0) as device:
             drain(device, timeout_s=90)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from bowerbird_agent.budget.budget import ByteLimits
-from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, MessageIn
+from bowerbird_agent.link.link_events import LinkDown, LinkUp, MessageIn
 from bowerbird_agent.link.upload_limits import UploadLimits
 from bowerbird_agent.spool.spool import Spool
 from bowerbird_server.blobs import LocalBlobs

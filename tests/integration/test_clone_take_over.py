@@ -20,7 +20,8 @@ import pytest
 from bowerbird_agent.config import AgentConfig, read_config
 from bowerbird_agent.identity.identity import FOLDER, load_identity, store_identity
 from bowerbird_agent.identity.renewal import identity_facts
-from bowerbird_agent.link.mqtt_link import BrokerSettings, LinkEvent, MqttLink
+from bowerbird_agent.link.link_events import BrokerSettings, LinkEvent
+from bowerbird_agent.link.mqtt_link import MqttLink
 from bowerbird_server.broker.embedded import find_program
 from bowerbird_server.catalogue import Catalogue, fleet
 from bowerbird_server.catalogue import identity as rows

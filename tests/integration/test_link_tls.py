@@ -15,7 +15,7 @@ import pytest
 from bowerbird_agent.identity.identity import FOLDER
 from bowerbird_agent.link.broker_tls import NoTls, date_fault, make_context
 from bowerbird_agent.link.config import BrokerConfig
-from bowerbird_agent.link.mqtt_link import DENIED, LinkDown
+from bowerbird_agent.link.link_events import DENIED, LinkDown
 from bowerbird_server.broker.address import BrokerAddress
 from bowerbird_server.broker.embedded import find_program
 from bowerbird_server.identity.authority import Authority

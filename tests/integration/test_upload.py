@@ -17,7 +17,8 @@ import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
 from bowerbird_agent.budget.budget import ByteLimits
-from bowerbird_agent.link.mqtt_link import BrokerSettings, LinkDown, LinkEvent, LinkUp, MessageIn, MqttLink
+from bowerbird_agent.link.link_events import BrokerSettings, LinkDown, LinkEvent, LinkUp, MessageIn
+from bowerbird_agent.link.mqtt_link import MqttLink
 from bowerbird_agent.spool.spool import Spool
 from bowerbird_testing.broker import Mosquitto
 from bowerbird_testing.frames import make_frame

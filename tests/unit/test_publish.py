@@ -16,7 +16,7 @@ from bowerbird_agent.budget.uplink_budget import UplinkBudget
 from bowerbird_agent.capture.capture import Frame
 from bowerbird_agent.health import counters as names
 from bowerbird_agent.health.counters import Counters
-from bowerbird_agent.link.mqtt_link import packet_bytes
+from bowerbird_agent.link.link_events import packet_bytes
 from bowerbird_agent.link.publish import LocalPublisher, PublishConfig
 from bowerbird_agent.link.upload_runner import UploadRunner
 from bowerbird_agent.link.uploader import FrameReady

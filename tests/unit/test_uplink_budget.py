@@ -17,7 +17,7 @@ from bowerbird_agent.budget.budget import DAY_S, BudgetExceeded, ByteLimits, Tok
 from bowerbird_agent.budget.budget_note import restore_budget
 from bowerbird_agent.budget.tariff import QuietHours, Tariff
 from bowerbird_agent.budget.uplink_budget import UplinkBudget
-from bowerbird_agent.link.mqtt_link import LinkDown, LinkUp, packet_bytes
+from bowerbird_agent.link.link_events import LinkDown, LinkUp, packet_bytes
 from bowerbird_agent.link.upload_runner import UploadRunner
 from bowerbird_agent.spool.spool import Spool
 from bowerbird_testing.frames import make_frame

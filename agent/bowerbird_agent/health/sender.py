@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.health.health import news_of
-from bowerbird_agent.link.mqtt_link import packet_bytes
+from bowerbird_agent.link.link_events import packet_bytes
 from bowerbird_wire import codec
 from bowerbird_wire.topics import HealthTopic
 

@@ -4,9 +4,9 @@ In: payloads to publish. Out: events on one queue (`LinkUp`, `LinkDown`, `Publis
 connection is a new paho client, so nothing that paho queued survives into the next one: what was not acknowledged is the
 uploader's business. It does not retry messages, keeps nothing on disk, and decodes no payload.
 
-Contained here: paho's callbacks only put events on the queue (an exception in one would end its thread unseen); a message above the
-broker's packet limit is refused instead of blocking everything behind it; the broker's Receive Maximum holds on every connection; a
-watchdog ends a connection on which no byte moves; no lock of ours is held in a callback.
+Contained here and in `connection.py`: paho's callbacks only put events on the queue (an exception in one would end its thread
+unseen); a message above the broker's packet limit is refused instead of blocking everything behind it; the broker's Receive Maximum
+holds on every connection; a watchdog ends a connection on which no byte moves; no lock of ours is held in a callback.
 """
 
 from __future__ import annotations
@@ -16,243 +16,32 @@ import logging
 import queue
 import random
 import secrets
-import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from bowerbird_agent.budget.spending import Spending
 from bowerbird_agent.errors import AgentError
-from bowerbird_agent.link.paho_client import CountingClient, Traffic
+from bowerbird_agent.link.connection import Connection
+from bowerbird_agent.link.link_events import DENIED, BrokerSettings, LinkDown, LinkEvent, packet_bytes
+from bowerbird_agent.link.paho_client import Traffic
 from bowerbird_agent.link.reconnect import ReconnectDelay
 from bowerbird_agent.link.wire_count import of_failed_attempt
 from bowerbird_wire import codec
-from bowerbird_wire.errors import TopicError
 from bowerbird_wire.messages import Status
 from bowerbird_wire.tls_faults import OTHER, explain_tls, tls_fault
-from bowerbird_wire.topics import DOWN, AgentJobTopic, BlocksTopic, CreditTopic, DeviceTopic, StatusTopic, parse_topic
+from bowerbird_wire.topics import DeviceTopic
 
 log = logging.getLogger(__name__)
 
 _BUSY_STALL_S = 90.0  # with packets on their way; an idle link is only asked at every keep-alive
-RECEIVE_MAXIMUM = 64  # packets of ours that may be unacknowledged; a broker may set a lower number
-MAX_INCOMING_BYTES = 2 * 1024 * 1024
-_TCP_NOTSENT_LOWAT = 25  # Linux; the socket module does not name it
-_NOTSENT_BYTES = 16 * 1024
 _DISCONNECT_WITH_WILL = 4
-_SESSION_TAKEN_OVER = 142
-_NOT_AUTHORIZED = 135
-DENIED = "denied"  # beside the codes of tls_faults.py
-
-
-@dataclass(frozen=True)
-class BrokerSettings:
-    """How to reach the broker.
-
-    Args:
-        keepalive_s: MQTT keep-alive, whole seconds.
-        max_retry_s: the longest wait between two attempts.
-        stall_s: a connection on which no byte arrives for this long is given up; None for three keep-alives.
-        tls: -> the context for the next connection, so that a renewed certificate is used from then on; None for plain TCP.
-    """
-
-    host: str
-    port: int = 1883
-    username: str | None = None
-    password: str | None = field(default=None, repr=False)
-    keepalive_s: int = 30
-    connect_timeout_s: float = 10.0
-    max_retry_s: float = 120.0
-    stall_s: float | None = None
-    tls: Callable[[], ssl.SSLContext] | None = None
-
-
-@dataclass(frozen=True)
-class LinkUp:
-    """Connected and subscribed. Limits of the broker: largest packet (None: none), packets that may be unacknowledged.
-
-    `rtt_s` is the round trip of the subscription, with nothing else on the link.
-    """
-
-    max_packet_bytes: int | None
-    receive_maximum: int
-    rtt_s: float = 0.0
-
-
-@dataclass(frozen=True)
-class LinkDown:
-    """The connection ended or could not be made. `refused`: the broker is there and does not want this device.
-
-    `fault` is a code of `tls_faults.py` where TLS failed, "denied" where the broker passes nothing of this device on; else empty.
-    """
-
-    reason: str
-    refused: bool = False
-    retry_in_s: float = 0.0
-    fault: str = ""
-
-
-@dataclass(frozen=True)
-class Published:
-    """The broker has taken a packet (PUBACK; QoS 0: written). It proves nothing about the server."""
-
-    token: int
-    accepted: bool = True
-
-
-@dataclass(frozen=True)
-class MessageIn:
-    """A message for this device, not yet decoded."""
-
-    topic: DeviceTopic | CreditTopic
-    payload: bytes
-
-
-LinkEvent = LinkUp | LinkDown | Published | MessageIn
-
-
-def packet_bytes(topic: DeviceTopic | CreditTopic, payload_bytes: int, *, qos: int = 1) -> int:
-    """Size of the PUBLISH packet on the wire, MQTT 5 without properties."""
-    rest = 2 + len(str(topic)) + (2 if qos else 0) + 1 + payload_bytes
-    length_digits = 1 + (rest > 127) + (rest > 16_383) + (rest > 2_097_151)
-    return 1 + length_digits + rest
-
-
-def _read_topic(text: str) -> DeviceTopic | CreditTopic:
-    try:
-        return parse_topic(text)
-    except TopicError:
-        return CreditTopic.parse(text)
-
-
-class _Connection:
-    """One paho client from CONNECT to the end, and what its callbacks saw. Callbacks run in paho's thread and only note and queue."""
-
-    def __init__(self, link: MqttLink, number: int) -> None:
-        self.link = link
-        self.number = number
-        self.ended = threading.Event()
-        self.reason = ""
-        self.fault = ""
-        self.refused = False
-        self.up = False
-        self.progress = False
-        self.taken_over = False
-        self.max_packet_bytes: int | None = None
-        self.receive_maximum = RECEIVE_MAXIMUM
-        self.subscribed_s = 0.0
-        self.issued = 0  # packets given to paho: changed by publishers only
-        self.taken = 0  # packets acknowledged or written: changed by paho's thread only
-        self.client = self._build()
-
-    def _build(self) -> CountingClient:
-        link, broker = self.link, self.link.broker
-        client = CountingClient(
-            CallbackAPIVersion.VERSION2,
-            client_id=link.device,
-            protocol=paho.MQTTv5,
-            reconnect_on_failure=False,
-            traffic=link.traffic,
-        )
-        client.suppress_exceptions = True
-        client.connect_timeout = broker.connect_timeout_s
-        client.max_inflight_messages_set(0xFFFF)  # the limit is ours: paho forgets its own after a reconnect
-        client.will_set(str(StatusTopic(link.site, link.device)), link.offline_payload(), qos=1, retain=True)
-        if broker.username is not None:
-            client.username_pw_set(broker.username, broker.password)
-        client.on_socket_open = self._on_socket_open
-        client.on_connect = self._on_connect
-        client.on_subscribe = self._on_subscribe
-        client.on_publish = self._on_publish
-        client.on_message = self._on_message
-        client.on_disconnect = self._on_disconnect
-        return client
-
-    def open(self) -> None:
-        """Connect and start paho's thread.
-
-        Raises:
-            OSError: nobody there, or TLS fails.
-            AgentError: the certificate cannot be used.
-        """
-        properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]  # paho leaves it untyped
-        properties.MaximumPacketSize = MAX_INCOMING_BYTES
-        properties.SessionExpiryInterval = 0
-        broker = self.link.broker
-        if broker.tls is not None:
-            self.client.tls_set_context(broker.tls())
-        self.client.connect(broker.host, broker.port, broker.keepalive_s, clean_start=True, properties=properties)
-        self.client.loop_start()
-
-    def _on_socket_open(self, _client: object, _userdata: object, sock: Any) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            # What the kernel holds cannot be overtaken by a receipt or a command: let it hold little.
-            sock.setsockopt(socket.IPPROTO_TCP, _TCP_NOTSENT_LOWAT, _NOTSENT_BYTES)
-
-    def _on_connect(self, _c: object, _u: object, _flags: object, reason: ReasonCode, properties: Properties | None) -> None:
-        if reason.is_failure:
-            self.refused, self.reason = True, str(reason)
-            self.ended.set()
-            return
-        self.max_packet_bytes = getattr(properties, "MaximumPacketSize", None)
-        self.receive_maximum = min(RECEIVE_MAXIMUM, getattr(properties, "ReceiveMaximum", RECEIVE_MAXIMUM))
-        own = [(str(kind(self.link.site, self.link.device)), 0 if kind is BlocksTopic else 1) for kind in DOWN]
-        topics = [*own, (str(CreditTopic(self.link.site)), 1)]
-        self.subscribed_s = time.monotonic()
-        self.client.subscribe([(topic, SubscribeOptions(qos=qos)) for topic, qos in topics])
-
-    def _on_subscribe(self, _c: object, _u: object, _mid: int, reasons: list[ReasonCode], _p: object) -> None:
-        # Access rules from before agents updated themselves do not know that topic: such a site does without, it is not cut off.
-        spared = DOWN.index(AgentJobTopic)
-        if any(reason.is_failure for place, reason in enumerate(reasons) if place != spared):
-            self.refused, self.reason = True, f"subscription refused: {', '.join(str(reason) for reason in reasons)}"
-            self.ended.set()
-            return
-        self.issued = 1
-        self.up = True
-        self.client.publish(str(StatusTopic(self.link.site, self.link.device)), self.link.online_payload(), qos=1, retain=True)
-        self.link.put(LinkUp(self.max_packet_bytes, self.receive_maximum, time.monotonic() - self.subscribed_s))
-
-    def _on_publish(self, _c: object, _u: object, mid: int, reason: ReasonCode, _p: object) -> None:
-        self.taken += 1
-        if self.taken == 1 and reason.value == _NOT_AUTHORIZED:
-            # Connected and subscribed all the same: rules are looked at only when something is published.
-            self.refused, self.fault, self.reason = True, DENIED, str(reason)
-            self.ended.set()
-            return
-        self.progress = self.progress or self.taken > 1  # the first one is the status
-        self.link.put(Published(self.token(mid), accepted=not reason.is_failure))
-
-    def _on_message(self, _c: object, _u: object, message: paho.MQTTMessage) -> None:
-        try:
-            topic = _read_topic(message.topic)
-        except (TopicError, UnicodeDecodeError):
-            return  # a newer server may know more topics than we do
-        if not message.retain:
-            self.progress = True  # a retained message is a greeting: it comes on every connection
-        self.link.spending.packet(topic, packet_bytes(topic, len(message.payload), qos=message.qos))
-        self.link.put(MessageIn(topic, bytes(message.payload)))
-
-    def _on_disconnect(self, _c: object, _u: object, _flags: object, reason: ReasonCode, _p: object) -> None:
-        self.taken_over = reason.value == _SESSION_TAKEN_OVER
-        self.link.take_overs += self.taken_over and self.up
-        self.reason = self.reason or str(reason)
-        self.ended.set()
-
-    def token(self, mid: int) -> int:
-        """A number for a packet that no other connection uses."""
-        return (self.number << 16) | mid
 
 
 class MqttLink:
@@ -289,7 +78,7 @@ class MqttLink:
         self._delay = ReconnectDelay(random.Random(seed).random, max_s=broker.max_retry_s)  # noqa: S311 - jitter, not a secret
         self._stopping = threading.Event()
         self._publishing = threading.Lock()  # held by publishers only, never in a callback
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._thread: threading.Thread | None = None
         self._connections = 0
         self._warned = False
@@ -420,7 +209,7 @@ class MqttLink:
         while not self._stopping.is_set():
             self._connections += 1
             self.link_id = secrets.token_hex(4)
-            connection = _Connection(self, self._connections)
+            connection = Connection(self, self._connections)
             try:
                 connection.open()
             except ssl.SSLError as error:
@@ -445,7 +234,7 @@ class MqttLink:
             self.put(LinkDown(connection.reason or "closed", connection.refused, retry_in_s, connection.fault))
             self._stopping.wait(retry_in_s)
 
-    def _watch(self, connection: _Connection) -> None:
+    def _watch(self, connection: Connection) -> None:
         """Wait for the end of a connection, and make it end when no byte moves any more."""
         broker = self.broker
         stall_s = broker.stall_s if broker.stall_s is not None else 3.0 * broker.keepalive_s
@@ -471,13 +260,13 @@ class MqttLink:
                 connection.reason = connection.reason or "the network thread ended"
                 return
 
-    def _look_for_refusal(self, connection: _Connection) -> None:
+    def _look_for_refusal(self, connection: Connection) -> None:
         """With TLS 1.3 a refused certificate looks like a connection that was made and lost at once."""
         fault = connection.client.tls_fault
         if fault is not None:
             connection.fault, connection.reason, connection.refused = tls_fault(fault), explain_tls(fault), True
 
-    def _tell(self, connection: _Connection, retry_in_s: float) -> None:
+    def _tell(self, connection: Connection, retry_in_s: float) -> None:
         """The first failure of a kind is a warning that says what to do, the repeats are for the curious."""
         level = logging.DEBUG if self._warned and connection.fault == self._told_fault else logging.WARNING
         self._warned, self._told_fault = True, connection.fault

@@ -21,7 +21,7 @@ from bowerbird_agent.budget.tariff import Tariff
 from bowerbird_agent.budget.uplink_budget import UplinkBudget, ahead_bytes
 from bowerbird_agent.errors import SpoolError
 from bowerbird_agent.link.estimate import LinkEstimate
-from bowerbird_agent.link.mqtt_link import LinkDown, LinkEvent, LinkUp, Published, packet_bytes
+from bowerbird_agent.link.link_events import LinkDown, LinkEvent, LinkUp, Published, packet_bytes
 from bowerbird_agent.link.reference_sending import ReferenceSending
 from bowerbird_agent.link.upload_events import (
     Acknowledged,
