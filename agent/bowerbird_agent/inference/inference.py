@@ -19,6 +19,7 @@ from bowerbird_agent.health import counters as names
 from bowerbird_agent.health.heartbeat import no_pulse
 from bowerbird_agent.inference.detecting import Audience, Detecting, LoadedModel, Observer
 from bowerbird_agent.inference.judging_rate import JudgingRate
+from bowerbird_agent.inference.wishes import Wishes
 from bowerbird_agent.selection.calibration_book import doubted_boxes
 from bowerbird_agent.selection.decisions import Decision
 from bowerbird_agent.selection.fleet_novelty import fleet_novelty
@@ -127,17 +128,10 @@ class Inference:
             storing, counters, bytes_left=bytes_left, even_bytes_per_s=even_bytes_per_s, on_promoted=on_promoted
         )
         self.witness = witness
-        self._lock = threading.Lock()
+        self._wishes = Wishes()
         self._model: LoadedModel | None = None
-        self._next_model: tuple[LoadedModel | None, threading.Event] | None = None
-        self._restart_why = ""
         self._round = counters.round
-        self._enough, self._enough_is_news = b"", False
-        self._calibration_wish: bytes | None = None
-        self._calibration_is_news = False
-        self._next_selector: Callable[[bytes], Selector] | None = None
         self._boosts: Mapping[str, float] = {}
-        self._boosts_are_news = False
         self._is_flushed = False
         self._said_no_model = False
         selector.expect(self._window.frames_left)
@@ -151,8 +145,7 @@ class Inference:
             AgentError: the inference thread did not take it in time.
         """
         taken = threading.Event()
-        with self._lock:
-            self._next_model = (model, taken)
+        self._wishes.model.put((model, taken))
         if not taken.wait(_SWAP_TIMEOUT_S):
             raise AgentError("the inference thread did not take the new model within a minute; the agent should be restarted")
 
@@ -163,25 +156,20 @@ class Inference:
         """
         if not self._window.set_desired(version, frames_total):
             return False
-        with self._lock:
-            self._restart_why = f"desired version {version}"
+        self._wishes.restart.put(f"desired version {version}")
         return True
 
     def set_enough(self, sketch: bytes) -> None:
         """From the next frame on nothing is new that the fleet has enough of; b"" for no such word. See `fleet_novelty.py`."""
-        with self._lock:
-            if sketch != self._enough:
-                self._enough, self._enough_is_news = sketch, True
+        self._wishes.enough.put_if_other(sketch)
 
     def set_calibration(self, table: bytes) -> None:
         """From the next frame on doubt goes by this table, if it is the running model's; b"" for none. See `calibration_book.py`."""
-        with self._lock:
-            self._calibration_wish, self._calibration_is_news = table, True
+        self._wishes.calibration.put(table)
 
     def set_boosts(self, factors: Mapping[str, float]) -> None:
         """From the next frame on these cameras explore more and have a higher target rate; see `Selector.boost`."""
-        with self._lock:
-            self._boosts, self._boosts_are_news = dict(factors), True
+        self._wishes.boosts.put(dict(factors))
 
     def selector_state(self) -> bytes:
         """What the next start needs to go on, candidates of the open window included. Only once `run` has returned."""
@@ -193,8 +181,7 @@ class Inference:
         The open window is closed under the old policy; what was sent so far stays remembered. Candidates that wait for a later window
         go on waiting, unless other strategies make their values incomparable.
         """
-        with self._lock:
-            self._next_selector = lambda state: Selector(policy, device=device, cameras=cameras, state=state)
+        self._wishes.selector.put(lambda state: Selector(policy, device=device, cameras=cameras, state=state))
 
     @property
     def frames_left(self) -> int | None:
@@ -252,12 +239,12 @@ class Inference:
 
     def step(self, *, timeout_s: float) -> bool:
         """One round of the loop; False when no frame came in `timeout_s` seconds."""
-        self._take_model()
+        is_another_model = self._take_model()
         self._take_restart()
-        self._take_policy()
+        is_another_selector = self._take_policy()
         self._take_boosts()
         self._take_enough()
-        self._take_calibration()
+        self._take_calibration(anyway=is_another_model or is_another_selector)
         if self.rate.rests(timeout_s):
             return False
         if self._selector.window_closed():
@@ -404,18 +391,17 @@ class Inference:
 
     # --- models and rounds ---------------------------------------------------------------------------------------------
 
-    def _take_model(self) -> None:
-        with self._lock:
-            offered, self._next_model = self._next_model, None
+    def _take_model(self) -> bool:
+        offered = self._wishes.model.take()
         if offered is None:
-            return
+            return False
         model, taken = offered
         before, self._model = self._model, model
         self._window.needs_wish = model is None
         self._selector.expect(self._window.frames_left)
         if self.dry_run is not None:
             self.dry_run.expect()
-        self._enough_is_news = self._calibration_is_news = True  # they say nothing about another model
+        self._wishes.enough.again()  # it was compared with the model before
         self._said_no_model = False
         self.detecting.begin()
         if model is not None:
@@ -428,18 +414,17 @@ class Inference:
         if model is not None:
             self._selector.model = model.digest
         taken.set()
+        return True
 
     def _take_restart(self) -> None:
-        with self._lock:
-            why, self._restart_why = self._restart_why, ""
-        if why:
+        why = self._wishes.restart.take()
+        if why is not None:
             self._start_round(why)
 
-    def _take_policy(self) -> None:
-        with self._lock:
-            make, self._next_selector = self._next_selector, None
+    def _take_policy(self) -> bool:
+        make = self._wishes.selector.take()
         if make is None:
-            return
+            return False
         if self._window.frames:
             self._close_window()
         waited = self._selector.candidates
@@ -447,38 +432,33 @@ class Inference:
         gone = [frame_id for frame_id in waited if frame_id not in self._selector.candidates]
         if gone:
             self._storing.submit(Promote((), dict.fromkeys(gone, _STALE_POLICY), closes_window=False))
-        self._enough_is_news, self._calibration_is_news = bool(self._enough), True
-        self._boosts_are_news = bool(self._boosts)
+        self._wishes.enough.again()
+        self._wishes.boosts.again()
         self._selector.is_unwell = self._is_unwell
         self.detecting.decode_confidence = self._selector.policy.decode_confidence
         self._selector.expect(self._window.frames_left)
         logger.info("the selection goes on with the new configuration")
+        return True
 
     def _take_boosts(self) -> None:
-        with self._lock:
-            is_news, self._boosts_are_news = self._boosts_are_news, False
-            factors = self._boosts
-        if is_news:
+        factors = self._wishes.boosts.take()
+        if factors is not None:
+            self._boosts = factors
             self._selector.boost(factors)
 
     def _take_enough(self) -> None:
-        with self._lock:
-            is_news, self._enough_is_news = self._enough_is_news, False
-            sketch = self._enough
-        if is_news:
+        sketch = self._wishes.enough.take()
+        if sketch is not None:
             fleet = self._selector.fleet = fleet_novelty(sketch, self.model_digest)
             if fleet is not None:
                 logger.info("the fleet has enough of %d kinds of frames; those are not new here either", fleet.kinds)
 
-    def _take_calibration(self) -> None:
-        with self._lock:
-            is_news, self._calibration_is_news = self._calibration_is_news, False
-            wish, self._calibration_wish = self._calibration_wish, None
-        if is_news:
-            book = self._selector.calibrations
-            if wish is not None:
-                book.take(wish, self.model_digest)
-            self._selector.use(book.of(self.model_digest))
+    def _take_calibration(self, *, anyway: bool) -> None:
+        table = self._wishes.calibration.take()
+        if table is not None:
+            self._selector.calibrations.take(table, self.model_digest)
+        if anyway or table is not None:
+            self._selector.use(self._selector.calibrations.of(self.model_digest))
 
     def _start_round(self, why: str, *, new_model: bool = False) -> None:
         """Ranks, candidates and the round's counters begin again."""
