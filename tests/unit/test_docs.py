@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import tomllib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -18,6 +19,8 @@ from pydantic import BaseModel
 
 from bowerbird_agent.cli.app import _parser
 from bowerbird_agent.config import AgentConfig
+from bowerbird_agent.selection.decisions import DROPS, REFUSALS
+from bowerbird_agent.selection.policy import STRATEGIES, Policy
 from bowerbird_server.cli.app import app
 from bowerbird_server.config import ServerConfig
 
@@ -111,7 +114,10 @@ def agent_keys() -> dict[str, str | None]:
 
 def rows_of(title: str) -> dict[str, str]:
     section = CONFIGURATION.split(f"## {title}")[1].split("\n## ")[0]
-    return dict(re.findall(r"^\| `([^`]+)` \| (.+?) \| \S", section, re.MULTILINE))
+    rows: list[tuple[str, str]] = re.findall(r"^\| `([^`]+)` \| (.+?) \| \S", section, re.MULTILINE)
+    twice = {key for key, count in Counter(key for key, _ in rows).items() if count > 1}
+    assert not twice, f"more than one row: {twice}"
+    return dict(rows)
 
 
 def test_every_key_of_the_server_stands_in_the_document_with_its_default() -> None:
@@ -148,3 +154,14 @@ def test_the_examples_and_states_of_cameras_are_those_of_the_code() -> None:
         if ":" in source or source.startswith("/dev"):
             parse_config(f'{around}[[cameras]]\nname = "gate"\nsource = "{source}"\n', Path("/etc/bowerbird"))
     assert set(re.findall(r"^\| `([a-z]+)` \|", text, re.MULTILINE)) >= {"ok", *ADVICE}
+
+
+def test_every_strategy_and_every_reason_of_the_selection_is_explained() -> None:
+    page = (DOCS / "selection.md").read_text("utf-8")
+    rows = re.findall(r"^\| ((?:`\w+`,? ?)+)\|.*\| ([\d.]*) ?\|$", page, re.MULTILINE)
+    weights = {name: float(weight) for names, weight in rows if weight for name in re.findall(r"`(\w+)`", names)}
+    assert weights == dict(Policy().strategies)
+    named = {
+        name for line in page.splitlines() if line.startswith("| `") for name in re.findall(r"`(\w+)`", line.split("|")[1])
+    }
+    assert {*STRATEGIES, *REFUSALS, *DROPS} <= named
