@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -223,7 +224,7 @@ def _unpack(video: Path, folder: Path) -> tuple[list[Path], float, tuple[int, in
         wh = (picture.shape[1], picture.shape[0])
         path = folder / f"{len(names)}.png"
         if not path.is_file():
-            part = folder / "part.png"
+            part = folder / f"part-{os.getpid()}.png"  # two processes may run on one --out
             cv2.imwrite(str(part), picture, [cv2.IMWRITE_PNG_COMPRESSION, 1])
             part.rename(path)
         names.append(path)
