@@ -210,7 +210,7 @@ def _misses(table: Table) -> Claim:
 
 
 def _never_sent(table: Table) -> Claim | None:
-    """Share of the stream that was never sent when 95 % of the accuracy of all labels was reached.
+    """Share of start and stream that was never sent when 95 % of the accuracy of all labels was reached; the start counts as sent.
 
     All labels may need more steps than a few do: where they were trained for longer as well, the better of the two counts.
     """
@@ -224,7 +224,8 @@ def _never_sent(table: Table) -> Claim | None:
         reached = next((row for row in rows if row.map50_95 >= wanted), None)
         missing += reached is None
         last = reached or rows[-1]
-        shares.append(100.0 * (1.0 - last.chosen / last.stream_frames) if reached else 0.0)
+        there = last.frames - last.chosen + last.stream_frames
+        shares.append(100.0 * (1.0 - last.frames / there) if reached else 0.0)
     if not shares:
         return None
     found = paired_difference(shares)

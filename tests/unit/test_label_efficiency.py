@@ -212,6 +212,12 @@ def test_every_rival_is_told_with_its_corrected_p() -> None:
     assert p == pytest.approx(2 / 2**8)
 
 
+def test_the_frames_of_the_start_count_as_sent() -> None:
+    results = [*_results(2, gain=0.03), *(_row("all", seed, 1, 0.25) for seed in range(2))]
+    found = next(claim for claim in claims(Table(results)) if "never sent" in claim.text)
+    assert found.value == pytest.approx(100 * (1 - 120 / 1080)), "80 to start with and 40 of the stream's thousand"
+
+
 def test_all_labels_are_held_to_what_they_reach_with_more_steps_where_that_was_tried() -> None:
     results = [*_results(2, gain=0.03), *(replace(_row("all", seed, 1, 0.31), steps=600) for seed in range(2))]
     short = next(claim for claim in claims(Table(results)) if "never sent" in claim.text)
